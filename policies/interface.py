@@ -1,0 +1,86 @@
+"""The contract between anything that acts and anything that is acted on.
+
+A torch model, an ONNX bundle and a remote server are all a `Policy`. Rollouts and the robot runtime see
+only this file, so it imports numpy and nothing heavier.
+
+Axes: h, w are pixels; frames runs oldest to newest; state and action follow the name order of `RobotSpec`;
+time counts control periods.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from policies.spec import RobotSpec
+
+
+class ObservationError(ValueError):
+    """An observation lacks something that the robot spec promises, or holds it in the wrong form."""
+
+
+class DecodeError(ValueError):
+    """Generated tokens are no action chunk. Hold the last command; never substitute zeros."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """All that a policy may know when it acts."""
+
+    images: Mapping[str, UInt8[np.ndarray, "frames h w 3"]]  # by camera; RGB, oldest first, last is now
+    state: Float32[np.ndarray, " state"]  # in the units of RobotSpec.state
+    instruction: str
+    committed: Float32[np.ndarray, "committed action"]  # actions already promised to the robot, or none
+    stamp: float  # capture time of the newest frame, monotonic clock [s]
+
+
+class Policy(Protocol):
+    """Maps observations to chunks of future actions. Keeps nothing from one call to the next."""
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """The robot that the policy was trained for."""
+        ...
+
+    @property
+    def frame_offsets(self) -> tuple[int, ...]:
+        """Which frames it looks at, in control periods before now, oldest first; ``(0,)`` is now alone."""
+        ...
+
+    @property
+    def action_horizon(self) -> int:
+        """Number of control periods in a predicted chunk."""
+        ...
+
+    def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
+        """Return chunks in the units of `RobotSpec.action`, the first action for the period that starts now.
+
+        Raises:
+            ObservationError: a camera or state dimension of the robot spec is missing or malformed.
+            DecodeError: the generated tokens are no action chunk. Hold the last command; a policy
+                never substitutes zeros.
+        """
+        ...
+
+
+class Robot(Protocol):
+    """Something that can be observed and commanded at `robot_spec.control_hz`."""
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """What the robot offers and accepts."""
+        ...
+
+    def observe(self) -> Observation:
+        """Return the newest observation; its `stamp` tells how old it is."""
+        ...
+
+    def command(self, action: Float32[np.ndarray, " action"]) -> None:
+        """Execute one action for one control period."""
+        ...
+
+    def stop(self) -> None:
+        """Bring the robot to rest; safe to call more than once."""
+        ...

@@ -1,0 +1,153 @@
+"""What a robot (or a simulated one) looks like from outside: cameras, state, action, units, limits, rate.
+
+A `RobotSpec` is plain data. It is written into datasets, checkpoints and bundles, and compared wherever two
+of them meet, so a policy cannot drive a robot whose conventions differ from those it was trained on.
+It knows nothing about models, simulators or files other than its own JSON form.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+ACTION_CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
+GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
+
+
+class SpecMismatch(ValueError):
+    """Two robot specs that had to agree do not; the message lists each difference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraSpec:
+    """One RGB camera: its name and the size of its frames in pixels."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channel:
+    """One number of the state or the action: name, unit (SI, `rad`, `1` for a ratio) and its closed range."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(
+                f"channel {self.name!r} has range [{self.low}, {self.high}]; it must be finite and low < high"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RobotSpec:
+    """Everything that two programs must agree on before one may command the other.
+
+    `action_convention` is one of `ACTION_CONVENTIONS`; an end-effector delta is applied each control period
+    to the commanded pose, in the robot's base frame. `gripper_sign` tells what a larger gripper action does.
+    """
+
+    name: str
+    cameras: tuple[CameraSpec, ...]
+    state: tuple[Channel, ...]
+    action: tuple[Channel, ...]
+    control_hz: float
+    action_convention: str
+    gripper_sign: str
+
+    def __post_init__(self) -> None:
+        if self.action_convention not in ACTION_CONVENTIONS:
+            raise ValueError(f"action_convention {self.action_convention!r} is none of {ACTION_CONVENTIONS}")
+        if self.gripper_sign not in GRIPPER_SIGNS:
+            raise ValueError(f"gripper_sign {self.gripper_sign!r} is none of {GRIPPER_SIGNS}")
+        if not self.control_hz > 0:
+            raise ValueError(f"control_hz is {self.control_hz}; it must be a positive rate in Hz")
+        for kind, names in (
+            ("camera", self.camera_names),
+            ("state", self.state_names),
+            ("action", self.action_names),
+        ):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"robot spec {self.name!r} repeats the {kind} names {repeated}")
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Camera names in the order in which every array stacks them."""
+        return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """State channel names in array order."""
+        return tuple(channel.name for channel in self.state)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Action channel names in array order."""
+        return tuple(channel.name for channel in self.action)
+
+    @property
+    def action_low(self) -> Float32[np.ndarray, " action"]:
+        """Smallest allowed action, in each channel's unit."""
+        return np.array([channel.low for channel in self.action], dtype=np.float32)
+
+    @property
+    def action_high(self) -> Float32[np.ndarray, " action"]:
+        """Largest allowed action, in each channel's unit."""
+        return np.array([channel.high for channel in self.action], dtype=np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON-ready dictionaries and lists."""
+        data = dataclasses.asdict(self)
+        for key in ("cameras", "state", "action"):
+            data[key] = list(data[key])
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RobotSpec":
+        """Rebuild a spec from `to_json`.
+
+        Raises:
+            ValueError: a key is missing or unknown; the message names both sets.
+        """
+        expected = {field.name for field in dataclasses.fields(cls)}
+        if set(data) != expected:
+            missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
+            raise ValueError(f"robot spec JSON lacks {missing} and has unknown keys {unknown}")
+        return cls(
+            name=data["name"],
+            cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
+            state=tuple(Channel(**channel) for channel in data["state"]),
+            action=tuple(Channel(**channel) for channel in data["action"]),
+            control_hz=float(data["control_hz"]),
+            action_convention=data["action_convention"],
+            gripper_sign=data["gripper_sign"],
+        )
+
+    def differences(self, other: "RobotSpec") -> list[str]:
+        """Return one line for each field on which the two specs disagree; empty when they agree."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{key}: {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+    def require_same(self, other: "RobotSpec", *, mine: str, theirs: str) -> None:
+        """Check that two specs are interchangeable.
+
+        Args:
+            other: the spec to compare with.
+            mine: what this spec belongs to, for the message (for example ``"checkpoint runs/a"``).
+            theirs: what the other belongs to.
+
+        Raises:
+            SpecMismatch: they differ; the message lists every difference.
+        """
+        lines = self.differences(other)
+        if lines:
+            listing = "\n  ".join(lines)
+            raise SpecMismatch(f"{mine} and {theirs} describe different robots:\n  {listing}")
