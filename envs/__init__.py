@@ -1,0 +1,17 @@
+"""Gymnasium ids of our environments, by string entry points: importing this loads no simulator."""
+
+import gymnasium
+
+_TABLETOP_IDS = {
+    "vla/TabletopReach-v0": "reach",
+    "vla/TabletopPush-v0": "push",
+    "vla/TabletopLift-v0": "lift",
+    "vla/TabletopPlace-v0": "place",
+    "vla/TabletopStack-v0": "stack",
+    "vla/TabletopOpenDrawer-v0": "open_drawer",
+    "vla/TabletopCloseDrawer-v0": "close_drawer",
+}
+
+for _id, _task in _TABLETOP_IDS.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(id=_id, entry_point="envs.tabletop.env:TabletopEnv", kwargs={"task": _task})
