@@ -1,0 +1,155 @@
+import json
+import os
+
+import pytest
+
+from vla.files import (
+    MANIFEST_NAME,
+    ManifestError,
+    atomic_write_bytes,
+    atomic_write_json,
+    publish_directory,
+    read_manifest,
+    staging_directory,
+    verify_manifest,
+    write_manifest,
+)
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def directory(tmp_path):
+    root = tmp_path / "made"
+    (root / "sub").mkdir(parents=True)
+    (root / "a.bin").write_bytes(bytes(range(256)))
+    (root / "sub" / "b.txt").write_text("hello")
+    write_manifest(root, {"by": "test"})
+    return root
+
+
+def test_an_untouched_directory_verifies(directory):
+    manifest = verify_manifest(directory)
+    assert set(manifest["files"]) == {"a.bin", "sub/b.txt"}
+    assert manifest["files"]["a.bin"]["bytes"] == 256
+    assert manifest["provenance"] == {"by": "test"}
+
+
+def test_every_damaged_missing_and_extra_file_is_named(directory):
+    data = bytearray((directory / "a.bin").read_bytes())
+    data[7] ^= 1
+    (directory / "a.bin").write_bytes(data)
+    (directory / "sub" / "b.txt").unlink()
+    (directory / "c.txt").write_text("new")
+    with pytest.raises(ManifestError) as caught:
+        verify_manifest(directory)
+    text = str(caught.value)
+    assert "damaged: a.bin has sha256" in text
+    assert "missing: sub/b.txt" in text
+    assert "extra: c.txt" in text
+
+
+def test_a_truncated_file_is_named_with_both_sizes(directory):
+    (directory / "a.bin").write_bytes(b"short")
+    with pytest.raises(ManifestError, match=r"a\.bin has 5 bytes instead of 256"):
+        verify_manifest(directory)
+
+
+def test_a_symbolic_link_is_refused(directory, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes((directory / "a.bin").read_bytes())
+    (directory / "a.bin").unlink()
+    (directory / "a.bin").symlink_to(outside)
+    with pytest.raises(ManifestError, match=r"symbolic link: a\.bin"):
+        verify_manifest(directory)
+
+
+@pytest.mark.parametrize("name", ["../a.bin", "/etc/passwd", "sub/../a.bin", "sub\\b.txt", "", "./a.bin"])
+def test_names_that_leave_the_directory_are_refused(directory, name):
+    manifest = json.loads((directory / MANIFEST_NAME).read_text())
+    manifest["files"][name] = manifest["files"]["a.bin"]
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match="no plain relative path"):
+        verify_manifest(directory)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ("[]", "no schema_version"),
+        (
+            '{"schema_version": 2, "files": {}, "provenance": {}}',
+            "schema version 2; this program reads version 1",
+        ),
+        ('{"schema_version": 1, "files": {}}', "should have"),
+        ('{"schema_version": 1, "files": [], "provenance": {}}', "no table"),
+        ('{"schema_version": 1, "files": {"a": {}}, "provenance": {}}', "should have the keys"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(directory, text, message):
+    (directory / MANIFEST_NAME).write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(directory)
+
+
+def test_a_missing_manifest_lists_what_is_there(directory):
+    (directory / MANIFEST_NAME).unlink()
+    with pytest.raises(ManifestError, match=r"a\.bin"):
+        verify_manifest(directory)
+    with pytest.raises(ManifestError, match="no directory"):
+        verify_manifest(directory / "nowhere")
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    atomic_write_json(path, {"step": 1})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write_bytes(path, b"new")
+    assert json.loads(path.read_text()) == {"step": 1}
+    assert names_in(tmp_path) == ["state.json"]
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic_write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert names_in(tmp_path) == []
+
+
+def test_publishing_renames_and_cleans_up(tmp_path):
+    final = tmp_path / "deep" / "final"
+    with staging_directory(final) as staging:
+        (staging / "x").write_text("1")
+        publish_directory(staging, final)
+    assert (final / "x").read_text() == "1"
+    assert names_in(final.parent) == ["final"]
+
+
+def test_publishing_never_replaces_unasked(tmp_path):
+    final = tmp_path / "final"
+    for text, replace in (("1", False), ("2", True)):
+        with staging_directory(final) as staging:
+            (staging / "x").write_text(text)
+            publish_directory(staging, final, replace=replace)
+    with pytest.raises(FileExistsError, match="exists"), staging_directory(final) as staging:
+        publish_directory(staging, final)
+    assert (final / "x").read_text() == "2"
+    assert names_in(tmp_path) == ["final"]
+
+
+def test_an_exception_leaves_no_staging_directory(tmp_path):
+    def fill_and_fail():
+        with staging_directory(tmp_path / "final") as staging:
+            (staging / "x").write_text("1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fill_and_fail()
+    assert names_in(tmp_path) == []

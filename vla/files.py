@@ -1,0 +1,245 @@
+"""Files that are either whole or absent, and directories that can prove that they are undamaged.
+
+Checkpoints and bundles are written through this file: everything goes into a temporary directory beside the
+final one, each file is flushed to disk, `manifest.json` with the sha256 of every other file comes last, and
+one rename publishes the whole. safetensors and ONNX load a flipped bit or a zero-filled tail without
+complaint, so readers call `verify_manifest` before they trust anything.
+
+It knows nothing about what the files mean, and needs the standard library alone.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MANIFEST_NAME = "manifest.json"
+_HASH_CHUNK_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+class ManifestError(ValueError):
+    """A directory is not what its manifest says; the message lists every file that is wrong."""
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a crash or a full disk leaves the old content untouched.
+
+    Raises:
+        OSError: the data could not be written; nothing has changed.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _fsync_directory(path.parent)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, indented by one space and ended by a newline.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity, which JSON cannot express.
+        OSError: the data could not be written; nothing has changed.
+    """
+    atomic_write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def staging_directory(final: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `final`, to be filled and handed to `publish_directory`.
+
+    It lies in the same file system, so that publishing is one rename; it is removed if it was not published.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_directory(staging: Path, final: Path, *, replace: bool = False) -> None:
+    """Rename a finished `staging` directory to `final`, after flushing all that is in it.
+
+    Args:
+        staging: the finished directory, in the file system of `final`.
+        final: the name under which readers look.
+        replace: put it in the place of an existing `final`. Between two renames no directory has the final
+            name; the old one then still lies beside it as ``.<name>.<random>.old``.
+
+    Raises:
+        FileExistsError: `final` exists and `replace` is false, or `final` is a file.
+        OSError: flushing or renaming failed; an existing `final` is back in its place.
+    """
+    for path in sorted(staging.rglob("*")):
+        if path.is_dir():
+            _fsync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _fsync_directory(staging)
+    if final.exists() and (not replace or not final.is_dir()):
+        raise FileExistsError(f"{final} exists; choose another name or remove it first")
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+        final.replace(old)  # an empty directory may be the target of a rename
+        try:
+            staging.replace(final)
+        except OSError:
+            old.replace(final)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        staging.replace(final)
+    _fsync_directory(final.parent)
+
+
+def write_manifest(
+    directory: Path, provenance: Mapping[str, Any], *, schema_version: int = 1
+) -> dict[str, Any]:
+    """Write `manifest.json` with size and sha256 of every other file under `directory`, and return it.
+
+    Call it last, when nothing in the directory changes any more.
+    """
+    names = sorted(_files_under(directory))
+    manifest = {
+        "schema_version": schema_version,
+        "files": {
+            name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size}
+            for name in names
+        },
+        "provenance": dict(provenance),
+    }
+    atomic_write_json(directory / MANIFEST_NAME, manifest)
+    return manifest
+
+
+def read_manifest(directory: Path, *, schema_version: int = 1) -> dict[str, Any]:
+    """Return the checked content of `manifest.json`, without looking at the other files.
+
+    Raises:
+        ManifestError: there is no manifest, it is no JSON of the expected form, it has another schema
+            version, or it names a file outside of the directory.
+    """
+    path = directory / MANIFEST_NAME
+    if not directory.is_dir():
+        raise ManifestError(f"{directory} is no directory; give the path of one that holds {MANIFEST_NAME}")
+    if not path.is_file():
+        there = sorted(child.name for child in directory.iterdir())
+        raise ManifestError(
+            f"{directory} has no {MANIFEST_NAME}; it holds {there}. Was writing it interrupted?"
+        )
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{path} has {path.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise ManifestError(f"{path} is no manifest: it has no schema_version")
+    if manifest["schema_version"] != schema_version:
+        raise ManifestError(
+            f"{path} has schema version {manifest['schema_version']!r}; "
+            f"this program reads version {schema_version}. "
+            "Write it again with this program, or use the program that wrote it."
+        )
+    expected = {"schema_version", "files", "provenance"}
+    if set(manifest) != expected or not isinstance(manifest["provenance"], dict):
+        raise ManifestError(f"{path} has the keys {sorted(manifest)}; it should have {sorted(expected)}")
+    _check_entries(path, manifest["files"])
+    return manifest
+
+
+def verify_manifest(directory: Path, *, schema_version: int = 1) -> dict[str, Any]:
+    """Compare every file under `directory` with its manifest, and return the manifest.
+
+    Raises:
+        ManifestError: a file is missing, damaged, extra or a symbolic link, or the manifest is unreadable;
+            the message lists every such file.
+    """
+    manifest = read_manifest(directory, schema_version=schema_version)
+    listed, there = manifest["files"], set(_files_under(directory))
+    faults = [f"extra: {name}" for name in sorted(there - set(listed))]
+    for name, entry in listed.items():
+        path = directory / name
+        if name not in there:
+            faults.append(f"missing: {name}")
+        elif path.is_symlink():
+            faults.append(f"symbolic link: {name}")
+        elif path.stat().st_size != entry["bytes"]:
+            faults.append(f"damaged: {name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif (found := sha256_file(path)) != entry["sha256"]:
+            faults.append(f"damaged: {name} has sha256 {found} instead of {entry['sha256']}")
+    if faults:
+        listing = "\n  ".join(faults)
+        raise ManifestError(
+            f"{directory} does not match its {MANIFEST_NAME}; restore it from a copy:\n  {listing}"
+        )
+    return manifest
+
+
+def _check_entries(path: Path, files: Any) -> None:
+    """Refuse entries of another form, and names that lead out of the directory."""
+    if not isinstance(files, dict):
+        raise ManifestError(f"{path}: 'files' is no table of names")
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if (
+            not parts
+            or name.startswith("/")
+            or ".." in parts
+            or "\\" in name
+            or str(PurePosixPath(name)) != name
+        ):
+            raise ManifestError(
+                f"{path} names {name!r}, which is no plain relative path inside the directory"
+            )
+        if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"}:
+            raise ManifestError(f"{path}: the entry of {name!r} should have the keys 'sha256' and 'bytes'")
+
+
+def _files_under(directory: Path) -> Iterator[str]:
+    """Yield the relative POSIX path of everything under `directory` but sub-directories and the manifest."""
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name != MANIFEST_NAME:
+            yield name
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
