@@ -1,0 +1,34 @@
+# make quickstart | test | setup | lint | format | clean | clean-venv
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format clean clean-venv
+
+PY := .venv/bin/python
+export PYTHON TORCH_INDEX
+
+help: ## print these lines
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## make .venv: torch (CPU), the package, the software-GL libraries
+	@bash .ci/setup.sh
+
+quickstart: setup ## record, train, evaluate and export a small policy (about 15 minutes on two cores)
+	$(PY) -m experiments.quickstart
+
+test: lint ## set-up, ruff, pyright and the tests
+	$(PY) -m pytest
+
+lint: setup ## ruff check, ruff format --check, pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+format: setup ## let ruff fix and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove caches and run outputs
+	rm -rf outputs multirun .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv: clean ## remove .venv too
+	rm -rf .venv
