@@ -1,0 +1,139 @@
+"""The architecture as a test: which module may import what, read from the syntax tree.
+
+To add a layer, add a line to `MAY_IMPORT`; to add a dependency that only some layers may have, add it to
+`GUARDED`.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("vla", "envs", "policies", "experiments", "conf")
+GUARDED = (
+    *OURS,
+    "torch",
+    "mujoco",
+    "mink",
+    "gymnasium",
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "onnxruntime",
+    "onnx",
+    "onnxscript",
+    "pyarrow",
+    "av",
+)
+GROUND_FLOOR = ("policies.spec", "policies.interface")
+
+# Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
+MAY_IMPORT = {
+    "policies.spec": (),
+    "policies.interface": ("policies.spec",),
+    "policies.runtime": GROUND_FLOOR,
+    "policies": ("vla.tokenizers", "vla.files"),
+    "policies.vla_policy": ("policies", "vla.tokenizers", "vla.model", "torch"),
+    "policies.export": ("policies", "vla.tokenizers", "vla.files", "vla.model", "torch", "onnx"),
+    "policies.exported": ("policies", "vla.tokenizers", "onnxruntime"),
+    "vla.files": (),
+    "vla.tokenizers": GROUND_FLOOR,
+    "vla.data": ("policies.spec", "vla.files", "pyarrow", "av"),
+    "vla.model": ("torch",),
+    "vla.training": (*GROUND_FLOOR, "vla.model", "vla.tokenizers", "vla.data", "vla.files", "torch"),
+    "envs": (*GROUND_FLOOR, "mujoco", "mink", "gymnasium", "av"),
+    "experiments": GUARDED,
+    "conf": (),
+}
+
+# Module prefix -> names that may not even be reached through other modules of ours.
+NEVER_REACH = {
+    "policies.exported": ("torch", "onnx", "mujoco", "hydra", "vla.model", "vla.training"),
+    "policies.bundle": ("torch", "onnxruntime", "mujoco", "hydra"),
+    "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra"),
+    "vla.data": ("torch", "mujoco", "hydra"),
+    "vla.training": ("mujoco", "hydra", "wandb"),
+    "envs": ("torch", "hydra", "wandb", "vla"),
+}
+
+
+def inside(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = sorted(path for top in OURS for path in (ROOT / top).rglob("*.py"))
+MODULES = {module_name(path): path for path in PATHS}
+
+
+def imports(path: Path) -> set[str]:
+    """All imported module names, function-level imports and `from package import module` included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not used here"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {name for name in names if name in MODULES}
+            found |= submodules if submodules == names else {node.module, *submodules}
+    return found
+
+
+def guarded_imports(path: Path) -> set[str]:
+    return {name for name in imports(path) if any(inside(name, prefix) for prefix in GUARDED)}
+
+
+def reached(module: str) -> dict[str, str]:
+    """Everything imported by `module` or by modules of ours behind it: name -> the module that imports it."""
+    found, queue, seen = {}, [module], {module}
+    while queue:
+        current = queue.pop()
+        for name in imports(MODULES[current]):
+            found.setdefault(name, current)
+            if name in MODULES and name not in seen:
+                seen.add(name)
+                queue.append(name)
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_its_layer_may(module):
+    layers = [prefix for prefix in MAY_IMPORT if inside(module, prefix)]
+    if not layers:
+        assert not MODULES[module].read_text().strip(), f"{module} belongs to no layer of the table"
+        return
+    layer = max(layers, key=len)
+    for name in sorted(guarded_imports(MODULES[module])):
+        allowed = any(inside(name, prefix) for prefix in (layer, *MAY_IMPORT[layer]))
+        assert allowed, f"{module} (layer {layer}) may not import {name}; it may import {MAY_IMPORT[layer]}"
+
+
+@pytest.mark.parametrize(
+    "module", sorted(name for name in MODULES if any(inside(name, p) for p in NEVER_REACH))
+)
+def test_a_light_module_reaches_nothing_heavy_through_others(module):
+    forbidden = next(names for prefix, names in NEVER_REACH.items() if inside(module, prefix))
+    for name, importer in reached(module).items():
+        heavy = any(inside(name, prefix) for prefix in forbidden)
+        assert not heavy, f"{module} reaches {name}, imported by {importer}"
+
+
+def test_init_files_are_empty():
+    lazy = {ROOT / "envs" / "__init__.py"}  # registers gymnasium ids by string
+    full = [str(p) for p in PATHS if p.name == "__init__.py" and p not in lazy and p.read_text().strip()]
+    assert not full, "work at import belongs into modules"
+
+
+def test_modules_stay_small_and_say_what_they_are():
+    for module, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            continue
+        assert ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
+        assert len(text.splitlines()) < 350, f"{module} has {len(text.splitlines())} lines; split it"
