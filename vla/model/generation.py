@@ -1,0 +1,33 @@
+"""Greedy decoding of action bins, in one pass or token by token with a key-value cache.
+
+Illegal bins have probability 0 at every position, so no sequence can be malformed. Written without data-dependent
+control flow, so that both decodings export to one graph. Knows nothing of units.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from vla.model.vla import VLAModel
+
+
+def generate(
+    model: VLAModel,
+    images: UInt8[Tensor, "batch images h w 3"],
+    text_ids: Int[Tensor, "batch text"],
+    state: Float[Tensor, "batch state"],
+) -> Int[Tensor, "batch time action"]:
+    """Return the most likely bin of every action, in [0, bins_per_dim) of its dimension."""
+    cache = model.read_prefix(images, text_ids, state)
+    if model.decoding == "parallel":
+        return model.parallel_logits(cache, batch=images.shape[0]).argmax(dim=-1)
+    token = torch.zeros_like(model.suffix_position[:1]).expand(images.shape[0], 1, -1)
+    chosen: list[Tensor] = []
+    for position in range(model.action_horizon * model.action_dim):
+        suffix = (token + model.suffix_position[position]).to(cache[0][0].dtype)
+        tokens, cache = model.trunk.write(suffix, cache)
+        bins = model.bin_logits(tokens, first_position=position)[:, 0, 0].argmax(dim=-1)
+        chosen.append(bins)
+        token = model.token_embedding(bins[:, None] + model.action_offset)
+    return rearrange(torch.stack(chosen, dim=1), "b (t a) -> b t a", a=model.action_dim)

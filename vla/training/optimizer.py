@@ -1,0 +1,67 @@
+"""AdamW with decay on matrices only, a warm-up and cosine schedule, and an average of the weights.
+
+Knows nothing of batches, files or devices.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Return AdamW (arXiv:1711.05101); weight decay acts on matrices and filters, not on gains, biases, positions."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim >= 2 and name.endswith("weight") and "embedding" not in name
+        (decayed if is_matrix else kept).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def learning_rate_factor(progress: float, *, warmup: float, final: float = 0.02) -> float:
+    """Return the share of the peak learning rate at `progress` in [0, 1]: linear warm-up, then a cosine to `final`.
+
+    >>> learning_rate_factor(0.05, warmup=0.1), learning_rate_factor(0.1, warmup=0.1)
+    (0.5, 1.0)
+    >>> round(learning_rate_factor(1.0, warmup=0.1), 6)
+    0.02
+    """
+    if progress < warmup:
+        return progress / warmup
+    along = min(1.0, (progress - warmup) / max(1e-9, 1.0 - warmup))
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * along))
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights, kept in fp32.
+
+    The decay grows as (1 + n) / (10 + n) up to `decay`, so that the average forgets the random start.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"ema_decay is {decay}; it must lie in [0, 1)")
+        self.decay, self.num_updates = decay, 0
+        self._weights: dict[str, Tensor] = {
+            name: p.detach().clone().float() for name, p in model.named_parameters()
+        }
+
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        current: Iterable[Tensor] = [p.detach().float() for p in model.parameters()]
+        torch._foreach_lerp_(list(self._weights.values()), list(current), 1.0 - decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged weights by parameter name."""
+        return self._weights
+
+    def load(self, weights: dict[str, Tensor], *, num_updates: int) -> None:
+        """Restore what `weights` returned."""
+        for name, value in self._weights.items():
+            value.copy_(weights[name])
+        self.num_updates = num_updates
