@@ -10,7 +10,6 @@ GL_PACKAGES="libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 TORCH_REQUIREMENT="torch>=2.10,<2.14" # the same range as in pyproject.toml; tests/test_conf.py compares them
 PYTORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
 STAMP=".venv/.setup-stamp"
-PIP=(.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off)
 
 say() { printf '[setup] %s\n' "$*"; }
 stop() {
@@ -42,7 +41,14 @@ apt_install() {
     fi
     say "apt-get install $*"
     "${root[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Shows what pip downloads and installs, not what it considers.
+pip_install() {
+    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" \
+        2> >(grep -v 'is ignored: it is neither a file nor a directory' >&2) |
+        sed -unE '/^ *(Downloading|Building|Installing collected|Successfully)/ s/^ *(.{1,140}).*/[pip] \1/p'
 }
 
 make_venv() {
@@ -71,7 +77,7 @@ install_torch() {
         source=(--extra-index-url "$PYTORCH_CPU_INDEX")
     fi
     say "installing $TORCH_REQUIREMENT ${source[*]}"
-    "${PIP[@]}" -q "$TORCH_REQUIREMENT" "${source[@]}"
+    pip_install "$TORCH_REQUIREMENT" "${source[@]}"
     .venv/bin/python -c 'import torch; print(f"[setup] torch {torch.__version__}")'
 }
 
@@ -93,7 +99,7 @@ fi
 make_venv
 install_torch
 say "installing the package and its development tools (pip install -e .[dev])"
-"${PIP[@]}" -q -e '.[dev]'
+pip_install -e '.[dev]'
 check_rendering
 fingerprint >"$STAMP"
 say "done: $(.venv/bin/python -m pip list 2>/dev/null | tail -n +3 | wc -l) packages in .venv"
