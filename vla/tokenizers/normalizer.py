@@ -1,0 +1,155 @@
+"""Scales each state channel to about [-1, 1] with constants taken from the demonstrations.
+
+The constants travel with the processor, hence with every checkpoint and bundle, never with a config. Knows
+channel names only for its messages.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64
+
+from vla.tokenizers.bins import first_true, require_keys
+
+Method = Literal["quantile", "mean_std"]
+DEFAULT_CLIP: dict[Method, float] = {"quantile": 1.5, "mean_std": 5.0}
+
+
+class Normalizer:
+    """Maps x to clip((x - offset) / scale, -clip, clip), channel by channel.
+
+    A channel in `constant_dims` had one value in all demonstrations; it becomes 0 whatever it reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        offset: Float[np.ndarray, " channel"],
+        scale: Float[np.ndarray, " channel"],
+        clip: float = 1.5,
+        constant_dims: Sequence[str] = (),
+    ) -> None:
+        self.names, self.constant_dims, self.clip = tuple(names), tuple(constant_dims), float(clip)
+        self.offset, self.scale = np.asarray(offset, dtype=np.float64), np.asarray(scale, dtype=np.float64)
+        _require_known(self.constant_dims, self.names)
+        if self.offset.shape != (len(self.names),) or self.scale.shape != (len(self.names),):
+            raise ValueError(
+                f"offset has shape {self.offset.shape} and scale {self.scale.shape}; "
+                f"both must be ({len(self.names)},)"
+            )
+        if not (np.isfinite(self.clip) and self.clip > 0):
+            raise ValueError(f"clip is {clip}; it must be positive and finite")
+        usable = np.isfinite(self.offset) & np.isfinite(self.scale) & (self.scale > 0)
+        if not usable.all():
+            i = int(np.flatnonzero(~usable)[0])
+            raise ValueError(
+                f"channel {self.names[i]!r} has offset {self.offset[i]} and scale {self.scale[i]}; "
+                f"both must be finite and the scale positive"
+            )
+        self._moves = np.array([name not in self.constant_dims for name in self.names], dtype=np.bool_)
+
+    @classmethod
+    def fit(
+        cls,
+        batches: Iterable[Float[np.ndarray, "_ channel"]],
+        *,
+        names: Sequence[str],
+        method: Method = "quantile",
+        constant_dims: Sequence[str] = (),
+    ) -> "Normalizer":
+        """Take the constants from batches of rows, read once in any number of pieces.
+
+        "quantile" maps the 1 % and 99 % quantiles to -1 and 1 (clip 1.5), "mean_std" the mean to 0 and one
+        standard deviation to 1 (clip 5). Exact quantiles need all rows: 40 bytes each, so they are kept.
+
+        Raises:
+            ValueError: no rows, a wrong number of channels, NaN or infinity, or a channel of zero width that
+                is not in `constant_dims`; the message names the channel.
+        """
+        names = tuple(names)
+        _require_known(constant_dims, names)
+        checked = [_finite(np.asarray(batch, dtype=np.float64), names=names) for batch in batches]
+        rows = np.concatenate(checked) if checked else np.empty((0, len(names)))
+        if len(rows) == 0:
+            raise ValueError("there are no rows to fit the normaliser to; the data set is empty")
+        if method == "quantile":
+            low, high = np.quantile(rows, [0.01, 0.99], axis=0)
+            offset, scale = (low + high) / 2, (high - low) / 2
+        elif method == "mean_std":
+            offset, scale = rows.mean(axis=0), rows.std(axis=0)
+        else:
+            raise ValueError(f"normaliser method {method!r} is none of {sorted(DEFAULT_CLIP)}")
+        narrowest = 4 * np.finfo(np.float32).eps * np.abs(offset)  # what float32 cannot tell from zero width
+        constant = np.array([name in constant_dims for name in names], dtype=np.bool_)
+        flat = (scale <= narrowest) & ~constant
+        if flat.any():
+            i = int(np.flatnonzero(flat)[0])
+            raise ValueError(
+                f"channel {names[i]!r} has zero width: (nearly) all {len(rows)} rows read {offset[i]:g}. "
+                f"Record demonstrations in which it moves, or list it in constant_dims to encode it as 0"
+            )
+        return cls(
+            names=names,
+            offset=offset,
+            scale=np.where(constant, 1.0, scale),
+            clip=DEFAULT_CLIP[method],
+            constant_dims=constant_dims,
+        )
+
+    def normalize(self, values: Float[np.ndarray, "*batch channel"]) -> Float32[np.ndarray, "*batch channel"]:
+        """Return the scaled values in [-clip, clip].
+
+        Raises:
+            ValueError: a wrong number of channels, NaN or infinity; the message names the channel.
+        """
+        unit = (_finite(values.astype(np.float64), names=self.names) - self.offset) / self.scale
+        return np.where(self._moves, np.clip(unit, -self.clip, self.clip), 0.0).astype(np.float32)
+
+    def denormalize(self, unit: Float[np.ndarray, "*batch channel"]) -> Float32[np.ndarray, "*batch channel"]:
+        """Undo `normalize` for values that it did not clip; a constant channel gets its one value."""
+        moving = np.where(self._moves, _finite(unit.astype(np.float64), names=self.names), 0.0)
+        return (moving * self.scale + self.offset).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the constants; float64 values survive JSON exactly."""
+        return {
+            "names": list(self.names),
+            "offset": self.offset.tolist(),
+            "scale": self.scale.tolist(),
+            "clip": self.clip,
+            "constant_dims": list(self.constant_dims),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Normalizer":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("names", "offset", "scale", "clip", "constant_dims"), what="normaliser")
+        return cls(
+            names=data["names"],
+            offset=np.asarray(data["offset"], dtype=np.float64),
+            scale=np.asarray(data["scale"], dtype=np.float64),
+            clip=data["clip"],
+            constant_dims=data["constant_dims"],
+        )
+
+
+def _require_known(constant_dims: Sequence[str], names: Sequence[str]) -> None:
+    unknown = sorted(set(constant_dims) - set(names))
+    if unknown:
+        raise ValueError(f"constant_dims names {unknown}, which do not exist; the channels are {list(names)}")
+
+
+def _finite(
+    values: Float64[np.ndarray, "*batch channel"], *, names: Sequence[str]
+) -> Float64[np.ndarray, "*batch channel"]:
+    if values.ndim < 1 or values.shape[-1] != len(names):
+        raise ValueError(f"values have shape {values.shape}; the last axis must hold {list(names)}")
+    if not np.isfinite(values).all():
+        *position, i = first_true(~np.isfinite(values))
+        raise ValueError(
+            f"channel {names[i]!r} is {values[(*position, i)]} at position {tuple(position)}; "
+            f"it must be finite"
+        )
+    return values

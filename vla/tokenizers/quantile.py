@@ -1,0 +1,162 @@
+"""Action bins of equal demonstration mass: fine where demonstrations are dense, coarse where they are rare.
+
+Ties are the rule in robot data (a gripper that is only 0 or 1, an axis that never turns), so centres are
+placed in four steps, each leaving alone what is there already (see `equal_mass_centres`). The result has
+exactly `num_bins` distinct centres in every dimension, always with the limits and zero among them.
+"""
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+
+from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
+
+# No centre is placed by data closer to another than this part of a uniform bin: finer would be noise.
+FINEST_PART_OF_A_UNIFORM_BIN = 1 / 8
+
+
+def equal_mass_centres(
+    values: Float64[np.ndarray, " demonstration"], *, low: float, high: float, num_bins: int
+) -> Float64[np.ndarray, " bin"]:
+    """Return `num_bins` increasing centres in [low, high] for the demonstrated values of one dimension.
+
+    1. The limits, and zero if it lies between: the whole legal range stays expressible.
+    2. Atoms: values that make up at least a 1 / num_bins share of the demonstrations, most frequent first.
+       Then the least and the greatest demonstrated value, so that no tail is rounded out to a limit.
+    3. Quantile midpoints of all other values: bins of (nearly) equal mass.
+    4. Bins that are still free, because there were ties, halve the widest gaps.
+
+    >>> opening = np.array([0.0] * 70 + [1.0] * 30)
+    >>> equal_mass_centres(opening, low=0.0, high=1.0, num_bins=5).tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    finest = (high - low) / num_bins * FINEST_PART_OF_A_UNIFORM_BIN
+    values = np.clip(values, low, high)
+    centres: list[float] = []
+    anchors = [low, high, 0.0] if low < 0 < high else [low, high]
+    _place(centres, anchors, finest=0.0, limit=num_bins)
+
+    distinct, counts = np.unique(values, return_counts=True)
+    frequent = counts >= values.size / num_bins
+    atoms = distinct[frequent][np.argsort(-counts[frequent], kind="stable")]
+    extremes = [float(distinct[0]), float(distinct[-1])]
+    _place(centres, [*atoms.tolist(), *extremes], finest=finest, limit=num_bins)
+
+    taken = np.asarray(centres)
+    nearest = np.clip(np.searchsorted(taken, values), 1, taken.size - 1)
+    distance = np.minimum(np.abs(values - taken[nearest - 1]), np.abs(values - taken[nearest]))
+    rest, num_free = values[distance >= finest], num_bins - taken.size
+    if rest.size and num_free:
+        midpoints = np.quantile(rest, (np.arange(num_free) + 0.5) / num_free)
+        _place(centres, midpoints.tolist(), finest=finest, limit=num_bins)
+    return _halve_widest_gaps(centres, num_bins=num_bins)
+
+
+def _place(centres: list[float], candidates: Iterable[float], *, finest: float, limit: int) -> None:
+    """Insert each candidate into the sorted `centres` unless one nearer than `finest` (or equal) is there."""
+    for candidate in candidates:
+        if len(centres) == limit:
+            return
+        i = bisect.bisect_left(centres, candidate)
+        neighbours = centres[max(i - 1, 0) : i + 1]
+        if all(abs(candidate - other) > 0 and abs(candidate - other) >= finest for other in neighbours):
+            centres.insert(i, candidate)
+
+
+def _halve_widest_gaps(centres: list[float], *, num_bins: int) -> Float64[np.ndarray, " bin"]:
+    """Add midpoints of the widest gaps, lowest first among equals, until there are `num_bins` centres."""
+    gaps = [(a - b, a, b) for a, b in itertools.pairwise(centres)]
+    heapq.heapify(gaps)
+    for _ in range(num_bins - len(centres)):
+        _, a, b = heapq.heappop(gaps)
+        middle = (a + b) / 2
+        heapq.heappush(gaps, (a - middle, a, middle))
+        heapq.heappush(gaps, (middle - b, middle, b))
+    return np.array(sorted({end for _, a, b in gaps for end in (a, b)}))
+
+
+class QuantileBinTokenizer:
+    """Gives each action dimension `num_bins` centres that follow the density of the demonstrations.
+
+    Frequent values, the limits and zero are reconstructed exactly (two frequent values nearer than an eighth
+    of a uniform bin share one centre); others within half the distance between their neighbouring centres.
+    """
+
+    def __init__(self, *, centres: Float[np.ndarray, "action bin"]) -> None:
+        self._table = BinTable(centres=centres)
+
+    @property
+    def num_bins(self) -> int:
+        """Ids per action dimension."""
+        return self._table.num_bins
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self._table.action_dim
+
+    @property
+    def centres(self) -> Float32[np.ndarray, "action bin"]:
+        """What each id decodes to, in each dimension's unit."""
+        return self._table.centres
+
+    @classmethod
+    def fit(
+        cls,
+        actions: Float[np.ndarray, "demonstration action"],
+        *,
+        low: Float[np.ndarray, " action"],
+        high: Float[np.ndarray, " action"],
+        num_bins: int,
+    ) -> "QuantileBinTokenizer":
+        """Place the centres by the demonstrated actions; those outside [low, high] count as the limit.
+
+        Raises:
+            ValueError: there is no demonstration, an action is NaN or infinite, or a range has no width.
+        """
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        require_range(low, high)
+        if num_bins < 2:
+            raise ValueError(f"num_bins is {num_bins}; at least 2 are needed")
+        if len(actions) == 0:
+            raise ValueError(
+                "there are no demonstrations to fit quantile bins to; record some or use uniform bins"
+            )
+        require_finite_actions(actions, action_dim=low.size)
+        columns = actions.astype(np.float64).T
+        rows = [
+            equal_mass_centres(column, low=float(a), high=float(b), num_bins=num_bins)
+            for column, a, b in zip(columns, low, high, strict=True)
+        ]
+        return cls(centres=np.stack(rows))
+
+    def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
+        """Return ids in [0, num_bins); actions outside [low, high] get the first or last id.
+
+        Raises:
+            ValueError: wrong number of dimensions, NaN or infinity; the message says where.
+        """
+        return self._table.encode(actions)
+
+    def decode(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
+        """Return the bin centres of integer ids [*batch action].
+
+        Raises:
+            DecodeError: wrong shape or dtype, or an id outside [0, num_bins).
+        """
+        return self._table.decode(bins)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the centres; float32 values survive JSON exactly."""
+        return {"kind": "quantile", "centres": self.centres.tolist()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "QuantileBinTokenizer":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("kind", "centres"), what="quantile action tokenizer")
+        return cls(centres=np.asarray(data["centres"], dtype=np.float32))

@@ -1,0 +1,116 @@
+"""Instructions as token ids: byte-level BPE, trained offline on the demonstrations' instructions.
+
+Case and punctuation carry no command, so they are removed in one place before training and encoding alike.
+Every byte is a token of its own, so words never seen in training still encode (into more tokens). Knows
+nothing of padding or of the model's vocabulary.
+"""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from vla.tokenizers.bins import require_keys
+
+NUM_BYTES = 256
+
+
+def normalize_instruction(text: str) -> str:
+    """Return the words of `text` in lower case with single spaces; apostrophes vanish, other marks separate.
+
+    >>> normalize_instruction("  Pick-up the RED cube, please! ")
+    'pick up the red cube please'
+    >>> normalize_instruction("Don't stop...")
+    'dont stop'
+    """
+    # A half of a surrogate pair is no character and has no UTF-8 bytes; it becomes a question mark.
+    text = text.encode("utf-8", errors="replace").decode("utf-8")
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    text = text.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+    kept = (" " if unicodedata.category(char).startswith("P") else char for char in text)
+    return " ".join("".join(kept).split())
+
+
+class TextTokenizer:
+    """Byte-level BPE (arXiv:1508.07909): `tokens` in the order of their ids, `merges` in the order applied.
+
+    >>> tokenizer = TextTokenizer.train(["push the red cube", "push the blue cube"], vocab_size=280)
+    >>> tokenizer.decode(tokenizer.encode("Push the blue cube!"))
+    'push the blue cube'
+    >>> len(tokenizer.encode("push")), len(tokenizer.encode("zigzag"))
+    (1, 7)
+    """
+
+    def __init__(self, *, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
+        self._tokens, self._merges = list(tokens), [(left, right) for left, right in merges]
+        known = set(self._tokens)
+        lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - known)
+        if lacking or len(known) != len(self._tokens):
+            raise ValueError(
+                f"the text vocabulary lacks {len(lacking)} of {NUM_BYTES} byte tokens and repeats "
+                f"{len(self._tokens) - len(known)} tokens; it was not written by TextTokenizer.to_json"
+            )
+        ids = {token: i for i, token in enumerate(self._tokens)}
+        self._tokenizer = _byte_level(models.BPE(vocab=ids, merges=self._merges))
+
+    @classmethod
+    def train(cls, texts: Sequence[str], *, vocab_size: int = 512) -> "TextTokenizer":
+        """Learn at most `vocab_size` tokens (256 bytes and merges) from instructions, in any order.
+
+        Raises:
+            ValueError: there is no instruction, or `vocab_size` has no room for the 256 bytes.
+        """
+        if not texts:
+            raise ValueError("there are no instructions to train the text tokenizer on")
+        if vocab_size < NUM_BYTES:
+            raise ValueError(f"text vocab_size is {vocab_size}; the {NUM_BYTES} bytes alone need {NUM_BYTES}")
+        tokenizer = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        tokenizer.train_from_iterator(sorted(normalize_instruction(text) for text in texts), trainer=trainer)
+        ids = tokenizer.get_vocab()
+        tokens = sorted(ids, key=lambda token: ids[token])
+        return cls(tokens=tokens, merges=_merges_of(tokenizer))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens; fewer than asked for when the instructions had no more pairs to merge."""
+        return len(self._tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids in [0, vocab_size) of the normalised text; a blank instruction gives none."""
+        normalized = normalize_instruction(text)
+        return list(self._tokenizer.encode(normalized).ids) if normalized else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the normalised text that the ids stand for."""
+        return self._tokenizer.decode(list(ids)).removeprefix(" ")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return tokens and merges, independent of the library's own file format."""
+        return {"tokens": list(self._tokens), "merges": [list(pair) for pair in self._merges]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TextTokenizer":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("tokens", "merges"), what="text tokenizer")
+        return cls(tokens=data["tokens"], merges=[(left, right) for left, right in data["merges"]])
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    """Return a library tokenizer in which every word, the first too, begins with a space."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return the learned merges, which the library gives out in its JSON only."""
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(left, right) for left, right in merges]

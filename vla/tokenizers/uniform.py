@@ -1,0 +1,123 @@
+"""Evenly spaced action bins over the legal range, as in RT-1 (arXiv:2212.06817) and RT-2 (arXiv:2307.15818).
+
+Unlike RT-1, the outermost bins are centred on the limits themselves, and zero, where it lies between them,
+is a centre too: a delta of zero decodes to exactly zero (an idle axis does not creep), a gripper command of
+0 or 1 to exactly 0 or 1. See `evenly_spaced_centres` for the price, which is under one per cent of a bin.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+
+from vla.tokenizers.bins import BinTable, require_keys, require_range
+
+
+def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:
+    """Return `num_bins` centres from `low` to `high`, both included, and zero when it lies between.
+
+    The spacing is (high - low) / (num_bins - 1), except that zero takes the place of the nearest inner
+    centre, and the two sides are then spaced evenly each for itself. With two bins there is no room for zero.
+
+    >>> evenly_spaced_centres(low=-1.0, high=1.0, num_bins=6).round(3).tolist()
+    [-1.0, -0.667, -0.333, 0.0, 0.5, 1.0]
+    >>> evenly_spaced_centres(low=0.0, high=1.0, num_bins=5).tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    if not low < 0 < high or num_bins < 3:
+        return np.linspace(low, high, num_bins)
+    share_below = 0.5 if low == -high else -low / (high - low)
+    num_below = min(max(math.floor(share_below * num_bins), 1), num_bins - 2)
+    below = np.linspace(low, 0.0, num_below, endpoint=False)
+    return np.concatenate([below, np.linspace(0.0, high, num_bins - num_below)])
+
+
+class UniformBinTokenizer:
+    """Gives each action dimension `num_bins` evenly spaced centres over [low, high].
+
+    An in-range action is reconstructed within `half_bin`; the limits and zero exactly.
+
+    >>> tokenizer = UniformBinTokenizer(low=[-0.025, 0.0], high=[0.025, 1.0], num_bins=256)
+    >>> bins = tokenizer.encode(np.array([[-0.025, 0.0], [0.0, 0.4], [0.025, 1.0]]))
+    >>> bins.tolist()
+    [[0, 0], [128, 102], [255, 255]]
+    >>> tokenizer.decode(bins).tolist()[1]
+    [0.0, 0.4000000059604645]
+    """
+
+    def __init__(self, *, low: Sequence[float], high: Sequence[float], num_bins: int = 256) -> None:
+        self.low, self.high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        require_range(self.low, self.high)
+        if num_bins < 2:
+            raise ValueError(f"num_bins is {num_bins}; at least 2 are needed")
+        rows = [
+            evenly_spaced_centres(low=float(a), high=float(b), num_bins=num_bins)
+            for a, b in zip(self.low, self.high, strict=True)
+        ]
+        self._table = BinTable(centres=np.stack(rows))
+
+    @property
+    def num_bins(self) -> int:
+        """Ids per action dimension."""
+        return self._table.num_bins
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self._table.action_dim
+
+    @property
+    def centres(self) -> Float32[np.ndarray, "action bin"]:
+        """What each id decodes to, in each dimension's unit."""
+        return self._table.centres
+
+    @property
+    def half_bin(self) -> Float32[np.ndarray, " action"]:
+        """Largest reconstruction error of an in-range action, in each dimension's unit."""
+        return np.diff(self.centres, axis=1).max(axis=1) / 2
+
+    @classmethod
+    def fit(
+        cls,
+        actions: Float[np.ndarray, "demonstration action"],
+        *,
+        low: Float[np.ndarray, " action"],
+        high: Float[np.ndarray, " action"],
+        num_bins: int,
+    ) -> "UniformBinTokenizer":
+        """Make a tokenizer from the limits alone; the demonstrations do not matter here."""
+        del actions
+        return cls(low=low.tolist(), high=high.tolist(), num_bins=num_bins)
+
+    def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
+        """Return ids in [0, num_bins); actions outside [low, high] get the first or last id.
+
+        Raises:
+            ValueError: wrong number of dimensions, NaN or infinity; the message says where.
+        """
+        return self._table.encode(actions)
+
+    def decode(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
+        """Return the bin centres of integer ids [*batch action].
+
+        Raises:
+            DecodeError: wrong shape or dtype, or an id outside [0, num_bins).
+        """
+        return self._table.decode(bins)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the limits and the number of bins."""
+        return {
+            "kind": "uniform",
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "num_bins": self.num_bins,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "UniformBinTokenizer":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("kind", "low", "high", "num_bins"), what="uniform action tokenizer")
+        return cls(low=data["low"], high=data["high"], num_bins=data["num_bins"])
