@@ -9,7 +9,7 @@ time counts control periods.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -36,6 +36,7 @@ class Observation:
     stamp: float  # capture time of the newest frame, monotonic clock [s]
 
 
+@runtime_checkable  # so that tests can check annotations
 class Policy(Protocol):
     """Maps observations to chunks of future actions. Keeps nothing from one call to the next."""
 
@@ -65,6 +66,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class Robot(Protocol):
     """Something that can be observed and commanded at `robot_spec.control_hz`."""
 

@@ -1,0 +1,247 @@
+"""Worker processes that hold environments and run jobs on them, and the pool that talks to them.
+
+A worker is a fresh interpreter that imports environments and never torch: it is started as a program of its
+own, not by `multiprocessing`, whose spawned children import the parent's main module again (and with it torch
+and Hydra). Parent and worker exchange pickled objects over a private socket pair; nothing is unpickled from
+files or from the network. A job that raises and a worker that dies both become a `WorkerError` in the parent.
+
+This file knows neither policies nor what the jobs do: see rollout.py, collection.py and videos.py.
+"""
+
+import abc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from envs.base import ManipulationEnv
+
+MAKE_ENV = "envs.registry:make_env"
+STALL_TIMEOUT_S = 600.0  # no answer from any worker for this long is an error, not patience
+_STOP_TIMEOUT_S = 10.0
+_PROGRAM = "import sys, envs.workers; envs.workers.main(sys.argv[1:])"
+
+
+class WorkerError(RuntimeError):
+    """A job failed in a worker, or the worker died; the message tells which job, and the traceback."""
+
+
+class Workspace:
+    """What a worker keeps between jobs: its environments and the episodes that are under way.
+
+    Environments are reused as long as possible. Before a new one is made the least recently used is closed
+    when there are `max_envs`; with OSMesa that must be 1 (making a second context and then freeing the first
+    leaves the second drawing nowhere, without an error).
+    """
+
+    def __init__(self, *, env_factory: str, max_envs: int) -> None:
+        module, _, function = env_factory.partition(":")
+        self._make_env: Callable[[Mapping[str, Any]], ManipulationEnv] = getattr(
+            importlib.import_module(module), function
+        )
+        self._max_envs = max_envs
+        self._envs: OrderedDict[tuple[int, str], ManipulationEnv] = OrderedDict()
+        self.running: dict[int, Any] = {}  # by slot
+
+    def env(self, slot: int, config: Mapping[str, Any]) -> ManipulationEnv:
+        """Return the environment of a slot with this configuration, made now if there is none."""
+        key = (slot, json.dumps(config, sort_keys=True))
+        if key not in self._envs:
+            while len(self._envs) >= self._max_envs:
+                self._envs.popitem(last=False)[1].close()
+            self._envs[key] = self._make_env(config)
+        self._envs.move_to_end(key)
+        return self._envs[key]
+
+    def close(self) -> None:
+        """Close every environment, and with it its rendering context."""
+        self.running.clear()
+        while self._envs:
+            self._envs.popitem()[1].close()
+
+
+class Job(abc.ABC):
+    """Something to do in a worker. Jobs and their results are pickled, so they are plain data."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Return what to call the job in an error message, for example ``lift, seed 7``."""
+
+    @abc.abstractmethod
+    def run(self, workspace: Workspace, slot: int) -> Any:
+        """Do it, in the worker."""
+
+
+class Completed(NamedTuple):
+    """A job that has ended, the slot that it ran on and what it returned."""
+
+    slot: int
+    job: Job
+    result: Any
+
+
+def rendering_backend() -> str:
+    """Return the OpenGL back end that workers use: that of ``MUJOCO_GL``, else EGL."""
+    return os.environ.get("MUJOCO_GL") or "egl"
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, *, env_factory: str, max_envs: int) -> None:
+        self.connection, theirs = Pipe()
+        environment = os.environ | {
+            "MUJOCO_GL": rendering_backend(),
+            "LP_NUM_THREADS": "0",  # software rendering in the calling thread: one core a worker
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+        }
+        command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), env_factory, str(max_envs)]
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        self.pending: OrderedDict[int, Job] = OrderedDict()  # by slot, in the order in which they run
+
+    def failure(self) -> WorkerError:
+        """Return the error for a worker that hung up: what it was doing and how it ended."""
+        code = self.process.wait(_STOP_TIMEOUT_S)
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        doing = next((job.describe() for job in self.pending.values()), "nothing")
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return WorkerError(f"worker process {self.process.pid} {reason}{hint} while doing: {doing}")
+
+    def stop(self) -> None:
+        """Ask the process to end, and end it when it does not."""
+        self.connection.close()
+        try:
+            self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class WorkerPool:
+    """Runs jobs on numbered slots; slot i lives in worker i modulo `num_workers`.
+
+    A slot is a place for one environment. Several slots a worker keep it busy while others wait for actions.
+
+    Args:
+        num_workers: processes.
+        slots_per_worker: environments that may be in use in one process; OSMesa allows 1.
+        env_factory: ``module:function`` that makes an environment from a configuration.
+        spare_envs: further environments to keep alive, for slots that change their configuration.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        slots_per_worker: int = 1,
+        env_factory: str = MAKE_ENV,
+        spare_envs: int = 4,
+    ) -> None:
+        if num_workers < 1 or slots_per_worker < 1:
+            raise ValueError(
+                f"num_workers={num_workers}, slots_per_worker={slots_per_worker}; both need to be at least 1"
+            )
+        only_one = rendering_backend() == "osmesa"
+        slots_per_worker = 1 if only_one else slots_per_worker
+        max_envs = 1 if only_one else slots_per_worker + spare_envs
+        self.num_slots = num_workers * slots_per_worker
+        self._workers = [_Worker(env_factory=env_factory, max_envs=max_envs) for _ in range(num_workers)]
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, slot: int, job: Job) -> None:
+        """Hand a job to a slot that has none.
+
+        Raises:
+            WorkerError: the worker is gone.
+        """
+        worker = self._workers[slot % len(self._workers)]
+        assert slot not in worker.pending, f"slot {slot} is busy with {worker.pending[slot].describe()}"
+        worker.pending[slot] = job
+        try:
+            worker.connection.send((slot, job))
+        except (BrokenPipeError, ConnectionResetError):
+            raise worker.failure() from None
+
+    def completed(self) -> list[Completed]:
+        """Wait until at least one job has ended and return all that have.
+
+        Raises:
+            WorkerError: a job raised, a worker died, or none has answered for `STALL_TIMEOUT_S`.
+        """
+        busy = {worker.connection: worker for worker in self._workers if worker.pending}
+        assert busy, "no job is under way"
+        ready = wait(list(busy), timeout=STALL_TIMEOUT_S)
+        if not ready:
+            doing = [job.describe() for worker in busy.values() for job in worker.pending.values()]
+            raise WorkerError(f"no worker has answered for {STALL_TIMEOUT_S:g} s; under way: {doing}")
+        done = []
+        for connection in ready:
+            worker = busy[connection]  # pyright: ignore[reportArgumentType]
+            try:
+                while worker.pending and worker.connection.poll():
+                    done.append(_receive(worker))
+            except (EOFError, ConnectionResetError):
+                raise worker.failure() from None
+        return done
+
+    def close(self) -> None:
+        """End all workers; they finish the job that they are at. Safe to call more than once."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.stop()
+
+
+def _receive(worker: _Worker) -> Completed:
+    slot, result, failure = worker.connection.recv()
+    job = worker.pending.pop(slot)
+    if failure is not None:
+        raise WorkerError(f"{job.describe()} failed in worker process {worker.process.pid}:\n{failure}")
+    return Completed(slot, job, result)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve jobs until the parent hangs up. Arguments: file descriptor, environment factory, max_envs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    descriptor, env_factory, max_envs = arguments
+    with Connection(int(descriptor)) as connection:
+        workspace = Workspace(env_factory=env_factory, max_envs=int(max_envs))
+        try:
+            _serve(connection, workspace)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # the parent is done, or gone
+        finally:
+            workspace.close()
+
+
+def _serve(connection: Connection, workspace: Workspace) -> None:
+    while True:
+        slot, job = connection.recv()
+        try:
+            result = job.run(workspace, slot)
+        except Exception as error:
+            connection.send((slot, None, traceback.format_exc()))
+            raise SystemExit(1) from error
+        connection.send((slot, result, None))
