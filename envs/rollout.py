@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from envs.base import ManipulationEnv, StepOutcome
-from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
+from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace, max_envs
 from policies.interface import Observation, Policy
 from policies.spec import RobotSpec
 
 CONDITIONS = ("right", "blank", "swapped")  # what the policy is told; the goal is always the original one
+
+_SPARE_ENVS = 2  # per worker: kept alive besides those in use, so that a change of task costs less
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,8 +296,13 @@ def run_episodes(
     if not requests:
         return
     num_workers = min(num_workers, len(requests))
-    with WorkerPool(
-        num_workers=num_workers, slots_per_worker=envs_per_worker, env_factory=env_factory
-    ) as pool:
+    slots = max_envs(envs_per_worker)
+    pool = WorkerPool(
+        num_workers=num_workers,
+        slots_per_worker=slots,
+        envs_per_worker=slots + _SPARE_ENVS,
+        env_factory=env_factory,
+    )
+    with pool:
         rollout = _Rollout(policy=policy, requests=requests, execute_horizon=execute_horizon, pool=pool)
         yield from rollout.run()

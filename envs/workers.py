@@ -95,6 +95,11 @@ def rendering_backend() -> str:
     return os.environ.get("MUJOCO_GL") or "egl"
 
 
+def max_envs(wanted: int) -> int:
+    """Return how many environments may be alive in one process: with OSMesa no more than 1."""
+    return 1 if rendering_backend() == "osmesa" else wanted
+
+
 class _Worker:
     """The parent's end of one worker process."""
 
@@ -136,9 +141,9 @@ class WorkerPool:
 
     Args:
         num_workers: processes.
-        slots_per_worker: environments that may be in use in one process; OSMesa allows 1.
+        slots_per_worker: jobs that may be with one process at a time; it does them in turn.
+        envs_per_worker: environments that one process keeps; see `max_envs`.
         env_factory: ``module:function`` that makes an environment from a configuration.
-        spare_envs: further environments to keep alive, for slots that change their configuration.
 
     Raises:
         ValueError: a number is below 1.
@@ -149,18 +154,16 @@ class WorkerPool:
         *,
         num_workers: int,
         slots_per_worker: int = 1,
+        envs_per_worker: int = 1,
         env_factory: str = MAKE_ENV,
-        spare_envs: int = 4,
     ) -> None:
         if num_workers < 1 or slots_per_worker < 1:
             raise ValueError(
                 f"num_workers={num_workers}, slots_per_worker={slots_per_worker}; both need to be at least 1"
             )
-        only_one = rendering_backend() == "osmesa"
-        slots_per_worker = 1 if only_one else slots_per_worker
-        max_envs = 1 if only_one else slots_per_worker + spare_envs
         self.num_slots = num_workers * slots_per_worker
-        self._workers = [_Worker(env_factory=env_factory, max_envs=max_envs) for _ in range(num_workers)]
+        alive = max_envs(envs_per_worker)
+        self._workers = [_Worker(env_factory=env_factory, max_envs=alive) for _ in range(num_workers)]
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -182,6 +185,7 @@ class WorkerPool:
         try:
             worker.connection.send((slot, job))
         except (BrokenPipeError, ConnectionResetError):
+            _receive_all(worker)  # it may have told why before it went
             raise worker.failure() from None
 
     def completed(self) -> list[Completed]:
@@ -198,12 +202,7 @@ class WorkerPool:
             raise WorkerError(f"no worker has answered for {STALL_TIMEOUT_S:g} s; under way: {doing}")
         done = []
         for connection in ready:
-            worker = busy[connection]  # pyright: ignore[reportArgumentType]
-            try:
-                while worker.pending and worker.connection.poll():
-                    done.append(_receive(worker))
-            except (EOFError, ConnectionResetError):
-                raise worker.failure() from None
+            done.extend(_receive_all(busy[connection]))  # pyright: ignore[reportArgumentType]
         return done
 
     def close(self) -> None:
@@ -214,12 +213,20 @@ class WorkerPool:
             worker.stop()
 
 
-def _receive(worker: _Worker) -> Completed:
-    slot, result, failure = worker.connection.recv()
-    job = worker.pending.pop(slot)
-    if failure is not None:
-        raise WorkerError(f"{job.describe()} failed in worker process {worker.process.pid}:\n{failure}")
-    return Completed(slot, job, result)
+def _receive_all(worker: _Worker) -> list[Completed]:
+    """Return all answers that have arrived from a worker."""
+    done = []
+    try:
+        while worker.pending and worker.connection.poll():
+            slot, result, failure = worker.connection.recv()
+            job = worker.pending.pop(slot)
+            if failure is not None:
+                number = worker.process.pid
+                raise WorkerError(f"{job.describe()} failed in worker process {number}:\n{failure}")
+            done.append(Completed(slot, job, result))
+    except (EOFError, ConnectionResetError):
+        raise worker.failure() from None
+    return done
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,201 @@
+"""Records demonstrations of scripted experts in worker processes.
+
+The expert is perturbed in a share of the episodes (DART, arXiv:1703.09327): what is executed is its action
+plus noise, what is recorded is the action it meant, so a policy that learns from it has seen how to come back
+to the path. Noise, like the scene, follows from the episode's seed. Only episodes that succeed are handed
+over. This file knows no dataset format: the caller writes what it yields.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
+from policies.spec import RobotSpec
+
+_NOISE_STREAM = 0x0DA27  # keeps the noise apart from the scene, which is drawn from the seed alone
+_JOBS_QUEUED = 2  # per worker: it goes on while the parent writes
+_JOBS_AHEAD = 5  # per worker: episodes in memory, as they are handed over in the order of the seeds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemonstrationEpisode:
+    """One successful demonstration: at each time what was seen and the action that the expert meant."""
+
+    task: str
+    seed: int
+    instruction: str
+    robot_spec: RobotSpec
+    images: Mapping[str, UInt8[np.ndarray, "time h w 3"]]  # by camera, before the action of the same time
+    states: Float32[np.ndarray, "time state"]
+    actions: Float32[np.ndarray, "time action"]
+    success: bool
+    noisy: bool  # whether the executed actions were perturbed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Demonstrate(Job):
+    task: str
+    env_config: Mapping[str, Any]
+    seed: int
+    noise_std: float
+    noise_probability: float
+    camera_names: tuple[str, ...] | None
+    extra_steps: int
+
+    def describe(self) -> str:
+        return f"demonstration of task {self.task}, seed {self.seed}"
+
+    def run(self, workspace: Workspace, slot: int) -> DemonstrationEpisode | None:
+        """Return the demonstration, or nothing when the expert failed."""
+        env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment a task
+        env.start_episode(seed=self.seed)
+        spec = env.robot_spec
+        names = spec.camera_names if self.camera_names is None else self.camera_names
+        random = np.random.default_rng([_NOISE_STREAM, self.seed])
+        noisy = bool(random.random() < self.noise_probability)
+        scale = noise_scale(spec, self.noise_std) if noisy else np.zeros(len(spec.action), np.float32)
+        images: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        states, actions = [], []
+        success, steps_left = False, env.max_steps
+        while steps_left > 0:
+            for name in names:
+                images[name].append(env.render_camera(name))
+            states.append(env.read_state())
+            clean = np.clip(env.expert_action(), spec.action_low, spec.action_high)
+            actions.append(clean)
+            noise = scale * random.standard_normal(len(scale), dtype=np.float32)
+            outcome = env.advance(np.clip(clean + noise, spec.action_low, spec.action_high))
+            steps_left -= 1
+            if outcome.success and not success:
+                success, steps_left = True, self.extra_steps
+                scale = np.zeros_like(scale)
+        if not success:
+            return None
+        return DemonstrationEpisode(
+            task=self.task,
+            seed=self.seed,
+            instruction=env.instruction,
+            robot_spec=spec,
+            images={name: np.stack(frames) for name, frames in images.items()},
+            states=np.stack(states),
+            actions=np.stack(actions),
+            success=True,
+            noisy=noisy,
+        )
+
+
+def is_gripper(spec: RobotSpec) -> Bool[np.ndarray, " action"]:
+    """Return which action channels move a gripper, by their names."""
+    return np.array(["gripper" in name for name in spec.action_names])
+
+
+def noise_scale(spec: RobotSpec, noise_std: float) -> Float32[np.ndarray, " action"]:
+    """Return the standard deviation of the noise in the units of each action channel; none on a gripper.
+
+    Args:
+        spec: whose action ranges scale the noise.
+        noise_std: share of half the range of a channel.
+    """
+    half_range = (spec.action_high - spec.action_low) / 2
+    return (noise_std * half_range * ~is_gripper(spec)).astype(np.float32)
+
+
+def collect_episodes(
+    env_configs: Mapping[str, Mapping[str, Any]],
+    seeds_by_task: Mapping[str, Sequence[int]],
+    *,
+    noise_std: float,
+    noise_probability: float,
+    num_workers: int,
+    camera_names: Sequence[str] | None = None,
+    extra_steps: int = 0,
+    on_failure: Callable[[str, int], None] | None = None,
+    env_factory: str = MAKE_ENV,
+) -> Iterator[DemonstrationEpisode]:
+    """Record one demonstration a seed; tasks take turns, and the order does not depend on the workers.
+
+    Args:
+        env_configs: environment configuration by task.
+        seeds_by_task: seeds of the episodes by task, a subset of the tasks of `env_configs`.
+        noise_std: standard deviation of the action noise, as a share of half of each channel's range.
+        noise_probability: share of the episodes that are perturbed.
+        num_workers: recording processes; about one a core.
+        camera_names: cameras to record; all of the robot spec when left out.
+        extra_steps: control periods to record after success, without noise.
+        on_failure: called with task and seed of each episode in which the expert failed.
+        env_factory: ``module:function`` that makes an environment from a configuration.
+
+    Raises:
+        ValueError: a task has no configuration, or a noise setting is out of range.
+        WorkerError: an environment raised or a worker died; the message tells task and seed.
+    """
+    unknown = sorted(set(seeds_by_task) - set(env_configs))
+    if unknown:
+        raise ValueError(f"tasks {unknown} have seeds but no env config; there are {sorted(env_configs)}")
+    if not (noise_std >= 0 and 0 <= noise_probability <= 1 and extra_steps >= 0):
+        raise ValueError(
+            f"noise_std={noise_std}, noise_probability={noise_probability}, extra_steps={extra_steps}; "
+            "need noise_std >= 0, noise_probability in [0, 1], extra_steps >= 0"
+        )
+    jobs = [
+        _Demonstrate(
+            task=task,
+            env_config=env_configs[task],
+            seed=seed,
+            noise_std=noise_std,
+            noise_probability=noise_probability,
+            camera_names=None if camera_names is None else tuple(camera_names),
+            extra_steps=extra_steps,
+        )
+        for task, seed in _taking_turns(seeds_by_task)
+    ]
+    yield from _in_order(jobs, num_workers, len(env_configs), env_factory, on_failure)
+
+
+def _taking_turns(seeds_by_task: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    for index in range(max(map(len, seeds_by_task.values()), default=0)):
+        for task, seeds in seeds_by_task.items():
+            if index < len(seeds):
+                yield task, seeds[index]
+
+
+def _in_order(
+    jobs: Sequence[_Demonstrate],
+    num_workers: int,
+    num_tasks: int,
+    env_factory: str,
+    on_failure: Callable[[str, int], None] | None,
+) -> Iterator[DemonstrationEpisode]:
+    """Run the jobs on all workers and yield in the order of the jobs, few of them ahead of time."""
+    num_workers = min(num_workers, len(jobs))
+    if num_workers < 1:
+        return
+    finished: dict[int, DemonstrationEpisode | None] = {}  # by position in `jobs`
+    given = 0  # jobs[:given] have been handed to workers
+    pool = WorkerPool(
+        num_workers=num_workers,
+        slots_per_worker=_JOBS_QUEUED,
+        envs_per_worker=num_tasks,
+        env_factory=env_factory,
+    )
+    with pool:
+        idle = list(range(pool.num_slots))[::-1]
+        at = dict.fromkeys(idle, -1)  # slot to position
+        for position, job in enumerate(jobs):
+            while position not in finished:
+                while idle and given < min(len(jobs), position + num_workers * _JOBS_AHEAD):
+                    at[idle[-1]] = given
+                    pool.submit(idle.pop(), jobs[given])
+                    given += 1
+                for slot, _, episode in pool.completed():
+                    finished[at[slot]] = episode
+                    idle.append(slot)
+            episode = finished.pop(position)
+            if episode is not None:
+                yield episode
+            elif on_failure is not None:
+                on_failure(job.task, job.seed)
