@@ -17,7 +17,7 @@ KeyValue = tuple[Tensor, Tensor]  # keys and values, each [batch heads seen head
 class Attention(nn.Module):
     """Attention from a block of new tokens to the tokens already seen and to themselves."""
 
-    def __init__(self, *, width: int, num_heads: int):
+    def __init__(self, *, width: int, num_heads: int) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is no multiple of num_heads {num_heads}; change conf/model")

@@ -1,7 +1,7 @@
 """Greedy decoding of action bins, in one pass or token by token with a key-value cache.
 
-Illegal bins have probability 0 at every position, so no sequence can be malformed. Written without data-dependent
-control flow, so that both decodings export to one graph. Knows nothing of units.
+Illegal bins have probability 0 at every position, so no sequence can be malformed. Written without
+data-dependent control flow, so that both decodings export to one graph. Knows nothing of units.
 """
 
 import torch

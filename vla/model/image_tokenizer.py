@@ -17,10 +17,14 @@ PATCH = 16  # pixels a side of one token
 class ImageTokenizer(nn.Module):
     """Frames uint8 [batch images h w 3] to tokens [batch images*patches width], with learned positions."""
 
-    def __init__(self, *, num_images: int, image_size: int, width: int, stem_channels: tuple[int, int]):
+    def __init__(
+        self, *, num_images: int, image_size: int, width: int, stem_channels: tuple[int, int]
+    ) -> None:
         super().__init__()
         if image_size % PATCH:
-            raise ValueError(f"image_size {image_size} is no multiple of {PATCH}; change conf/env or conf/robot")
+            raise ValueError(
+                f"image_size {image_size} is no multiple of {PATCH}; change conf/env or conf/robot"
+            )
         first, second = stem_channels
         self.image_size = image_size
         self.num_patches = (image_size // PATCH) ** 2

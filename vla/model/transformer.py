@@ -1,4 +1,4 @@
-"""A pre-norm transformer trunk that runs in two passes: first the prefix, then a suffix that looks back at it.
+"""A pre-norm transformer trunk in two passes: first the prefix, then a suffix that looks back at it.
 
 Running the suffix apart gives prefix-LM attention without a mask over the prefix, skips the last block's work
 for prefix tokens whose output nobody reads, and is the key-value cache of autoregressive decoding.
@@ -15,7 +15,7 @@ from vla.model.attention import Attention, KeyValue
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation with a learned gain (arXiv:1910.07467)."""
 
-    def __init__(self, *, width: int):
+    def __init__(self, *, width: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """Attention and a squared-ReLU MLP (arXiv:2109.08668), each on a residual branch."""
 
-    def __init__(self, *, width: int, num_heads: int, mlp_ratio: int):
+    def __init__(self, *, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(width=width)
         self.attention = Attention(width=width, num_heads=num_heads)
@@ -60,9 +60,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks; `read` takes the prefix in, `write` runs suffix tokens that look at all that was read."""
+    """`depth` blocks; `read` takes the prefix in, `write` runs suffix tokens that look back at it."""
 
-    def __init__(self, *, width: int, depth: int, num_heads: int, mlp_ratio: int = 4):
+    def __init__(self, *, width: int, depth: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             Block(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)

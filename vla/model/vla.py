@@ -22,15 +22,17 @@ from vla.model.transformer import Transformer
 
 DECODINGS = ("parallel", "autoregressive")
 STATE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
-ILLEGAL = -1e9  # logit of a bin that may not be used: probability 0, and finite, so that 0 * ILLEGAL is no NaN
+ILLEGAL = (
+    -1e9
+)  # logit of a bin that may not be used: probability 0, and finite, so that 0 * ILLEGAL is no NaN
 
 
 class VLAModel(nn.Module):
     """A prefix-LM over image, text and state tokens with a suffix of action tokens or action queries.
 
-    Args are sizes: `vocab_size` of the shared id space, `num_bins` of an action dimension, `action_offset`, the id
-    of bin 0, `bins_per_dim`, how many bins each dimension may use, `num_images` frames (frames x cameras),
-    `stem_channels` of the image stem.
+    Args are sizes: `vocab_size` of the shared id space, `num_bins` of an action dimension, `action_offset`,
+    the id of bin 0, `bins_per_dim`, how many bins each dimension may use, `num_images` frames (frames x
+    cameras), `stem_channels` of the image stem.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class VLAModel(nn.Module):
         mlp_ratio: int = 4,
         stem_channels: tuple[int, int] = (64, 128),
         decoding: str = "parallel",
-    ):
+    ) -> None:
         super().__init__()
         if decoding not in DECODINGS:
             raise ValueError(f"decoding {decoding!r} is none of {DECODINGS}; change conf/model")
@@ -144,7 +146,8 @@ class VLAModel(nn.Module):
     ) -> Float[Tensor, "batch time action bins"]:
         """Return teacher-forced logits over the bins of every action.
 
-        `bins` are the true action bins; only autoregressive decoding looks at them, each position at the ones before.
+        `bins` are the true action bins; only autoregressive decoding looks at them, each position at those
+        before it.
         """
         cache = self.read_prefix(images, text_ids, state)
         if self.decoding == "parallel":

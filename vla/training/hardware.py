@@ -22,7 +22,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
         return torch.bfloat16, "bf16, as asked"
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (torch.bfloat16, "bf16: the GPU has it") if fast else (torch.float32, "fp32: the GPU lacks bf16")
+        return (
+            (torch.bfloat16, "bf16: the GPU has it") if fast else (torch.float32, "fp32: the GPU lacks bf16")
+        )
     flags = cpu_flags()
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
@@ -31,7 +33,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
 
 
 def choose_compile(wanted: str) -> tuple[bool, str]:
-    """Return whether to use torch.compile for "auto", "on" or "off", and a sentence for the log that says why."""
+    """Return whether to compile for "auto", "on" or "off", and a sentence for the log that says why."""
     if wanted not in ("auto", "on", "off"):
         raise ValueError(f"compile {wanted!r} is none of ('auto', 'on', 'off'); change trainer.compile")
     if wanted != "auto":
@@ -45,7 +47,7 @@ def choose_compile(wanted: str) -> tuple[bool, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the processor's feature flags as Linux names them; empty where /proc/cpuinfo is not to be had."""
+    """Return the processor's feature flags as Linux names them; empty where there is no /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return frozenset()

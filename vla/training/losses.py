@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def bin_targets(*, bins_per_dim: list[int], num_bins: int, smoothing_bins: float) -> Float[Tensor, "dim bin bin"]:
+def bin_targets(
+    *, bins_per_dim: list[int], num_bins: int, smoothing_bins: float
+) -> Float[Tensor, "dim bin bin"]:
     """Return for each dimension and true bin the target distribution: a Gaussian `smoothing_bins` wide.
 
     Neighbouring bins mean nearly the same action, which one-hot targets do not say. 0 gives one-hot targets.
@@ -32,7 +34,8 @@ def action_token_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy per action token over the steps that exist, and the share of tokens guessed right.
 
-    Chunks that run past the end of an episode are padded; `valid` is False there, and such steps carry no loss.
+    Chunks that run past the end of an episode are padded; `valid` is False there, and such steps carry no
+    loss.
     """
     dims = torch.arange(bins.shape[-1], device=bins.device)
     wanted = targets[dims, bins]  # [batch time action bins]

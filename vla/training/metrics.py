@@ -23,9 +23,9 @@ class MetricSink(Protocol):
 
 
 class JsonLinesSink:
-    """Appends one JSON object a call to a file; a resumed run drops the lines past the step it resumes from."""
+    """Appends one JSON object a call to a file; a resumed run drops the lines past its first step."""
 
-    def __init__(self, path: Path, *, resume_step: int = 0):
+    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
         self._file = path.open("w", encoding="utf-8")

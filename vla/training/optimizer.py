@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Return AdamW (arXiv:1711.05101); weight decay acts on matrices and filters, not on gains, biases, positions."""
+    """Return AdamW (arXiv:1711.05101); matrices and filters decay; gains, biases and positions do not."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float,
 
 
 def learning_rate_factor(progress: float, *, warmup: float, final: float = 0.02) -> float:
-    """Return the share of the peak learning rate at `progress` in [0, 1]: linear warm-up, then a cosine to `final`.
+    """Return the share of the peak rate at `progress` in [0, 1]: linear warm-up, then a cosine to `final`.
 
     >>> learning_rate_factor(0.05, warmup=0.1), learning_rate_factor(0.1, warmup=0.1)
     (0.5, 1.0)
@@ -41,7 +41,7 @@ class WeightAverage:
     The decay grows as (1 + n) / (10 + n) up to `decay`, so that the average forgets the random start.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float):
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"ema_decay is {decay}; it must lie in [0, 1)")
         self.decay, self.num_updates = decay, 0

@@ -1,0 +1,114 @@
+"""From windows of demonstrations to the tensors of a training step, prepared one batch ahead in a thread.
+
+Everything between data and model goes through the `Processor`, the same object that serves the policy later.
+Knows nothing of models or optimisation.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64, UInt8
+from torch import Tensor
+
+from vla.data.augment import ImageAugmentation
+from vla.data.windows import EpochSampler, Windows
+from vla.tokenizers.processor import Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step trains on. `images` are frames x cameras, in the processor's order."""
+
+    images: UInt8[Tensor, "batch images h w 3"]
+    text_ids: Int[Tensor, "batch text"]
+    state: Float[Tensor, "batch state"]
+    bins: Int[Tensor, "batch time action"]
+    valid: Bool[Tensor, "batch time"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            text_ids=self.text_ids.to(device, non_blocking=True),
+            state=self.state.to(device, non_blocking=True),
+            bins=self.bins.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+        )
+
+
+class BatchMaker:
+    """Makes batches of given windows; all randomness comes from `(seed, batch number)`."""
+
+    def __init__(
+        self, *, windows: Windows, processor: Processor, augmentation: ImageAugmentation | None, seed: int
+    ) -> None:
+        self.windows, self.processor = windows, processor
+        self.augmentation, self.seed = augmentation, seed
+        self._text_ids = processor.encode_text(windows.instructions)
+
+    def make(self, indices: Int64[np.ndarray, " batch"], *, number: int) -> Batch:
+        """Return the batch of these windows; `number` seeds its augmentation."""
+        raw = self.windows.batch(indices)
+        images = raw["images"].reshape(len(indices), -1, *raw["images"].shape[3:])
+        if self.augmentation is not None:
+            images = self.augmentation(images, np.random.default_rng((self.seed, number)))
+        return Batch(
+            images=torch.from_numpy(images),
+            text_ids=torch.from_numpy(self._text_ids[raw["instruction_index"]]),
+            state=torch.from_numpy(self.processor.encode_state(raw["state"])),
+            bins=torch.from_numpy(self.processor.encode_actions(raw["action"])),
+            valid=torch.from_numpy(raw["valid"]),
+        )
+
+
+class Prefetcher:
+    """Yields (batch, sampler state after it) while a thread prepares the next; its errors are raised here."""
+
+    def __init__(
+        self, *, maker: BatchMaker, sampler: EpochSampler, first_number: int, ahead: int = 2
+    ) -> None:
+        self._maker, self._sampler, self._number = maker, sampler, first_number
+        self._queue: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException] = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                indices = self._sampler.next_batch()
+                batch = self._maker.make(indices, number=self._number)
+                self._number += 1
+                self._put((batch, self._sampler.state()))
+        except (ValueError, OSError, RuntimeError, KeyError, IndexError) as error:
+            self._put(error)
+
+    def _put(self, item: tuple[Batch, dict[str, Any]] | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return

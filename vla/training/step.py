@@ -1,0 +1,31 @@
+"""Forward pass and loss as one module, so that they compile and distribute as one.
+
+Knows nothing of batches' origin or of optimisation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vla.model.vla import VLAModel
+from vla.training.losses import action_token_loss
+
+
+class TrainStep(nn.Module):
+    """A model with its loss under mixed precision."""
+
+    def __init__(
+        self, *, model: VLAModel, targets: Tensor, precision: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.model, self.precision, self.device_type = model, precision, device.type
+        self.targets: Tensor
+        self.register_buffer("targets", targets, persistent=False)
+
+    def forward(
+        self, images: Tensor, text_ids: Tensor, state: Tensor, bins: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return loss and token accuracy of a batch."""
+        enabled = self.precision is not torch.float32
+        with torch.autocast(self.device_type, self.precision, enabled=enabled):
+            logits = self.model(images, text_ids, state, bins)
+        return action_token_loss(logits, bins, valid, self.targets)
