@@ -1,0 +1,222 @@
+"""LeRobotDataset v3 on disk: file names, declared features, episode columns, the pandas trap of tasks.parquet.
+
+Both the writer and the reader take their names from here. It builds and parses plain dictionaries and Arrow
+schemas; of the files it opens info.json alone.
+
+    meta/info.json   meta/stats.json   meta/tasks.parquet   meta/episodes/chunk-000/file-000.parquet
+    data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
+
+Our own additions, all ignored by LeRobot: the key `vla` in info.json (robot spec, storage, recording settings),
+extra episode columns (seed, task_name, success), `stats/<camera key>/histogram`, and `.recording/` while open.
+"""
+
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from policies.spec import RobotSpec
+
+CODEBASE_VERSION = "v3.0"
+VLA_SCHEMA_VERSION = 1
+STATE_KEY = "observation.state"
+ACTION_KEY = "action"
+IMAGE_PREFIX = "observation.images."
+INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+STORAGES = ("video", "image")
+FILES_PER_CHUNK = 1000
+DATA_FILE_BYTES = 100 * 2**20  # LeRobot's data_files_size_in_mb
+VIDEO_FILE_BYTES = 200 * 2**20  # LeRobot's video_files_size_in_mb
+STAGING = ".recording"
+
+INFO_PATH = "meta/info.json"
+STATS_PATH = "meta/stats.json"
+TASKS_PATH = "meta/tasks.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+
+
+class DatasetError(ValueError):
+    """A dataset is damaged, incomplete, empty or of another kind; the message names the file and the cure."""
+
+
+def camera_key(camera: str) -> str:
+    """Return the feature name under which LeRobot keeps a camera."""
+    return IMAGE_PREFIX + camera
+
+
+def data_file(root: Path, number: int) -> Path:
+    """Return the path of data file `number`, counted from 0 across chunks."""
+    return root / DATA_PATH.format(chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK)
+
+
+def episodes_file(root: Path, number: int) -> Path:
+    """Return the path of episode metadata file `number`, counted from 0 across chunks."""
+    return root / EPISODES_PATH.format(
+        chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK
+    )
+
+
+def video_file(root: Path, camera: str, number: int) -> Path:
+    """Return the path of video file `number` of a camera, counted from 0 across chunks."""
+    return root / VIDEO_PATH.format(
+        video_key=camera_key(camera),
+        chunk_index=number // FILES_PER_CHUNK,
+        file_index=number % FILES_PER_CHUNK,
+    )
+
+
+def frame_rate(control_hz: float) -> Fraction:
+    """Return the rate in frames/s as a small fraction, which video time bases need.
+
+    Raises:
+        ValueError: the rate is no ratio of small integers, so frame times would drift.
+    """
+    rate = Fraction(control_hz).limit_denominator(1001)
+    if abs(float(rate) - control_hz) > 1e-9 * control_hz:
+        raise ValueError(
+            f"control_hz {control_hz} is no ratio of integers up to 1001; choose a rate like 20 or 12.5"
+        )
+    return rate
+
+
+def json_rate(control_hz: float) -> int | float:
+    """Return the rate as LeRobot writes it: an int whenever it is whole."""
+    return int(control_hz) if float(control_hz).is_integer() else float(control_hz)
+
+
+def camera_feature(
+    height: int, width: int, *, storage: str, control_hz: float, encoder: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the `features` entry of one camera; `encoder` holds the settings g, crf and preset."""
+    feature: dict[str, Any] = {
+        "dtype": storage,
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channel"],
+    }
+    if storage == "video":
+        feature["info"] = {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": "h264",
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "video.fps": json_rate(control_hz),
+            "video.channels": 3,
+            "has_audio": False,
+            **{f"video.{key}": value for key, value in encoder.items()},
+            "video.video_backend": "pyav",
+        }
+    return feature
+
+
+def declare_features(spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return info.json's `features`: the user's first, then the five index columns, as LeRobot orders them."""
+    features: dict[str, Any] = {
+        STATE_KEY: {"dtype": "float32", "shape": [len(spec.state)], "names": list(spec.state_names)},
+        ACTION_KEY: {"dtype": "float32", "shape": [len(spec.action)], "names": list(spec.action_names)},
+    }
+    for camera in spec.cameras:
+        features[camera_key(camera.name)] = camera_feature(
+            camera.height, camera.width, storage=storage, control_hz=spec.control_hz, encoder=encoder
+        )
+    for key in INDEX_KEYS:
+        dtype = "float32" if key == "timestamp" else "int64"
+        features[key] = {"dtype": dtype, "shape": [1], "names": None}
+    return features
+
+
+def new_info(
+    spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any], extra_info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return info.json of a dataset without episodes."""
+    return {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": spec.name,
+        "total_episodes": 0,
+        "total_frames": 0,
+        "total_tasks": 0,
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": DATA_FILE_BYTES // 2**20,
+        "video_files_size_in_mb": VIDEO_FILE_BYTES // 2**20,
+        "fps": json_rate(spec.control_hz),
+        "splits": {"train": "0:0"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if storage == "video" else None,
+        "features": declare_features(spec, storage=storage, encoder=encoder),
+        "vla": {
+            "schema_version": VLA_SCHEMA_VERSION,
+            "robot_spec": spec.to_json(),
+            "storage": storage,
+            "extra_info": dict(extra_info),
+        },
+    }
+
+
+def numeric_type(width: int) -> pa.DataType:
+    """Return the column type of a float feature; LeRobot keeps features of shape (1,) as plain scalars."""
+    return pa.float32() if width == 1 else pa.list_(pa.float32(), width)
+
+
+def data_schema(spec: RobotSpec, *, storage: str) -> pa.Schema:
+    """Return the schema of the data files."""
+    fields = [
+        pa.field(STATE_KEY, numeric_type(len(spec.state))),
+        pa.field(ACTION_KEY, numeric_type(len(spec.action))),
+    ]
+    if storage == "image":
+        picture = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+        fields += [pa.field(camera_key(name), picture) for name in spec.camera_names]
+    fields += [pa.field(key, pa.float32() if key == "timestamp" else pa.int64()) for key in INDEX_KEYS]
+    return pa.schema(fields)
+
+
+def tasks_table(tasks: list[str]) -> pa.Table:
+    """Return tasks.parquet: `task` must be the pandas index, or LeRobot returns integers for instructions."""
+
+    def column(name: str, kind: str, dtype: str) -> dict[str, Any]:
+        return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [
+            {
+                "name": None,
+                "field_name": None,
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+                "metadata": {"encoding": "UTF-8"},
+            }
+        ],
+        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.3.3",
+    }
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(tasks)), pa.int64()),
+            "task": pa.array(tasks, pa.string()),
+        }
+    )
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """Return info.json.
+
+    Raises:
+        DatasetError: it is missing or no JSON.
+    """
+    path = root / INFO_PATH
+    if not path.is_file():
+        raise DatasetError(
+            f"{root} is no LeRobotDataset: {path} is missing; give the directory that holds meta/"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged, it is no JSON ({error}); restore it from a copy") from error

@@ -1,0 +1,244 @@
+"""Opens LeRobotDataset v3, ours or LeRobot's: numbers as contiguous arrays loaded once, frames decoded on demand.
+
+Everything is checked when it is opened, so a damaged dataset fails before a training run starts. Quantiles are
+recomputed, as those in LeRobot's stats.json are averages over episodes. It knows nothing about windows or batches.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image
+
+from policies.spec import RobotSpec
+from vla.data import tables
+from vla.data.layout import (
+    ACTION_KEY,
+    DATA_PATH,
+    STAGING,
+    STATE_KEY,
+    VIDEO_PATH,
+    DatasetError,
+    camera_key,
+    read_info,
+)
+from vla.data.statistics import numeric_statistics
+from vla.data.video import check_mp4, decode_frames
+
+TOLERANCE_IN_PERIODS = 0.25  # a frame counts as the one at a timestamp within this share of a frame period
+
+
+class Dataset:
+    """A LeRobotDataset v3, read-only: N frames in E episodes.
+
+    Args:
+        root: the directory that holds `meta/`.
+        robot_spec: needed for datasets that LeRobot wrote, which do not say what their numbers mean (see
+            `vla.data.foreign.derive_robot_spec`); compared with the stored one in our own datasets.
+
+    Raises:
+        DatasetError: files are missing, truncated or inconsistent, numbers are not finite, or there is no
+            episode.
+        SpecMismatch: `robot_spec` is not that of the dataset.
+    """
+
+    def __init__(self, root: Path | str, *, robot_spec: RobotSpec | None = None) -> None:
+        self.root = Path(root)
+        self.info = read_info(self.root)
+        tables.check_version(self.root, self.info)
+        _refuse_unfinished(self.root)
+        self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
+        if self.info["total_episodes"] == 0:
+            raise DatasetError(f"{self.root} is empty: it has no episode; record some first")
+        self.episodes = tables.read_episodes(self.root, self.info["total_episodes"])
+        self._load_numbers()
+        self.instructions = tables.read_instructions(self.root)
+        absent = set(np.unique(self.task_index).tolist()) - set(range(len(self.instructions)))
+        if absent:
+            raise DatasetError(
+                f"{self.root}: task_index {sorted(absent)} in data/ has no line in meta/tasks.parquet, which has "
+                f"{len(self.instructions)}; restore that file"
+            )
+        for camera in self.robot_spec.camera_names:
+            if self.storage(camera) == "video":
+                for path in dict.fromkeys(self._video_paths(camera)):
+                    check_mp4(path)
+
+    @property
+    def num_frames(self) -> int:
+        """N, over all episodes."""
+        return len(self.states)
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_starts)
+
+    @property
+    def episode_extra(self) -> dict[str, list[Any]]:
+        """The additional episode columns (seed, task_name, success), each [E]; empty in LeRobot's own."""
+        return {name: self.episodes[name].to_pylist() for name in tables.extra_columns(self.episodes)}
+
+    def storage(self, camera: str) -> str:
+        """Return ``"video"`` or ``"image"``."""
+        return self.info["features"][camera_key(camera)]["dtype"]
+
+    def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dims"]]]:
+        """Return exact min, max, mean, std, q01, q10, q50, q90 and q99 of `observation.state` and `action`."""
+        return {STATE_KEY: numeric_statistics(self.states), ACTION_KEY: numeric_statistics(self.actions)}
+
+    def content_hash(self) -> str:
+        """Return a sha256 over names, sizes and bytes of info.json and of every parquet and mp4 file."""
+        digest = hashlib.sha256()
+        paths = [path for path in self.root.rglob("*") if path.suffix in (".parquet", ".mp4")]
+        for path in sorted([*paths, self.root / "meta/info.json"]):
+            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def frames(self, camera: str, start: int, stop: int) -> UInt8[np.ndarray, "frames h w 3"]:
+        """Decode the frames `start` to `stop` (exclusive, counted over the whole dataset) of one camera.
+
+        Raises:
+            DatasetError: a file is damaged or a frame is missing.
+            ValueError: the camera or the range does not exist.
+        """
+        if camera not in self.robot_spec.camera_names:
+            raise ValueError(f"camera {camera!r} is none of {list(self.robot_spec.camera_names)}")
+        if not 0 <= start < stop <= self.num_frames:
+            raise ValueError(f"frames [{start}, {stop}) do not lie within [0, {self.num_frames})")
+        spec = next(spec for spec in self.robot_spec.cameras if spec.name == camera)
+        images = np.empty((stop - start, spec.height, spec.width, 3), dtype=np.uint8)
+        if self.storage(camera) == "video":
+            self._read_video(camera, start, images)
+        else:
+            self._read_pictures(camera, start, images)
+        return images
+
+    def _load_numbers(self) -> None:
+        self._data_files = tables.data_files(self.root, self.episodes, self.info.get("data_path", DATA_PATH))
+        numbers = tables.read_numbers(
+            self._data_files, self.info["total_episodes"], self.robot_spec, self.info["fps"]
+        )
+        self.states: Float32[np.ndarray, "N state"] = numbers.states
+        self.actions: Float32[np.ndarray, "N action"] = numbers.actions
+        self.task_index: Int64[np.ndarray, " N"] = numbers.task_index
+        self.episode_index: Int64[np.ndarray, " N"] = numbers.episode_index
+        self._timestamps = numbers.timestamps
+        self._rows_per_file = numbers.rows_per_file
+        self.episode_starts, self.episode_lengths = tables.episode_bounds(
+            self.root, self.episodes, self.episode_index
+        )
+        for array in (self.states, self.actions, self.task_index, self.episode_index):
+            array.setflags(write=False)
+
+    def _video_paths(self, camera: str) -> list[Path]:
+        """Return the video file of every episode."""
+        key, pattern = camera_key(camera), self.info.get("video_path") or VIDEO_PATH
+        names = (f"videos/{key}/chunk_index", f"videos/{key}/file_index", f"videos/{key}/from_timestamp")
+        missing = [name for name in names if name not in self.episodes.column_names]
+        if missing:
+            raise DatasetError(f"{self.root}/meta/episodes lacks the columns {missing} of a video camera")
+        chunks, files = (self.episodes[name].to_pylist() for name in names[:2])
+        return [
+            self.root / pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+            for chunk, file in zip(chunks, files, strict=True)
+        ]
+
+    def _read_video(self, camera: str, start: int, images: np.ndarray) -> None:
+        """Fill `images`; neighbouring episodes in one file are decoded in one pass."""
+        offsets = self.episodes[f"videos/{camera_key(camera)}/from_timestamp"].to_numpy()
+        paths = self._video_paths(camera)
+        stop = start + len(images)
+        period = 1.0 / float(self.info["fps"])
+        begin = start
+        while begin < stop:
+            first = last = int(self.episode_index[begin])
+            while (
+                last + 1 < self.num_episodes
+                and self.episode_starts[last + 1] < stop
+                and paths[last + 1] == paths[first]
+                and offsets[last + 1] > offsets[last]
+            ):
+                last += 1
+            end = min(stop, int(self.episode_starts[last] + self.episode_lengths[last]))
+            times = offsets[self.episode_index[begin:end]] + self._timestamps[begin:end]
+            images[begin - start : end - start] = decode_frames(
+                paths[first],
+                times,
+                height=images.shape[1],
+                width=images.shape[2],
+                tolerance_s=TOLERANCE_IN_PERIODS * period,
+            )
+            begin = end
+
+    def _read_pictures(self, camera: str, start: int, images: np.ndarray) -> None:
+        """Fill `images` from the row groups that hold them."""
+        key, stop, row = camera_key(camera), start + len(images), 0
+        for path, num_rows in zip(self._data_files, self._rows_per_file, strict=True):
+            if row < stop and row + num_rows > start:
+                with tables.open_parquet(path) as file:
+                    position = row
+                    for group in range(file.num_row_groups):
+                        length = file.metadata.row_group(group).num_rows
+                        if position < stop and position + length > start:
+                            column = _read_pictures_column(path, file, group, key)
+                            for i in range(max(start, position), min(stop, position + length)):
+                                picture = column[i - position].as_py()
+                                images[i - start] = _decode_picture(path, i, picture, images.shape[1:])
+                        position += length
+            row += num_rows
+
+
+def _read_pictures_column(path: Path, file: pq.ParquetFile, group: int, key: str) -> pa.ChunkedArray:
+    try:
+        return file.read_row_group(group, columns=[f"{key}.bytes"])[key]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DatasetError(f"data file {path} is damaged ({error}); restore it from a copy") from error
+
+
+def _decode_picture(path: Path, index: int, picture: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if picture is None or picture["bytes"] is None:
+        raise DatasetError(f"data file {path} holds no image bytes for frame {index}; embed the images in it")
+    try:
+        with Image.open(io.BytesIO(picture["bytes"])) as opened:
+            image = np.asarray(opened.convert("RGB"))
+    except OSError as error:
+        raise DatasetError(
+            f"the image of frame {index} in {path} is damaged ({error}); restore the file from a copy"
+        ) from error
+    if image.shape != shape:
+        raise DatasetError(
+            f"the image of frame {index} in {path} is {image.shape}, but info.json says {shape}"
+        )
+    return image
+
+
+def _refuse_unfinished(root: Path) -> None:
+    waiting = len(list((root / STAGING).glob("episode-*.parquet")))
+    if waiting:
+        raise DatasetError(
+            f"the recording of {root} is running or was interrupted: {waiting} finished episodes are not laid out "
+            "yet. Resume it, or call vla.data.writer.finish_recording on it"
+        )
+
+
+def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) -> RobotSpec:
+    """Return the robot spec, which a dataset of ours stores and a foreign one must be given."""
+    stored = RobotSpec.from_json(info["vla"]["robot_spec"]) if "vla" in info else None
+    if stored is not None and given is not None:
+        given.require_same(stored, mine="the given robot spec", theirs=f"dataset {root}")
+    spec = stored or given
+    if spec is None:
+        raise DatasetError(
+            f"{root} was not written by this program and does not say what its numbers mean; pass robot_spec=, "
+            "for example the one of vla.data.foreign.derive_robot_spec"
+        )
+    tables.check_features(root, info, spec)
+    return spec

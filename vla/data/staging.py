@@ -1,0 +1,118 @@
+"""One finished episode in one file: what a recording keeps until `close` lays it out as LeRobotDataset v3.
+
+A single file is written, flushed and renamed, so an episode is saved wholly or not at all. The file is parquet of
+one row with page checksums; it holds numbers as little-endian bytes, and mp4 or PNG bytes a camera.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from policies.spec import RobotSpec
+from vla.data.layout import STAGING, DatasetError
+from vla.files import atomic_write_bytes
+
+# What may hold the value of an extra column; JSON and Arrow agree on these.
+EXTRA_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+Extra = dict[str, bool | int | float | str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagedEpisode:
+    """A finished episode: T frames."""
+
+    task: str  # the instruction
+    extra: Extra  # extra columns of meta/episodes
+    states: Float32[np.ndarray, "time state"]
+    actions: Float32[np.ndarray, "time action"]
+    media: dict[str, list[bytes]]  # by camera: one mp4 file (video storage), or T PNG files
+    histograms: dict[str, Int64[np.ndarray, "3 256"]]  # by camera: counts of the values of every channel
+
+
+def staged_path(root: Path, episode_index: int) -> Path:
+    """Return where the episode waits for `close`."""
+    return root / STAGING / f"episode-{episode_index:06d}.parquet"
+
+
+def staged_indices(root: Path) -> list[int]:
+    """Return the indices of the waiting episodes, ascending."""
+    return sorted(
+        int(path.stem.removeprefix("episode-")) for path in (root / STAGING).glob("episode-*.parquet")
+    )
+
+
+def write_staged(path: Path, episode: StagedEpisode) -> None:
+    """Save an episode durably.
+
+    Raises:
+        OSError: the disk is full, for example; nothing was written.
+    """
+    cameras = list(episode.media)
+    row = {
+        "episode": json.dumps(
+            {
+                "task": episode.task,
+                "extra": episode.extra,
+                "cameras": cameras,
+                "num_frames": len(episode.states),
+            }
+        ),
+        "states": episode.states.astype("<f4").tobytes(),
+        "actions": episode.actions.astype("<f4").tobytes(),
+        **{f"media/{name}": episode.media[name] for name in cameras},
+        **{f"histogram/{name}": episode.histograms[name].astype("<i8").tobytes() for name in cameras},
+    }
+    types = {name: pa.large_list(pa.large_binary()) for name in row if name.startswith("media/")}
+    columns = {
+        name: pa.array([value], types.get(name, pa.string() if name == "episode" else pa.large_binary()))
+        for name, value in row.items()
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table(columns), sink, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    atomic_write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_header(path: Path) -> tuple[Extra, int]:
+    """Return the extra columns and the number of frames of a staged episode, without loading its frames."""
+    header = json.loads(_read_row(path, ["episode"])["episode"])
+    return header["extra"], header["num_frames"]
+
+
+def read_staged(path: Path, spec: RobotSpec) -> StagedEpisode:
+    """Load a staged episode.
+
+    Raises:
+        DatasetError: the file is damaged; the message tells how to go on without it.
+    """
+    row = _read_row(path, None)
+    header = json.loads(row["episode"])
+    return StagedEpisode(
+        task=header["task"],
+        extra=header["extra"],
+        states=np.frombuffer(row["states"], "<f4").reshape(-1, len(spec.state)).astype(np.float32),
+        actions=np.frombuffer(row["actions"], "<f4").reshape(-1, len(spec.action)).astype(np.float32),
+        media={name: row[f"media/{name}"] for name in header["cameras"]},
+        histograms={
+            name: np.frombuffer(row[f"histogram/{name}"], "<i8").reshape(3, 256).astype(np.int64)
+            for name in header["cameras"]
+        },
+    )
+
+
+def _read_row(path: Path, columns: list[str] | None) -> dict[str, Any]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=columns).to_pylist()[0]
+    except (pa.ArrowException, OSError, IndexError) as error:
+        raise DatasetError(
+            f"recorded episode {path} is damaged ({error}); delete it and every episode-*.parquet with a higher "
+            "number beside it, then resume the recording"
+        ) from error

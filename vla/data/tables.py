@@ -1,0 +1,266 @@
+"""The parquet side of reading LeRobotDataset v3: episodes, instructions and numbers, checked and as arrays.
+
+It accepts what LeRobot and its converters were seen to write: several files, list or fixed-size-list or plain
+columns, float64, and an instruction index called `task` or unnamed. It decodes no images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Float64, Int64
+
+from policies.spec import RobotSpec
+from vla.data.layout import ACTION_KEY, STATE_KEY, TASKS_PATH, DatasetError, camera_key
+
+_OFFICIAL_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
+_CURE = "restore it from a copy, or record or download the dataset again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """The numeric columns of all data files, N rows."""
+
+    states: Float32[np.ndarray, "N state"]
+    actions: Float32[np.ndarray, "N action"]
+    timestamps: Float64[np.ndarray, " N"]  # from the start of the episode [s]
+    episode_index: Int64[np.ndarray, " N"]
+    task_index: Int64[np.ndarray, " N"]
+    rows_per_file: list[int]
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Raises:
+        DatasetError: it is missing, truncated or damaged.
+    """
+    if not path.is_file():
+        raise DatasetError(f"file {path} is missing; {_CURE}")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"file {path} is truncated or damaged ({error}); {_CURE}") from error
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read columns of a parquet file.
+
+    Raises:
+        DatasetError: it is missing, truncated or damaged, or lacks a column.
+    """
+    with open_parquet(path) as file:
+        missing = [name for name in columns or () if name not in file.schema_arrow.names]
+        if missing:
+            raise DatasetError(f"file {path} lacks the columns {missing}; it has {file.schema_arrow.names}")
+        try:
+            return file.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"file {path} is damaged ({error}); {_CURE}") from error
+
+
+def check_version(root: Path, info: dict[str, Any]) -> None:
+    """Raise `DatasetError` unless info.json is that of format v3 and has the keys that reading needs."""
+    version = str(info.get("codebase_version"))
+    if not version.startswith("v3."):
+        raise DatasetError(
+            f"{root} has format {version!r}; this program reads v3.0. LeRobot converts v2.1 datasets with "
+            "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
+        )
+    missing = [key for key in ("features", "fps", "total_episodes") if key not in info]
+    if missing:
+        raise DatasetError(f"{root}/meta/info.json lacks {missing}; {_CURE}")
+
+
+def check_features(root: Path, info: dict[str, Any], spec: RobotSpec) -> None:
+    """Raise `DatasetError` unless the dataset has the cameras, sizes, dimensions and rate of the spec."""
+    features, faults = info["features"], []
+    for key, channels in ((STATE_KEY, spec.state), (ACTION_KEY, spec.action)):
+        shape = features.get(key, {}).get("shape")
+        if shape is None or list(shape) != [len(channels)]:
+            faults.append(f"{key} has shape {shape}, the spec {[len(channels)]}")
+    for camera in spec.cameras:
+        shape = features.get(camera_key(camera.name), {}).get("shape")
+        if shape is None or list(shape) != [camera.height, camera.width, 3]:
+            faults.append(
+                f"{camera_key(camera.name)} has {shape}, the spec {[camera.height, camera.width, 3]}"
+            )
+    if float(info["fps"]) != spec.control_hz:
+        faults.append(f"fps is {info['fps']}, control_hz {spec.control_hz}")
+    if faults:
+        listing = "\n  ".join(faults)
+        raise DatasetError(
+            f"{root} does not fit robot spec {spec.name!r}; it has the features {sorted(features)}:\n  {listing}"
+        )
+
+
+def read_episodes(root: Path, total_episodes: int) -> pa.Table:
+    """Return meta/episodes without its statistics, one row an episode, in order.
+
+    Raises:
+        DatasetError: files or rows are missing.
+    """
+    folder = root / "meta/episodes"
+    paths = sorted(folder.glob("chunk-*/file-*.parquet"))
+    if not paths:
+        raise DatasetError(f"{folder} holds no chunk-*/file-*.parquet; {_CURE}")
+    parts = []
+    for path in paths:
+        with open_parquet(path) as file:
+            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+        parts.append(read_table(path, names))
+    try:
+        episodes = pa.concat_tables(parts, promote_options="permissive").sort_by("episode_index")
+    except pa.ArrowException as error:
+        raise DatasetError(f"the files in {folder} do not fit together ({error})") from error
+    numbers = episodes["episode_index"].to_pylist()
+    if numbers[:total_episodes] != list(range(total_episodes)):
+        raise DatasetError(
+            f"{folder} describes {len(numbers)} episodes, meta/info.json says {total_episodes}, numbered from 0; "
+            f"one of them is incomplete: {_CURE}"
+        )
+    return episodes.slice(0, total_episodes).combine_chunks()
+
+
+def extra_columns(episodes: pa.Table) -> list[str]:
+    """Return the names of columns that format v3 does not define."""
+    return [name for name in episodes.column_names if "/" not in name and name not in _OFFICIAL_COLUMNS]
+
+
+def read_instructions(root: Path) -> list[str]:
+    """Return the instructions of tasks.parquet by task_index; indices without a line give an empty string.
+
+    The text stands in a column `task`, or `__index_level_0__` when the pandas index had no name.
+    """
+    table = read_table(root / TASKS_PATH)
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    name = next((name for name in ("task", "__index_level_0__") if name in texts), None)
+    if name is None or "task_index" not in table.column_names:
+        raise DatasetError(
+            f"{root / TASKS_PATH} has the columns {table.column_names}; it needs task_index and the text `task`"
+        )
+    by_index = dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    return [by_index.get(index) or "" for index in range(max(by_index, default=-1) + 1)]
+
+
+def data_files(root: Path, episodes: pa.Table, pattern: str) -> list[Path]:
+    """Return the data files in order; those that meta/episodes names, or all that there are."""
+    names = ("data/chunk_index", "data/file_index")
+    if all(name in episodes.column_names for name in names):
+        pairs = zip(*(episodes[name].to_pylist() for name in names), strict=True)
+        return [
+            root / pattern.format(chunk_index=chunk, file_index=file) for chunk, file in dict.fromkeys(pairs)
+        ]
+    paths = sorted((root / "data").glob("chunk-*/file-*.parquet"))
+    if not paths:
+        raise DatasetError(f"{root / 'data'} holds no chunk-*/file-*.parquet; {_CURE}")
+    return paths
+
+
+def read_numbers(paths: Sequence[Path], total_episodes: int, spec: RobotSpec, fps: float) -> Numbers:
+    """Load the numeric columns of all data files and check them.
+
+    Raises:
+        DatasetError: a file is damaged, or holds NaN or infinite states or actions; the message says where.
+    """
+    columns = [STATE_KEY, ACTION_KEY, "episode_index", "task_index"]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in [*columns, "timestamp"]}
+    rows_per_file = []
+    for path in paths:
+        with open_parquet(path) as file:
+            with_time = "timestamp" in file.schema_arrow.names
+        table = read_table(path, [*columns, "timestamp"] if with_time else columns)
+        episode_index = _integers(path, table, "episode_index")
+        rows_per_file.append(len(table))
+        parts["episode_index"].append(episode_index)
+        parts["task_index"].append(_integers(path, table, "task_index"))
+        for key, names in ((STATE_KEY, spec.state_names), (ACTION_KEY, spec.action_names)):
+            parts[key].append(_float_matrix(path, table, key, names, episode_index))
+        if with_time:
+            parts["timestamp"].append(table["timestamp"].to_numpy().astype(np.float64))
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
+    episode_index = joined["episode_index"]
+    if "timestamp" not in joined or len(joined["timestamp"]) != len(episode_index):
+        starts = np.searchsorted(episode_index, episode_index, side="left")
+        joined["timestamp"] = (np.arange(len(episode_index)) - starts) / float(fps)
+    count = int(np.searchsorted(episode_index, total_episodes))
+    return Numbers(
+        states=joined[STATE_KEY][:count],
+        actions=joined[ACTION_KEY][:count],
+        timestamps=joined["timestamp"][:count],
+        episode_index=episode_index[:count],
+        task_index=joined["task_index"][:count],
+        rows_per_file=rows_per_file,
+    )
+
+
+def episode_bounds(
+    root: Path, episodes: pa.Table, episode_index: Int64[np.ndarray, " N"]
+) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"]]:
+    """Return the first frame and the length of every episode, counted from the data itself.
+
+    Raises:
+        DatasetError: the data is out of order, or has other lengths than meta/episodes says.
+    """
+    if np.any(np.diff(episode_index) < 0):
+        row = int(np.argmax(np.diff(episode_index) < 0)) + 1
+        raise DatasetError(f"{root}/data is out of order: episode_index falls at row {row}; {_CURE}")
+    count = len(episodes)
+    starts = np.searchsorted(episode_index, np.arange(count), side="left").astype(np.int64)
+    lengths = np.searchsorted(episode_index, np.arange(count), side="right").astype(np.int64) - starts
+    expected = episodes["length"].to_numpy() if "length" in episodes.column_names else lengths
+    wrong = np.flatnonzero((lengths != expected) | (lengths == 0))
+    if wrong.size:
+        i = int(wrong[0])
+        raise DatasetError(
+            f"episode {i} of {root} has {lengths[i]} frames in data/ but {expected[i]} in meta/episodes; {_CURE}"
+        )
+    return starts, lengths
+
+
+def _integers(path: Path, table: pa.Table, key: str) -> np.ndarray:
+    column = table[key]
+    if column.null_count or not pa.types.is_integer(column.type):
+        raise DatasetError(
+            f"column {key} of {path} is {column.type} with {column.null_count} nulls; want int64"
+        )
+    return column.to_numpy().astype(np.int64)
+
+
+def _float_matrix(
+    path: Path, table: pa.Table, key: str, names: Sequence[str], episode_index: np.ndarray
+) -> np.ndarray:
+    """Return a float column as float32 [rows, len(names)]."""
+    column = table[key].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    values = column.flatten() if nested or pa.types.is_fixed_size_list(column.type) else column
+    if column.null_count or values.null_count or not pa.types.is_floating(values.type):
+        raise DatasetError(
+            f"column {key} of {path} is {column.type}, with nulls or not of floats; want float32"
+        )
+    if len(values) != len(table) * len(names):
+        raise DatasetError(
+            f"column {key} of {path} has {len(values)} numbers in {len(table)} rows; expected {len(names)} a row: "
+            f"{list(names)}"
+        )
+    matrix = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), len(names))
+    bad = np.argwhere(~np.isfinite(matrix))
+    if bad.size:
+        row, channel = bad[0]
+        episode = int(episode_index[row])
+        frame = int(row) - int(np.argmax(episode_index == episode))
+        raise DatasetError(
+            f"{key} of {path} is {matrix[row, channel]} in {names[channel]!r} at frame {frame} of episode "
+            f"{episode} ({len(bad)} such values); record that episode again or remove it"
+        )
+    return matrix

@@ -1,0 +1,341 @@
+"""Records episodes as LeRobotDataset v3, in a streaming way: video is encoded while the robot moves.
+
+`save_episode` makes the episode durable in one file under `.recording/`; `close` lays all of them out as v3. A
+process that is killed keeps every saved episode, and the next `DatasetWriter` on the same directory resumes.
+Nothing here reads frames back.
+"""
+
+import errno
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from policies.spec import RobotSpec
+from vla.data import layout
+from vla.data.checks import check_image, check_recordable, check_vector
+from vla.data.consolidate import consolidate
+from vla.data.layout import DatasetError, read_info
+from vla.data.lock import DirectoryLock
+from vla.data.staging import (
+    EXTRA_TYPES,
+    Extra,
+    StagedEpisode,
+    read_header,
+    staged_indices,
+    staged_path,
+    write_staged,
+)
+from vla.data.statistics import image_histogram
+from vla.data.video import VideoEncoder
+from vla.files import atomic_write_json
+
+PRESET = "fast"
+PNG_COMPRESS_LEVEL = 1
+_RESERVED_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
+
+
+class DatasetWriter:
+    """Writes one dataset; `add_frame` for every control period, then `save_episode`, in the end `close`.
+
+    Args:
+        root: directory of the dataset; a new one, an empty one, or one that this class began.
+        robot_spec: what is recorded. Stored, and compared on resuming.
+        storage: ``"video"`` (H.264, small, slightly lossy) or ``"image"`` (PNG in parquet, lossless).
+        extra_info: JSON-ready facts for people and programs, such as env config and render settings.
+        crf: x264 quality, 0 (lossless) to 51; for video storage.
+        keyframe_interval: a key frame at least every so many frames; 2 as in LeRobot.
+
+    Raises:
+        DirectoryInUse: another process is writing there.
+        DatasetError: the directory holds something else, or a dataset of another spec, storage or extra_info.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        robot_spec: RobotSpec,
+        storage: Literal["video", "image"] = "video",
+        extra_info: Mapping[str, Any] | None = None,
+        crf: int = 18,
+        keyframe_interval: int = 2,
+    ) -> None:
+        self.root = Path(root)
+        self.robot_spec, self.storage = robot_spec, storage
+        self._encoder_settings = {"crf": crf, "g": keyframe_interval, "preset": PRESET}
+        check_recordable(robot_spec, storage)
+        wanted = layout.new_info(
+            robot_spec, storage=storage, encoder=self._encoder_settings, extra_info=extra_info or {}
+        )
+        wanted = json.loads(json.dumps(wanted, allow_nan=False))  # as it will be read back
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = DirectoryLock(self.root)
+        try:
+            self._open(wanted)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._start_episode()
+
+    def _open(self, wanted: dict[str, Any]) -> None:
+        """Begin a dataset, or check that the one that is there may be continued, and count its episodes."""
+        info_path = self.root / layout.INFO_PATH
+        if info_path.exists():
+            _require_continuable(self.root, read_info(self.root), wanted)
+        else:
+            foreign = sorted(path.name for path in self.root.iterdir() if path.name not in (".lock", "meta"))
+            if foreign:
+                raise DatasetError(
+                    f"{self.root} is no dataset but holds {foreign[:5]}; give an empty or new directory"
+                )
+            (self.root / "meta").mkdir(exist_ok=True)
+            atomic_write_json(info_path, wanted)
+        staging = self.root / layout.STAGING
+        staging.mkdir(exist_ok=True)
+        for leftover in staging.glob(".*.tmp"):
+            leftover.unlink()
+        self.episode_extras, self.num_frames = _recorded(self.root)
+        self.num_episodes = len(self.episode_extras)
+
+    @property
+    def episode_seeds(self) -> list[int]:
+        """The extra column `seed` of every saved episode, in order; for resuming a collection."""
+        return [int(extra["seed"]) for extra in self.episode_extras if "seed" in extra]
+
+    @property
+    def episode_length(self) -> int:
+        """Number of frames added since the last saved or discarded episode."""
+        return len(self._states)
+
+    def add_frame(self, images: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
+        """Add one control period: what was seen, and what was then commanded.
+
+        Args:
+            images: uint8 [h w 3] RGB for every camera of the spec, at its size.
+            state: float [state], in the units of the spec.
+            action: float [action], in the units of the spec.
+
+        Raises:
+            DatasetError: something is missing, misshapen, or not finite. Nothing was added; the frames of this
+                episode so far are kept.
+        """
+        self._require_open()
+        for camera in self.robot_spec.cameras:
+            check_image(camera.name, (camera.height, camera.width, 3), images)
+        unknown = sorted(set(images) - set(self.robot_spec.camera_names))
+        if unknown:
+            raise DatasetError(
+                f"images of unknown cameras {unknown}; the robot spec has {list(self.robot_spec.camera_names)}"
+            )
+        where = f"frame {self.episode_length} of episode {self.num_episodes}"
+        state = check_vector("state", state, self.robot_spec.state_names, where)
+        action = check_vector("action", action, self.robot_spec.action_names, where)
+        for name in self.robot_spec.camera_names:
+            if self.storage == "video":
+                self._encoders[name].add(images[name])
+            else:
+                self._pictures[name].append(_encode_png(images[name]))
+            self._histograms[name] += image_histogram(images[name])
+        self._states.append(state)
+        self._actions.append(action)
+
+    def save_episode(self, task: str, extra: Mapping[str, Any] | None = None) -> None:
+        """Finish the episode; when this returns, it is on disk.
+
+        Args:
+            task: the instruction, as the policy will read it.
+            extra: values for additional columns of meta/episodes (seed, task_name, success); bool, int, float
+                or str, the same names and types for every episode of the dataset.
+
+        Raises:
+            DatasetError: there are no frames, the instruction is empty, or `extra` does not fit. The episode is
+                still open: correct the arguments and call again.
+            OSError: the disk is full, for example. Nothing that was saved is lost and the episode is still in
+                memory: free space and call again, or stop and resume later.
+        """
+        self._require_open()
+        if not self._states:
+            raise DatasetError(f"episode {self.num_episodes} has no frames; call add_frame first")
+        if not task.strip():
+            raise DatasetError(
+                f"episode {self.num_episodes} has an empty instruction; give the task in words"
+            )
+        episode = StagedEpisode(
+            task=task,
+            extra=self._check_extra(extra or {}),
+            states=np.stack(self._states),
+            actions=np.stack(self._actions),
+            media=self._finished_media(),
+            histograms=self._histograms,
+        )
+        try:
+            write_staged(staged_path(self.root, self.num_episodes), episode)
+        except OSError as error:
+            advice = "the disk is full; free space" if error.errno == errno.ENOSPC else "cure the cause"
+            raise OSError(
+                error.errno,
+                f"episode {self.num_episodes} of {self.root} could not be saved ({error.strerror}): {advice} and "
+                f"call save_episode again; the {self.num_episodes} episodes before it are safe",
+            ) from error
+        self.episode_extras.append(episode.extra)
+        self.num_episodes += 1
+        self.num_frames += len(episode.states)
+        self._start_episode()
+
+    def discard_episode(self) -> None:
+        """Forget the frames since the last saved episode."""
+        self._require_open()
+        for encoder in self._encoders.values():
+            encoder.discard()
+        self._start_episode()
+
+    def close(self) -> None:
+        """Lay all saved episodes out as LeRobotDataset v3; frames without `save_episode` are forgotten.
+
+        Raises:
+            OSError: the disk is full, for example; all saved episodes are kept. Free space, then call
+                `finish_recording`.
+        """
+        if self._closed:
+            return
+        self.discard_episode()
+        self._closed = True
+        try:
+            _finish(self.root)
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    _closed = False
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise DatasetError(f"the writer of {self.root} is closed; make a new one to add episodes")
+
+    def _start_episode(self) -> None:
+        self._states: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._pictures: dict[str, list[bytes]] = {name: [] for name in self.robot_spec.camera_names}
+        self._histograms = {name: np.zeros((3, 256), dtype=np.int64) for name in self.robot_spec.camera_names}
+        self._finished: dict[str, list[bytes]] | None = None
+        self._encoders: dict[str, VideoEncoder] = {}
+        if self.storage == "video":
+            rate = layout.frame_rate(self.robot_spec.control_hz)
+            for camera in self.robot_spec.cameras:
+                self._encoders[camera.name] = VideoEncoder(
+                    height=camera.height,
+                    width=camera.width,
+                    rate=rate,
+                    crf=self._encoder_settings["crf"],
+                    keyframe_interval=self._encoder_settings["g"],
+                    preset=PRESET,
+                )
+
+    def _finished_media(self) -> dict[str, list[bytes]]:
+        """Return mp4 or PNG bytes by camera; kept, so that a failed save can be repeated."""
+        if self._finished is None:
+            if self.storage == "video":
+                self._finished = {name: [encoder.finish()] for name, encoder in self._encoders.items()}
+            else:
+                self._finished = self._pictures
+        return self._finished
+
+    def _check_extra(self, extra: Mapping[str, Any]) -> Extra:
+        plain = {
+            key: value.item() if isinstance(value, np.generic) else value for key, value in extra.items()
+        }
+        for key, value in plain.items():
+            if type(value) not in EXTRA_TYPES or key in _RESERVED_COLUMNS or "/" in key:
+                raise DatasetError(
+                    f"extra column {key!r} = {value!r} ({type(value).__name__}) is not allowed: values are bool, "
+                    f"int, float or str; names hold no '/' and are none of {list(_RESERVED_COLUMNS)}"
+                )
+        if self.episode_extras:
+            before = {key: type(value).__name__ for key, value in self.episode_extras[0].items()}
+            now = {key: type(value).__name__ for key, value in plain.items()}
+            if before != now:
+                raise DatasetError(
+                    f"the extra columns {now} differ from those of earlier episodes, {before}; all must agree"
+                )
+        return plain
+
+
+def finish_recording(root: Path | str) -> None:
+    """Lay out the saved episodes of a recording that was interrupted; harmless on a finished dataset.
+
+    Raises:
+        DirectoryInUse: the recording still runs.
+    """
+    lock = DirectoryLock(Path(root))
+    try:
+        _finish(Path(root))
+    finally:
+        lock.release()
+
+
+def _finish(root: Path) -> None:
+    consolidate(root)
+    shutil.rmtree(root / layout.STAGING, ignore_errors=True)
+
+
+def _recorded(root: Path) -> tuple[list[Extra], int]:
+    """Return the extra columns of all saved episodes and the number of their frames."""
+    info = read_info(root)
+    rows: list[dict[str, Any]] = []
+    for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
+        schema = pq.read_schema(path)
+        names = [name for name in schema.names if "/" not in name and name != "tasks"]
+        rows += pq.read_table(path, columns=names).to_pylist()
+    rows = [row for row in rows if row["episode_index"] < info["total_episodes"]]
+    rows.sort(key=lambda row: row["episode_index"])
+    extras = [{key: value for key, value in row.items() if key not in _RESERVED_COLUMNS} for row in rows]
+    num_frames = info["total_frames"]
+    for index in staged_indices(root):
+        if index >= info["total_episodes"]:
+            extra, length = read_header(staged_path(root, index))
+            extras.append(extra)
+            num_frames += length
+    return extras, num_frames
+
+
+def _require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if "vla" not in info:
+        raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")
+    if info["vla"] == wanted["vla"] and info["features"] == wanted["features"]:
+        return
+    mine, theirs = (
+        RobotSpec.from_json(wanted["vla"]["robot_spec"]),
+        RobotSpec.from_json(info["vla"]["robot_spec"]),
+    )
+    mine.require_same(theirs, mine="this recording", theirs=f"the dataset {root}")
+    for key in ("storage", "extra_info"):
+        if info["vla"][key] != wanted["vla"][key]:
+            raise DatasetError(
+                f"{root} was recorded with {key} {info['vla'][key]}, now it is {wanted['vla'][key]}; give the same, "
+                "or another directory"
+            )
+    raise DatasetError(
+        f"{root} was recorded with other features (encoder settings?): {info['features']} against "
+        f"{wanted['features']}; give the same crf and keyframe_interval, or another directory"
+    )
+
+
+def _encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return buffer.getvalue()
