@@ -4,7 +4,7 @@ A new action tokenizer is a class that fits the protocol below plus one line in 
 knows a concrete tokenizer.
 """
 
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -16,6 +16,7 @@ class InstructionTooLong(ObservationError):
     """An instruction has more tokens than the model reads; the message names both numbers."""
 
 
+@runtime_checkable  # for the shape checker of the tests
 class ActionTokenizer(Protocol):
     """Turns each number of an action into one of `num_bins` ids and back.
 
@@ -41,7 +42,7 @@ class ActionTokenizer(Protocol):
         low: Float[np.ndarray, " action"],
         high: Float[np.ndarray, " action"],
         num_bins: int,
-    ) -> Self:
+    ) -> "ActionTokenizer":
         """Make a tokenizer for actions in [low, high], given those of the demonstrations."""
         ...
 
@@ -66,6 +67,6 @@ class ActionTokenizer(Protocol):
         ...
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: dict[str, Any]) -> "ActionTokenizer":
         """Rebuild from `to_json`, exactly."""
         ...

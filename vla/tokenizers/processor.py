@@ -16,7 +16,7 @@ from policies.spec import RobotSpec
 from vla.tokenizers.bins import require_keys
 from vla.tokenizers.interface import ActionTokenizer, InstructionTooLong
 from vla.tokenizers.normalizer import Normalizer
-from vla.tokenizers.registry import action_tokenizer_class, action_tokenizer_from_json
+from vla.tokenizers.registry import action_tokenizer_from_json, fit_action_tokenizer
 from vla.tokenizers.text import TextTokenizer
 from vla.tokenizers.vocabulary import Vocabulary
 
@@ -119,8 +119,12 @@ class Processor:
         processor = cls(
             robot_spec=robot_spec,
             text_tokenizer=TextTokenizer.train(instructions, vocab_size=text_vocab_size),
-            action_tokenizer=action_tokenizer_class(action_tokenizer).fit(
-                actions, low=robot_spec.action_low, high=robot_spec.action_high, num_bins=num_bins
+            action_tokenizer=fit_action_tokenizer(
+                action_tokenizer,
+                actions,
+                low=robot_spec.action_low,
+                high=robot_spec.action_high,
+                num_bins=num_bins,
             ),
             state_normalizer=Normalizer.fit(
                 [states], names=robot_spec.state_names, constant_dims=constant_state_dims
@@ -176,7 +180,7 @@ class Processor:
             if 1 + text.size > self.max_text_tokens:
                 raise InstructionTooLong(
                     f"instruction {instruction!r} has {1 + text.size} tokens (one marks the beginning); the "
-                    f"limit max_text_tokens is {self.max_text_tokens}. Shorten it or train with a larger limit"
+                    f"limit max_text_tokens is {self.max_text_tokens}. Shorten it or train with a larger one"
                 )
             row[1 : 1 + text.size] = self.vocabulary.text_to_vocab(text)
         return ids
@@ -238,10 +242,10 @@ class Processor:
 
     def _require_state(self, observation: Observation, *, index: int) -> None:
         names = self.robot_spec.state_names
-        if observation.state.shape != (len(names),):
+        if observation.state.dtype != np.float32 or observation.state.shape != (len(names),):
             raise ObservationError(
-                f"observation {index} has a state of shape {observation.state.shape}; "
-                f"({len(names)},) is needed: {list(names)}"
+                f"observation {index} has a state {observation.state.dtype}{list(observation.state.shape)}; "
+                f"float32[{len(names)}] is needed: {list(names)}"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def normalize_instruction(text: str) -> str:
     >>> normalize_instruction("Don't stop...")
     'dont stop'
     """
-    # A half of a surrogate pair is no character and has no UTF-8 bytes; it becomes a question mark.
-    text = text.encode("utf-8", errors="replace").decode("utf-8")
+    # A half of a surrogate pair is no character and has no UTF-8 bytes.
+    text = text.encode("utf-8", errors="ignore").decode("utf-8")
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
     text = text.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     kept = (" " if unicodedata.category(char).startswith("P") else char for char in text)

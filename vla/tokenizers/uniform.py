@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from vla.tokenizers.bins import BinTable, require_keys, require_range
+from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
 
 
 def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:
@@ -87,8 +87,12 @@ class UniformBinTokenizer:
         high: Float[np.ndarray, " action"],
         num_bins: int,
     ) -> "UniformBinTokenizer":
-        """Make a tokenizer from the limits alone; the demonstrations do not matter here."""
-        del actions
+        """Make a tokenizer from the limits; the demonstrations are only checked.
+
+        Raises:
+            ValueError: an action is NaN or infinite, the dimensions differ, or a range has no width.
+        """
+        require_finite_actions(actions, action_dim=low.size)
         return cls(low=low.tolist(), high=high.tolist(), num_bins=num_bins)
 
     def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
