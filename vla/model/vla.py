@@ -8,6 +8,7 @@ One trunk, two decodings (`decoding`):
 The model receives sizes and arrays. It knows nothing of tokenizers, units, robots or files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class VLAModel(nn.Module):
         depth: int = 4,
         num_heads: int = 4,
         mlp_ratio: int = 4,
-        stem_channels: tuple[int, int] = (64, 128),
+        stem_channels: Sequence[int] = (64, 128),
+        patch_size: int = 16,
         decoding: str = "parallel",
     ) -> None:
         super().__init__()
@@ -74,13 +76,20 @@ class VLAModel(nn.Module):
             "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
             "stem_channels": list(stem_channels),
+            "patch_size": patch_size,
             "decoding": decoding,
         }
         self.decoding, self.num_bins, self.action_offset = decoding, num_bins, action_offset
         self.action_dim, self.action_horizon = len(bins_per_dim), action_horizon
+        if len(stem_channels) != 2:
+            raise ValueError(f"stem_channels {list(stem_channels)} must be two numbers; change conf/model")
         first, second = stem_channels
         self.image_tokenizer = ImageTokenizer(
-            num_images=num_images, image_size=image_size, width=width, stem_channels=(first, second)
+            num_images=num_images,
+            image_size=image_size,
+            width=width,
+            stem_channels=(first, second),
+            patch_size=patch_size,
         )
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.text_position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)

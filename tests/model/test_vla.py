@@ -1,0 +1,121 @@
+"""The model: shapes, masks, decodings, and what may influence what."""
+
+import pytest
+import torch
+
+from vla.model.attention import Attention
+from vla.model.generation import generate
+from vla.model.masks import suffix_bias
+from vla.model.vla import VLAModel
+
+
+def tiny_model(decoding: str = "parallel", **changes: object) -> VLAModel:
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 60,
+        "num_bins": 16,
+        "action_offset": 44,
+        "bins_per_dim": [16, 16, 2],
+        "action_horizon": 4,
+        "num_images": 2,
+        "image_size": 32,
+        "state_dim": 5,
+        "max_text_tokens": 6,
+        "width": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "stem_channels": (8, 16),
+        "decoding": decoding,
+    }
+    model = VLAModel(**{**sizes, **changes})  # type: ignore[arg-type]
+    for parameter in model.parameters():  # zero-initialised branches would hide faults
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randint(0, 256, (batch, 2, 32, 32, 3), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 44, (batch, 6), generator=generator),
+        torch.randn(batch, 5, generator=generator),
+        torch.randint(0, 2, (batch, 4, 3), generator=generator),
+    )
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_logits_have_one_categorical_per_time_and_dimension(decoding: str) -> None:
+    logits = tiny_model(decoding)(*inputs())
+    assert logits.shape == (3, 4, 3, 16)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_no_illegal_bin_is_ever_generated(decoding: str) -> None:
+    model = tiny_model(decoding)
+    with torch.no_grad():
+        model.action_head.bias[5] = 1e4  # an illegal bin of the last dimension, as attractive as can be
+        bins = generate(model, *inputs()[:3])
+    assert bins.shape == (3, 4, 3)
+    assert (bins[..., 2] < 2).all()
+
+
+def test_cached_decoding_equals_teacher_forcing() -> None:
+    model = tiny_model("autoregressive")
+    images, text_ids, state, _ = inputs()
+    with torch.no_grad():
+        bins = generate(model, images, text_ids, state)
+        logits = model(images, text_ids, state, bins)
+    assert torch.equal(logits.argmax(dim=-1), bins)
+
+
+def test_autoregressive_logits_do_not_depend_on_later_actions() -> None:
+    model = tiny_model("autoregressive")
+    images, text_ids, state, bins = inputs()
+    changed = bins.clone()
+    changed[:, 2, 1] = 1 - changed[:, 2, 1].clamp(max=1)
+    before, after = model(images, text_ids, state, bins), model(images, text_ids, state, changed)
+    position = 2 * 3 + 1
+    before, after = before.flatten(1, 2), after.flatten(1, 2)
+    torch.testing.assert_close(before[:, : position + 1], after[:, : position + 1])
+    assert not torch.allclose(before[:, position + 1 :], after[:, position + 1 :])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_every_input_reaches_the_actions(which: int) -> None:
+    model = tiny_model()
+    arguments = list(inputs())
+    before = model(*arguments)
+    arguments[which] = arguments[which].roll(1, dims=0)
+    assert not torch.allclose(before, model(*arguments), atol=1e-4)
+
+
+def test_samples_of_a_batch_do_not_see_one_another() -> None:
+    model = tiny_model()
+    together = model(*inputs())
+    alone = model(*(tensor[1:2] for tensor in inputs()))
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_hyperparameters_rebuild_the_model() -> None:
+    model = tiny_model(patch_size=16)
+    twin = VLAModel(**model.hyperparameters())
+    assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_the_drawn_mask_is_the_mask() -> None:
+    bias = suffix_bias(
+        num_prefix=3, num_suffix=3, causal=True, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert (bias == 0).int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+
+
+def test_wrong_sizes_are_refused_with_a_hint() -> None:
+    with pytest.raises(ValueError, match="conf/model"):
+        Attention(width=30, num_heads=4)
+    with pytest.raises(ValueError, match="multiple of patch_size"):
+        tiny_model(image_size=40)
+    with pytest.raises(ValueError, match="none of"):
+        tiny_model("sideways")
+    with pytest.raises(ValueError, match="bins_per_dim"):
+        tiny_model(bins_per_dim=[17, 16, 2])
