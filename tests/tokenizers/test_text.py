@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from vla.tokenizers.text import TextTokenizer, normalize_instruction
 
@@ -82,3 +83,11 @@ def test_damaged_json_is_refused() -> None:
         TextTokenizer.from_json({**data, "tokens": data["tokens"][6:]})
     with pytest.raises(ValueError, match=r"lacks \['merges'\] and has unknown keys \['merge'\]"):
         TextTokenizer.from_json({"tokens": data["tokens"], "merge": []})
+
+
+def test_golden_ids() -> None:
+    """Checkpoints and bundles depend on these numbers: bytes in the library's order, merges in theirs."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "Ġth", "Ġthe"]
+    merges = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")]
+    tokenizer = TextTokenizer(tokens=tokens, merges=merges)
+    assert tokenizer.encode("The cup, then.") == [258, 220, 66, 84, 79, 258, 77]

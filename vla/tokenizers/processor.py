@@ -112,10 +112,19 @@ class Processor:
         `action_tokenizer` is a name of `registry.ACTION_TOKENIZERS`; its range is that of the robot spec.
 
         Raises:
-            ValueError: empty data, NaN, a state channel of zero width that is not in
-                `constant_state_dims`, or an unknown action tokenizer.
+            ValueError: empty data, NaN, a wrong number of channels, a state channel of zero width that is
+                not in `constant_state_dims`, or an unknown action tokenizer.
             InstructionTooLong: a training instruction has more than `max_text_tokens` tokens.
         """
+        for kind, rows, names in (
+            ("state", states, robot_spec.state_names),
+            ("action", actions, robot_spec.action_names),
+        ):
+            if rows.shape[1] != len(names):
+                raise ValueError(
+                    f"the demonstrations have {rows.shape[1]} {kind} channels, robot spec "
+                    f"{robot_spec.name!r} has {len(names)}: {names}"
+                )
         processor = cls(
             robot_spec=robot_spec,
             text_tokenizer=TextTokenizer.train(instructions, vocab_size=text_vocab_size),
