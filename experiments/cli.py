@@ -1,0 +1,106 @@
+"""Runs a Hydra main as a well-behaved program: short errors, nearest key, signals, exit codes.
+
+Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 Ctrl-C, 143 SIGTERM. It knows nothing
+of what a program does. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
+"""
+
+import difflib
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.schema import all_keys, keys_of
+
+OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
+EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+_UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
+_GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; handled wherever Ctrl-C is."""
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Call a Hydra main and end the process with the right exit code.
+
+    Errors that are for the user become one message and the place that raised them; anything else is a bug
+    of ours and keeps its traceback.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            traceback.print_exc()
+        _end(EXIT_CONFIG, explain_config_error(error))
+    except (ValueError, OSError, RuntimeError) as error:
+        if wants_traceback or not is_for_the_user(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
+        _end(EXIT_FAILED, f"error: {error}\n{place}")
+    except Terminated:
+        _end(EXIT_TERMINATED, "terminated; the same command with the same output directory continues")
+    except KeyboardInterrupt:
+        _end(EXIT_INTERRUPTED, "interrupted; the same command with the same output directory continues")
+    sys.exit(0)
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Whether the message alone helps: wrong values, missing files, and errors that our packages define."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+
+
+def _end(code: int, message: str) -> NoReturn:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def explain_config_error(error: BaseException) -> str:
+    """Return Hydra's message, preceded by the nearest key when a key was misspelt."""
+    text = "\n".join(_chain(error))
+    unknown = _UNKNOWN_KEY.search(text)
+    if unknown:
+        name, owner = unknown.groups()
+        candidates = (keys_of(owner) if owner else ()) or all_keys()
+        return f"unknown key {name!r}; {_nearest(name, candidates)}\n{text}"
+    group = _GROUP_TYPO.search(text)
+    if group:
+        name = group.group(1)
+        return f"unknown key {name!r}; {_nearest(name.split('.')[-1], all_keys())}\n{text}"
+    return text
+
+
+def _chain(error: BaseException) -> list[str]:
+    """Return the messages of an error and of its causes, without repetitions."""
+    messages: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        lines = str(current).strip().splitlines()
+        message = "\n".join(line for line in lines if not line.startswith("To append to your config"))
+        if message and not any(message in earlier for earlier in messages):
+            messages.append(message)
+        current = current.__cause__
+    return messages
+
+
+def _nearest(name: str, candidates: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f"nearest: {close[0]!r}" if close else f"known here: {', '.join(candidates)}"

@@ -1,0 +1,143 @@
+"""Records demonstrations of the scripted experts into one dataset. Knows no simulator and no file format.
+
+    python -m experiments.collect collect.tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
+
+The same command continues an interrupted recording, and adds to a finished one when more episodes are
+asked for.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from envs.collection import DemonstrationEpisode, collect_episodes
+from envs.registry import make_env
+from experiments import cli, schema
+from experiments.simulation import env_configs
+from experiments.tables import format_table
+from vla.data.writer import DatasetWriter
+
+schema.register()
+
+
+class Collection:
+    """One recording: which seeds are done, which failed, and what remains."""
+
+    def __init__(self, *, root: Path, env: schema.EnvConfig, collect: schema.CollectConfig):
+        self.settings, self.configs = collect, env_configs(env, collect.tasks)
+        probe = make_env(
+            self.configs[collect.tasks[0]]
+        )  # also finds wrong tasks, keys and a missing GL early
+        spec = probe.robot_spec
+        probe.close()
+        info = {"env": dataclasses.asdict(env), **self._noise()}
+        self.writer = DatasetWriter(
+            root, robot_spec=spec, storage=cast("Any", collect.storage), extra_info=info
+        )
+        self.kept, self.frames, self.failed = Counter[str](), Counter[str](), Counter[str]()
+        self.next_seed = dict.fromkeys(collect.tasks, collect.first_seed)
+        for extra in self.writer.episode_extras:
+            task, seed = str(extra["task_name"]), int(extra["seed"])
+            self.kept[task] += 1
+            if task in self.next_seed:
+                self.next_seed[task] = max(self.next_seed[task], seed + 1)
+
+    def _noise(self) -> dict[str, float]:
+        return {
+            "noise_std": self.settings.noise_std,
+            "noise_probability": self.settings.noise_probability,
+        }
+
+    def missing(self) -> dict[str, int]:
+        """Return how many episodes each task still lacks."""
+        wanted = self.settings.episodes_per_task
+        return {task: wanted - self.kept[task] for task in self.configs if self.kept[task] < wanted}
+
+    def record(self) -> None:
+        """Record until every task has its episodes; a seed on which the expert fails is replaced by the next.
+
+        Raises:
+            ValueError: the expert fails on most seeds of a task.
+        """
+        already = sum(min(self.kept[task], self.settings.episodes_per_task) for task in self.configs)
+        total = self.settings.episodes_per_task * len(self.configs)
+        with tqdm(total=total, initial=already, desc="recording", unit="episode") as bar:
+            while missing := self.missing():
+                seeds = {
+                    task: range(self.next_seed[task], self.next_seed[task] + n) for task, n in missing.items()
+                }
+                episodes = collect_episodes(
+                    self.configs,
+                    seeds,
+                    noise_std=self.settings.noise_std,
+                    noise_probability=self.settings.noise_probability,
+                    num_workers=self.settings.num_workers,
+                    on_failure=self._count_failure,
+                )
+                for episode in episodes:
+                    self._save(episode)
+                    bar.update()
+                for task, done in seeds.items():
+                    self.next_seed[task] = done.stop
+                    self._require_a_working_expert(task)
+
+    def _save(self, episode: DemonstrationEpisode) -> None:
+        for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+            self.writer.add_frame({name: frames[i] for name, frames in episode.images.items()}, state, action)
+        self.writer.save_episode(
+            episode.instruction,
+            {"seed": episode.seed, "task_name": episode.task, "success": True, "noisy": episode.noisy},
+        )
+        self.kept[episode.task] += 1
+        self.frames[episode.task] += len(episode.states)
+
+    def _count_failure(self, task: str, _seed: int) -> None:
+        self.failed[task] += 1
+
+    def _require_a_working_expert(self, task: str) -> None:
+        if self.failed[task] > 20 and self.failed[task] > 2 * self.kept[task]:
+            raise ValueError(
+                f"the expert of {task!r} failed on {self.failed[task]} seeds and succeeded on "
+                f"{self.kept[task]}; lower collect.noise_std (now {self.settings.noise_std})"
+            )
+
+    def table(self) -> str:
+        """Return what was recorded, by task."""
+        rows = [
+            [task, str(self.kept[task]), str(self.failed[task]), str(self.frames[task])]
+            for task in self.configs
+        ]
+        return format_table(["task", "episodes", "failed now", "frames now"], rows)
+
+
+def collect_dataset(*, root: Path, env: schema.EnvConfig, collect: schema.CollectConfig) -> None:
+    """Record what is missing in the dataset at `root` and print a table.
+
+    Raises:
+        DirectoryInUse: another recording writes there.
+        DatasetError: the directory holds something else, or a dataset with other settings.
+    """
+    started = time.monotonic()
+    collection = Collection(root=root, env=env, collect=collect)
+    with collection.writer:
+        collection.record()
+    writer, seconds = collection.writer, time.monotonic() - started
+    print(collection.table())
+    print(f"{writer.num_episodes} episodes, {writer.num_frames} frames in {root} ({seconds:.0f} s)")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="collect")
+def main(config: DictConfig) -> None:
+    """Record."""
+    run = schema.typed(config, schema.CollectRun)
+    collect_dataset(root=Path(run.dataset), env=run.env, collect=run.collect)
+
+
+if __name__ == "__main__":
+    cli.run(main)

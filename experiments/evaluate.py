@@ -1,0 +1,112 @@
+"""Measures a policy in simulation: success by task with intervals, language controls, videos, a report.
+
+    python -m experiments.evaluate path=outputs/train/tabletop
+    python -m experiments.evaluate policy=bundle path=outputs/bundle tasks=[lift] env.level=heldout
+
+Each condition gets a folder of its own with `episodes.jsonl` and `results.json`, and continues where it
+stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from envs.evaluation import evaluate
+from envs.results import Evaluation, EvaluationPlan, format_table
+from experiments import cli, schema
+from experiments.simulation import env_configs
+from policies.interface import Policy
+
+schema.register()
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy, and the hash that identifies it for good."""
+
+    policy: Policy
+    policy_id: str
+
+
+def load_policy(kind: str, path: Path) -> LoadedPolicy:
+    """Load a checkpoint (or the newest of a training run) with torch, or a bundle without.
+
+    Raises:
+        ValueError: `kind` is neither, or what lies at `path` is damaged or something else.
+    """
+    if kind == "bundle":
+        from policies.exported import BundlePolicy
+
+        bundle = BundlePolicy.load(path)
+        return LoadedPolicy(bundle, bundle.bundle_id)
+    if kind == "checkpoint":
+        from policies.vla_policy import VLAPolicy
+        from vla.training.checkpoint import load_policy_checkpoint
+
+        loaded = load_policy_checkpoint(path)
+        policy = VLAPolicy(model=loaded.model, processor=loaded.processor)
+        return LoadedPolicy(policy, loaded.checkpoint_id)
+    raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
+
+
+def evaluate_conditions(
+    policy: Policy,
+    *,
+    policy_id: str,
+    env: schema.EnvConfig,
+    tasks: Sequence[str],
+    settings: schema.EvaluationConfig,
+    run_dir: Path,
+) -> dict[str, Evaluation]:
+    """Evaluate under every condition, each in `run_dir/<condition>`, and return the results by condition.
+
+    Raises:
+        ValueError: a condition or a task is unknown, or `run_dir` holds something else.
+    """
+    configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
+    plans = {
+        condition: EvaluationPlan(
+            env_configs=configs,
+            episodes_per_task=settings.episodes_per_task,
+            first_seed=settings.first_seed,
+            condition=condition,
+            execute_horizon=settings.execute_horizon,
+            num_workers=settings.num_workers,
+            envs_per_worker=settings.envs_per_worker,
+            videos_per_task=settings.videos_per_task if condition == "right" else 0,
+        )
+        for condition in settings.conditions
+    }
+    return {
+        condition: evaluate(policy, plan, run_dir=run_dir / condition, policy_id=policy_id)
+        for condition, plan in plans.items()
+    }
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Evaluate."""
+    run = schema.typed(config, schema.EvaluateRun)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    loaded = load_policy(run.policy, Path(run.path))
+    results = evaluate_conditions(
+        loaded.policy,
+        policy_id=loaded.policy_id,
+        env=run.env,
+        tasks=run.tasks,
+        settings=run.evaluation,
+        run_dir=run_dir,
+    )
+    print(format_table(*results.values()))
+    if run.policy == "bundle":
+        assert "torch" not in sys.modules, "something imported torch; a bundle must not need it"
+        print("torch was not imported")
+    print(f"results in {run_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

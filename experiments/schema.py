@@ -1,0 +1,255 @@
+"""Every key that a program accepts, with its type and default: Hydra's structured configs.
+
+A key that is not a field here is an error, in a file as on the command line. Values live in `conf/`; a
+default here means that the files may leave the key out. This file knows nothing of what the values do.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+Schema = TypeVar("Schema")
+
+
+class UnknownKey(HydraException):
+    """A key was added that no program reads."""
+
+
+@dataclass
+class EnvConfig:
+    """Arguments of `envs.registry.make_env`, the task apart."""
+
+    family: str = MISSING
+    image_size: int = MISSING  # pixels, both sides
+    cameras: list[str] = MISSING
+    render_quality: str = MISSING  # fast | full
+    level: str = MISSING  # which colours, textures and lights: see envs/tabletop
+    wording: str = MISSING  # which instruction templates: train | heldout
+
+
+@dataclass
+class CollectConfig:
+    """How demonstrations are recorded."""
+
+    tasks: list[str] = MISSING
+    episodes_per_task: int = MISSING  # successful ones
+    first_seed: int = 0
+    noise_std: float = MISSING  # of the disturbance of the expert, as a share of the action range
+    noise_probability: float = MISSING  # share of control periods that are disturbed
+    storage: str = MISSING  # video | image
+    num_workers: int = 2
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of `vla.model.vla.VLAModel`; what depends on data and tokenizers is filled in by the program."""
+
+    width: int = MISSING
+    depth: int = MISSING
+    num_heads: int = MISSING
+    mlp_ratio: int = MISSING
+    stem_channels: list[int] = MISSING
+    decoding: str = MISSING  # parallel | autoregressive
+
+
+@dataclass
+class ActionTokenizerConfig:
+    """Which action tokenizer, by its name in `vla.tokenizers.registry`."""
+
+    kind: str = MISSING
+    num_bins: int = MISSING
+
+
+@dataclass
+class ProcessorConfig:
+    """Arguments of `Processor.fit` that are neither data nor action tokenizer."""
+
+    action_horizon: int = MISSING  # control periods in a predicted chunk
+    frame_offsets: list[int] = MISSING  # which frames a policy looks at, control periods before now
+    max_text_tokens: int = 32
+    text_vocab_size: int = 512
+    constant_state_dims: list[str] = field(default_factory=list)
+
+
+@dataclass
+class AugmentationConfig:
+    """Arguments of `vla.data.augment.ImageAugmentation`."""
+
+    max_shift: int = MISSING  # pixels
+    brightness: float = MISSING  # largest relative changes
+    contrast: float = MISSING
+    colour: float = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of `vla.training.trainer.Trainer`, and how episodes are held out for validation."""
+
+    num_steps: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    time_budget_minutes: float | None = None  # ends the run early; such a run cannot be repeated bit for bit
+    warmup_share: float = 0.03
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.998
+    accumulate: int = 1
+    smoothing_bins: float = 2.0
+    precision: str = "auto"  # auto | fp32 | bf16
+    compile: str = "auto"  # auto | on | off
+    device: str = "auto"  # auto | cpu | cuda
+    num_threads: int | None = None
+    augment: bool = True
+    log_every_steps: int = 20
+    validate_every_steps: int = 500
+    validation_batches: int = 4
+    validation_share: float = 0.02  # of the episodes; they are never trained on
+    save_every_minutes: float = 3.0
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class EvaluationConfig:
+    """How a policy is measured."""
+
+    episodes_per_task: int = MISSING
+    first_seed: int = MISSING  # episode k of a task has seed first_seed + k
+    conditions: list[str] = MISSING  # right | swapped | blank
+    execute_horizon: int = MISSING  # actions executed of a chunk before the policy looks again
+    num_workers: int = 2
+    envs_per_worker: int = 4
+    videos_per_task: int = 2
+
+
+@dataclass
+class CollectRun:
+    """`python -m experiments.collect`."""
+
+    out_dir: str = MISSING
+    dataset: str = MISSING
+    env: EnvConfig = MISSING
+    collect: CollectConfig = MISSING
+
+
+@dataclass
+class TrainRun:
+    """`python -m experiments.train`."""
+
+    out_dir: str = MISSING
+    dataset: str = MISSING
+    env: EnvConfig = MISSING
+    collect: CollectConfig = MISSING
+    model: ModelConfig = MISSING
+    action_tokenizer: ActionTokenizerConfig = MISSING
+    processor: ProcessorConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    augmentation: AugmentationConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    logger: str = "jsonl"  # jsonl | wandb (JSON lines are written always)
+    cache_dir: str = MISSING
+    max_train_episodes: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class EvaluateRun:
+    """`python -m experiments.evaluate`."""
+
+    out_dir: str = MISSING
+    policy: str = MISSING  # checkpoint | bundle
+    path: str = MISSING
+    tasks: list[str] = MISSING
+    env: EnvConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+
+
+@dataclass
+class ExportRun:
+    """`python -m experiments.export`."""
+
+    out_dir: str = MISSING
+    checkpoint: str = MISSING
+    bundle: str = MISSING
+    tasks: list[str] = MISSING
+    env: EnvConfig = MISSING
+    golden_seed: int = 990000
+    num_golden: int = 12
+    replace: bool = False  # whether an existing bundle gives way
+
+
+@dataclass
+class CompareRun:
+    """`python -m experiments.compare`."""
+
+    out_dir: str = MISSING
+    a: str = MISSING
+    b: str = MISSING
+    condition: str = "right"
+
+
+@dataclass
+class QuickstartRun(TrainRun):
+    """`python -m experiments.quickstart`: all of `TrainRun`, then export and evaluation of the bundle."""
+
+    bundle_evaluation: EvaluationConfig = MISSING
+    num_golden: int = 12
+    golden_seed: int = 990000
+    fresh: bool = False  # start over instead of resuming finished stages
+
+
+ROOTS = {
+    "collect": CollectRun,
+    "train": TrainRun,
+    "evaluate": EvaluateRun,
+    "export": ExportRun,
+    "compare": CompareRun,
+    "quickstart": QuickstartRun,
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra as `collect_schema`, `train_schema` and so on."""
+    for name, schema in ROOTS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def typed(config: DictConfig, schema: type[Schema]) -> Schema:
+    """Return a composed configuration as an object of its schema.
+
+    Raises:
+        UnknownKey: `+key=value` smuggled in a key that the schema does not have.
+        omegaconf.errors.OmegaConfBaseException: a value without default is missing, or of the wrong type.
+    """
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, schema)
+    _require_known(run, prefix="")
+    return run
+
+
+def _require_known(node: Any, *, prefix: str) -> None:
+    declared = keys_of(type(node).__name__)
+    for key, value in vars(node).items():
+        if key not in declared:
+            raise UnknownKey(f"Key '{key}' not in '{type(node).__name__}'\n    full_key: {prefix}{key}")
+        if dataclasses.is_dataclass(value):
+            _require_known(value, prefix=f"{prefix}{key}.")
+
+
+def keys_of(name: str) -> tuple[str, ...]:
+    """Return the keys of the schema class of that name; none if there is no such class."""
+    candidate = getattr(sys.modules[__name__], name, None)
+    if not (isinstance(candidate, type) and dataclasses.is_dataclass(candidate)):
+        return ()
+    return tuple(entry.name for entry in dataclasses.fields(candidate))
+
+
+def all_keys() -> tuple[str, ...]:
+    """Return the keys of all schema classes."""
+    module = vars(sys.modules[__name__]).values()
+    classes = [value for value in module if isinstance(value, type) and dataclasses.is_dataclass(value)]
+    return tuple(sorted({entry.name for owner in classes for entry in dataclasses.fields(owner)}))

@@ -1,0 +1,22 @@
+"""Plain text tables for the terminal. Knows nothing of what is in them."""
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns: the first to the left, the others to the right.
+
+    >>> print(format_table(["task", "n"], [["reach", "9"], ["lift", "10"]]))
+    task    n
+    reach   9
+    lift   10
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
