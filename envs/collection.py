@@ -6,7 +6,7 @@ to the path. Noise, like the scene, follows from the episode's seed. Only episod
 over. This file knows no dataset format: the caller writes what it yields.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def collect_episodes(
     extra_steps: int = 0,
     on_failure: Callable[[str, int], None] | None = None,
     env_factory: str = MAKE_ENV,
-) -> Iterator[DemonstrationEpisode]:
+) -> Generator[DemonstrationEpisode, None, None]:
     """Record one demonstration a seed; tasks take turns, and the order does not depend on the workers.
 
     Args:
@@ -169,7 +169,7 @@ def _in_order(
     num_tasks: int,
     env_factory: str,
     on_failure: Callable[[str, int], None] | None,
-) -> Iterator[DemonstrationEpisode]:
+) -> Generator[DemonstrationEpisode, None, None]:
     """Run the jobs on all workers and yield in the order of the jobs, few of them ahead of time."""
     num_workers = min(num_workers, len(jobs))
     if num_workers < 1:

@@ -10,7 +10,7 @@ This file knows no files and no statistics; evaluation.py does.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,7 +269,7 @@ def run_episodes(
     num_workers: int,
     envs_per_worker: int = 4,
     env_factory: str = MAKE_ENV,
-) -> Iterator[EpisodeResult]:
+) -> Generator[EpisodeResult, None, None]:
     """Run episodes and yield each as it ends, in no fixed order.
 
     Args:

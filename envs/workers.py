@@ -9,6 +9,7 @@ This file knows neither policies nor what the jobs do: see rollout.py, collectio
 """
 
 import abc
+import ctypes.util
 import importlib
 import json
 import os
@@ -60,6 +61,10 @@ class Workspace:
             while len(self._envs) >= self._max_envs:
                 self._envs.popitem(last=False)[1].close()
             self._envs[key] = self._make_env(config)
+            if self._max_envs > 1 and os.environ.get("MUJOCO_GL") == "osmesa":
+                raise RuntimeError(
+                    "EGL is installed but does not work here; set MUJOCO_GL=osmesa, or repair it"
+                )
         self._envs.move_to_end(key)
         return self._envs[key]
 
@@ -91,8 +96,8 @@ class Completed(NamedTuple):
 
 
 def rendering_backend() -> str:
-    """Return the OpenGL back end that workers use: that of ``MUJOCO_GL``, else EGL."""
-    return os.environ.get("MUJOCO_GL") or "egl"
+    """Return the OpenGL back end of the workers: that of ``MUJOCO_GL``, else EGL if it is installed."""
+    return os.environ.get("MUJOCO_GL") or ("egl" if ctypes.util.find_library("EGL") else "osmesa")
 
 
 def max_envs(wanted: int) -> int:
@@ -106,7 +111,6 @@ class _Worker:
     def __init__(self, *, env_factory: str, max_envs: int) -> None:
         self.connection, theirs = Pipe()
         environment = os.environ | {
-            "MUJOCO_GL": rendering_backend(),
             "LP_NUM_THREADS": "0",  # software rendering in the calling thread: one core a worker
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),

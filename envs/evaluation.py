@@ -1,0 +1,254 @@
+"""Measures the success of a policy: runs planned episodes, keeps their record and films some of them.
+
+A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (a row as each
+episode ends), `actions/` (what was executed, for replays), `results.json` and `videos/`. Running it again
+continues where it stopped. This file knows nothing about how policies are made; see rollout.py for episodes
+and results.py for what comes out.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.episodes import EpisodeLog, EpisodeRow, read_rows
+from envs.provenance import software_versions
+from envs.results import Evaluation, EvaluationPlan, VideoRecord
+from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
+from envs.videos import Recording, film
+from envs.workers import MAKE_ENV
+from policies.interface import Policy
+
+_FREE_TO_CHANGE = ("episodes_per_task", "num_workers", "envs_per_worker", "videos_per_task")
+
+
+class EvaluationMismatch(ValueError):
+    """A directory holds the evaluation of another policy or of another plan, or another program writes it."""
+
+
+def evaluate(
+    policy: Policy,
+    plan: EvaluationPlan,
+    *,
+    run_dir: Path,
+    policy_id: str,
+    env_factory: str = MAKE_ENV,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Run the episodes of a plan that have no row yet, write `results.json` and film the chosen ones.
+
+    Args:
+        policy: what to evaluate.
+        plan: which episodes.
+        run_dir: made if it does not exist; continued if it holds rows of the same policy and plan.
+        policy_id: what identifies the policy for good, such as the hash of its checkpoint.
+        env_factory: ``module:function`` that makes an environment from a configuration.
+        show_progress: print a progress bar with the running success rate.
+
+    Raises:
+        EvaluationMismatch: `run_dir` holds rows of another policy or plan, or is in use.
+        WorkerError: an environment failed; the rows so far are kept, and the next call continues.
+    """
+    started_s = time.monotonic()
+    (run_dir / "actions").mkdir(parents=True, exist_ok=True)
+    with _claimed(run_dir):
+        rows = _matching_rows(run_dir, plan, policy_id)
+        requests = plan.requests()
+        done = {(row.task, row.seed) for row in rows}
+        missing = [request for request in requests if (request.task, request.seed) not in done]
+        _write_json(run_dir / "plan.json", {"policy_id": policy_id, "plan": plan.to_json()})
+        rows += _run_missing(
+            policy,
+            plan,
+            missing,
+            rows,
+            run_dir=run_dir,
+            policy_id=policy_id,
+            env_factory=env_factory,
+            show_progress=show_progress,
+        )
+        order = {(request.task, request.seed): index for index, request in enumerate(requests)}
+        planned = sorted(
+            (row for row in rows if (row.task, row.seed) in order), key=lambda row: order[row.task, row.seed]
+        )
+        evaluation = Evaluation(
+            run_dir=run_dir,
+            plan=plan,
+            policy_id=policy_id,
+            rows=tuple(planned),
+            wall_s=time.monotonic() - started_s,
+        )
+        _write_json(run_dir / "results.json", evaluation.to_json())
+        videos = _film_some(evaluation, env_factory)
+        evaluation = dataclasses.replace(evaluation, videos=tuple(videos))
+        _write_json(run_dir / "results.json", evaluation.to_json())
+    return evaluation
+
+
+@contextlib.contextmanager
+def _claimed(run_dir: Path) -> Iterator[None]:
+    """Keep other programs from writing to the same directory."""
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationMismatch(
+                f"{run_dir} is in use by another evaluation; wait for it or choose another directory"
+            ) from None
+        yield
+
+
+def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[EpisodeRow]:
+    """Return the rows that are there already, after making sure that they belong to this evaluation."""
+    advice = "choose another directory, or delete this one"
+    plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
+    if plan_path.exists():
+        stored = json.loads(plan_path.read_text(encoding="utf-8"))
+        if stored["policy_id"] != policy_id:
+            raise EvaluationMismatch(
+                f"{run_dir} holds results of policy {stored['policy_id']!r}, not {policy_id!r}; {advice}"
+            )
+        new = json.loads(json.dumps(plan.to_json()))
+        differing = [
+            f"{key}: {stored['plan'].get(key)!r} there, {new[key]!r} now"
+            for key in new
+            if key not in _FREE_TO_CHANGE and stored["plan"].get(key) != new[key]
+        ]
+        if differing:
+            listing = "\n  ".join(differing)
+            raise EvaluationMismatch(
+                f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}"
+            )
+    rows = read_rows(log_path) if log_path.exists() else []
+    strange = [row for row in rows if row.policy_id != policy_id or row.condition != plan.condition]
+    if strange or (rows and not plan_path.exists()):
+        raise EvaluationMismatch(
+            f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or condition "
+            f"and {'a' if plan_path.exists() else 'no'} plan.json; {advice}"
+        )
+    return rows
+
+
+def _run_missing(
+    policy: Policy,
+    plan: EvaluationPlan,
+    missing: Sequence[EpisodeRequest],
+    rows: Sequence[EpisodeRow],
+    *,
+    run_dir: Path,
+    policy_id: str,
+    env_factory: str,
+    show_progress: bool,
+) -> list[EpisodeRow]:
+    """Run episodes, append a row for each as it ends, and return the new rows."""
+    versions = software_versions()
+    results = run_episodes(
+        policy,
+        missing,
+        execute_horizon=plan.execute_horizon,
+        num_workers=plan.num_workers,
+        envs_per_worker=plan.envs_per_worker,
+        env_factory=env_factory,
+    )
+    new: list[EpisodeRow] = []
+    successes = sum(row.success for row in rows)
+    bar = tqdm(
+        total=len(rows) + len(missing),
+        initial=len(rows),
+        desc=f"evaluate, {plan.condition} instruction",
+        unit="episode",
+        disable=not show_progress,
+        mininterval=0.5 if sys.stderr.isatty() else 20.0,
+    )
+    with bar, EpisodeLog(run_dir / "episodes.jsonl") as log, contextlib.closing(results):
+        for result in results:
+            np.save(_actions_path(run_dir, result.request.task, result.request.seed), result.actions)
+            new.append(_row(result, policy_id, versions))
+            log.append(new[-1])
+            successes += result.success
+            bar.set_postfix_str(f"success {100 * successes / (len(rows) + len(new)):.0f} %", refresh=False)
+            bar.update()
+    return new
+
+
+def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> EpisodeRow:
+    return EpisodeRow(
+        task=result.request.task,
+        seed=result.request.seed,
+        condition=result.request.condition,
+        instruction=result.instruction,
+        given_instruction=result.given_instruction,
+        level=str(result.request.env_config.get("level", "")),
+        steps=result.steps,
+        success=result.success,
+        num_clipped=result.num_clipped,
+        wall_s=round(result.wall_s, 3),
+        policy_id=policy_id,
+        versions=versions,
+    )
+
+
+def _actions_path(run_dir: Path, task: str, seed: int) -> Path:
+    return run_dir / "actions" / f"{task}-{seed}.npy"
+
+
+def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:
+    """Choose `videos_per_task` rows a task: failures first, but one success if there is room for two."""
+    count = evaluation.plan.videos_per_task
+    chosen = []
+    for task in evaluation.plan.env_configs:
+        rows = [row for row in evaluation.rows if row.task == task]
+        failures = [row for row in rows if not row.success]
+        successes = [row for row in rows if row.success]
+        kept = failures[: count - 1 if successes and count > 1 else count]
+        chosen += kept + successes[: count - len(kept)]
+    return chosen
+
+
+def _film_some(evaluation: Evaluation, env_factory: str) -> list[VideoRecord]:
+    """Film the chosen episodes and tell what was filmed. Actions of very old rows may be gone; skip those."""
+    run_dir, plan = evaluation.run_dir, evaluation.plan
+    (run_dir / "videos").mkdir(exist_ok=True)
+    rows = [row for row in _to_film(evaluation) if _actions_path(run_dir, row.task, row.seed).exists()]
+    stems = [f"{row.task}-{row.seed}-{'success' if row.success else 'failure'}" for row in rows]
+    recordings = [
+        Recording(
+            task=row.task,
+            env_config=plan.env_configs[row.task],
+            seed=row.seed,
+            actions=np.load(_actions_path(run_dir, row.task, row.seed), allow_pickle=False),
+            video_path=run_dir / "videos" / f"{stem}.mp4",
+            filmstrip_path=run_dir / "videos" / f"{stem}.jpg",
+        )
+        for row, stem in zip(rows, stems, strict=True)
+    ]
+    outcomes = film(recordings, num_workers=plan.num_workers, env_factory=env_factory)
+    return [
+        VideoRecord(
+            task=row.task,
+            seed=row.seed,
+            success=row.success,
+            instruction=row.instruction,
+            given_instruction=row.given_instruction,
+            steps=row.steps,
+            video=f"videos/{stem}.mp4",
+            filmstrip=f"videos/{stem}.jpg",
+            replay_agrees=outcome == row.success,
+        )
+        for row, stem, outcome in zip(rows, stems, outcomes, strict=True)
+    ]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Replace a file as a whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,218 @@
+"""What an evaluation is made of: the plan, the rows, the sums with their intervals, and tables of them.
+
+Plain data, readable without an environment or a policy; evaluation.py makes it and report.py shows it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.episodes import EpisodeRow, read_rows
+from envs.provenance import software_versions
+from envs.rollout import CONDITIONS, EpisodeRequest
+from envs.statistics import Interval, wilson_interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationPlan:
+    """Which episodes to run. Episode k of every task has the seed `first_seed` + k."""
+
+    env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
+    episodes_per_task: int
+    first_seed: int
+    condition: str = "right"  # what the policy is told: "right", "blank" or "swapped"
+    execute_horizon: int = 10  # actions executed of each predicted chunk
+    num_workers: int = 2
+    envs_per_worker: int = 4
+    videos_per_task: int = 2  # filmed afterwards, failures first
+
+    def __post_init__(self) -> None:
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition {self.condition!r} is none of {CONDITIONS}")
+        for name in ("episodes_per_task", "num_workers", "envs_per_worker", "execute_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.videos_per_task < 0 or self.first_seed < 0:
+            raise ValueError(
+                f"videos_per_task={self.videos_per_task}, first_seed={self.first_seed}; "
+                "neither may be negative"
+            )
+        if not self.env_configs:
+            raise ValueError("env_configs is empty; name at least one task and its environment")
+        for task in self.env_configs:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", task):
+                raise ValueError(f"task name {task!r} may hold letters, digits, '_', '.' and '-' only")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def requests(self) -> list[EpisodeRequest]:
+        """Return all episodes, task by task."""
+        return [
+            EpisodeRequest(task=task, env_config=config, seed=seed, condition=self.condition)
+            for task, config in self.env_configs.items()
+            for seed in range(self.first_seed, self.first_seed + self.episodes_per_task)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRecord:
+    """A filmed episode; paths are relative to the evaluation's directory."""
+
+    task: str
+    seed: int
+    success: bool
+    instruction: str
+    given_instruction: str
+    steps: int
+    video: str
+    filmstrip: str
+    replay_agrees: bool  # whether the replay ended as the row says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """Success of one task, with the Wilson 95 % interval of its rate."""
+
+    episodes: int
+    successes: int
+    success_rate: float
+    interval: Interval
+    mean_success_steps: float | None  # control periods until success, or nothing without success
+    first_seed: int
+    last_seed: int
+
+    @classmethod
+    def of(cls, rows: Sequence[EpisodeRow]) -> "TaskResult":
+        """Sum up at least one row."""
+        steps = [row.steps for row in rows if row.success]
+        return cls(
+            episodes=len(rows),
+            successes=len(steps),
+            success_rate=len(steps) / len(rows),
+            interval=wilson_interval(len(steps), len(rows)),
+            mean_success_steps=float(np.mean(steps)) if steps else None,
+            first_seed=min(row.seed for row in rows),
+            last_seed=max(row.seed for row in rows),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The rows of an evaluation, in the order of tasks and seeds, and what follows from them."""
+
+    run_dir: Path
+    plan: EvaluationPlan
+    policy_id: str
+    rows: tuple[EpisodeRow, ...]
+    videos: tuple[VideoRecord, ...] = ()
+    wall_s: float = 0.0  # of the program that finished it
+
+    @property
+    def tasks(self) -> dict[str, TaskResult]:
+        """Result by task, for the tasks that have rows."""
+        by_task = {task: [row for row in self.rows if row.task == task] for task in self.plan.env_configs}
+        return {task: TaskResult.of(rows) for task, rows in by_task.items() if rows}
+
+    @property
+    def mean_success_rate(self) -> float:
+        """Mean over tasks of the success rate, each task counting the same."""
+        return float(np.mean([result.success_rate for result in self.tasks.values()]))
+
+    @property
+    def pooled_interval(self) -> Interval:
+        """Wilson 95 % interval of all episodes pooled; that of the mean when tasks have as many episodes."""
+        return wilson_interval(sum(row.success for row in self.rows), len(self.rows))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned episode has a row."""
+        return len(self.rows) == len(self.plan.requests())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `results.json` holds."""
+        return {
+            "schema_version": 1,
+            "policy_id": self.policy_id,
+            "complete": self.is_complete,
+            "mean_success_rate": self.mean_success_rate,
+            "pooled_wilson_95": dataclasses.asdict(self.pooled_interval),
+            "tasks": {task: dataclasses.asdict(result) for task, result in self.tasks.items()},
+            "plan": self.plan.to_json(),
+            "wall_s": self.wall_s,
+            "versions": software_versions(),
+            "videos": [dataclasses.asdict(video) for video in self.videos],
+        }
+
+
+def load_evaluation(run_dir: Path) -> Evaluation:
+    """Read an evaluation from its directory, finished or not.
+
+    Raises:
+        FileNotFoundError: the directory holds no evaluation.
+        ValueError: a file is damaged.
+    """
+    if not (run_dir / "plan.json").exists():
+        raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no plan.json")
+    stored = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    plan = EvaluationPlan(**stored["plan"])
+    log = run_dir / "episodes.jsonl"
+    rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
+    wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
+    videos, wall_s = (), 0.0
+    if (run_dir / "results.json").exists():
+        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        videos, wall_s = tuple(VideoRecord(**video) for video in results["videos"]), results["wall_s"]
+    return Evaluation(
+        run_dir=run_dir,
+        plan=plan,
+        policy_id=stored["policy_id"],
+        rows=tuple(row for row in wanted if row is not None),
+        videos=videos,
+        wall_s=wall_s,
+    )
+
+
+def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
+    """Return a table for a terminal: success by task with Wilson 95 % intervals, a column an evaluation.
+
+    Args:
+        evaluation: gives the tasks.
+        controls: further columns, such as the blank and the swapped condition of the same policy.
+    """
+    columns = (evaluation, *controls)
+    header = ["task", *(f"{column.plan.condition} instruction" for column in columns)]
+    table = [header]
+    for task in evaluation.tasks:
+        table.append([task, *(_cell(column.tasks.get(task)) for column in columns)])
+    table.append(["mean over tasks", *(_mean_cell(column) for column in columns)])
+    widths = [max(len(row[index]) for row in table) for index in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    rule = "  ".join("-" * width for width in widths)
+    note = "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled."
+    return "\n".join(line.rstrip() for line in (lines[0], rule, *lines[1:-1], rule, lines[-1], note))
+
+
+def _percent(rate: float, interval: Interval) -> str:
+    return f"{100 * rate:5.1f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def _cell(result: TaskResult | None) -> str:
+    if result is None:
+        return "-"
+    return f"{result.successes:3d}/{result.episodes:<3d} {_percent(result.success_rate, result.interval)}"
+
+
+def _mean_cell(evaluation: Evaluation) -> str:
+    if not evaluation.rows:
+        return "-"
+    successes = sum(row.success for row in evaluation.rows)
+    share = _percent(evaluation.mean_success_rate, evaluation.pooled_interval)
+    return f"{successes:3d}/{len(evaluation.rows):<3d} {share}"
