@@ -6,6 +6,7 @@ import pytest
 from policies.interface import Observation
 from policies.spec import CameraSpec, Channel, RobotSpec
 from vla.tokenizers.processor import Processor
+from vla.tokenizers.registry import ACTION_TOKENIZERS
 
 INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
 NUM_DEMONSTRATIONS = 2000
@@ -45,7 +46,7 @@ def demonstrated_states() -> np.ndarray:
     return generator.uniform([-0.5, 0.0], [0.7, 1.0], size=(NUM_DEMONSTRATIONS, 2)).astype(np.float32)
 
 
-@pytest.fixture(scope="session", params=["uniform", "quantile"])
+@pytest.fixture(scope="session", params=sorted(ACTION_TOKENIZERS))
 def processor(request, robot_spec, demonstrated_states, demonstrated_actions) -> Processor:
     return Processor.fit(
         robot_spec=robot_spec,

@@ -13,7 +13,7 @@ from policies.interface import DecodeError, ObservationError
 from policies.spec import CameraSpec
 from vla.tokenizers.interface import InstructionTooLong
 from vla.tokenizers.processor import Processor
-from vla.tokenizers.registry import action_tokenizer_from_json
+from vla.tokenizers.registry import ACTION_TOKENIZERS, action_tokenizer_from_json
 
 INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
 
@@ -82,6 +82,7 @@ def test_the_mask_covers_a_chunk(processor) -> None:
     mask = processor.legal_action_mask()
     assert mask.shape == (5 * 3, processor.vocabulary.size)
     assert (mask.sum(axis=1) == 256).all()
+    assert processor.bins_per_dim == [256, 256, 256]
     chosen = np.argmax(mask, axis=1)
     assert processor.vocabulary.vocab_to_action(chosen).tolist() == [0] * 15
 
@@ -157,13 +158,15 @@ def test_bad_demonstrations_are_refused(robot_spec, demonstrated_states, demonst
     with pytest.raises(ValueError, match="'opening' has zero width"):
         fit(robot_spec, still, actions)
     assert fit(robot_spec, still, actions, constant_state_dims=("opening",)).encode_state(still)[0, 1] == 0
-    for kind in ("uniform", "quantile"):
+    for kind in ACTION_TOKENIZERS:
         with pytest.raises(ValueError, match=r"position \(7,\), dimension 2 is nan"):
             fit(robot_spec, states, bad, action_tokenizer=kind)
         with pytest.raises(ValueError, match=r"no (demonstrations|rows)"):
             fit(robot_spec, states[:0], actions[:0], action_tokenizer=kind)
     with pytest.raises(ValueError, match=r"2 action channels, robot spec 'toy' has 3: \('dx'"):
         fit(robot_spec, states, actions[:, :2])
+    with pytest.raises(ValueError, match=r"100% of the demonstrated actions of channel 'roll' lie outside"):
+        fit(robot_spec, states, actions + np.float32([0, 0.2, 0]))
     with pytest.raises(InstructionTooLong, match="max_text_tokens is 4"):
         fit(robot_spec, states, actions, max_text_tokens=4)
     with pytest.raises(ValueError, match=r"'quantil' does not exist.*Did you mean 'quantile'"):

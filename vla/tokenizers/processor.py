@@ -21,6 +21,7 @@ from vla.tokenizers.text import TextTokenizer
 from vla.tokenizers.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
+MAX_CLIPPED_SHARE = 0.01  # of a channel's demonstrated actions; more means wrong limits or another unit
 JSON_KEYS = (
     "schema_version",
     "robot_spec",
@@ -113,18 +114,11 @@ class Processor:
 
         Raises:
             ValueError: empty data, NaN, a wrong number of channels, a state channel of zero width that is
-                not in `constant_state_dims`, or an unknown action tokenizer.
+                not in `constant_state_dims`, actions that do not fit the limits of the robot spec, or an
+                unknown action tokenizer.
             InstructionTooLong: a training instruction has more than `max_text_tokens` tokens.
         """
-        for kind, rows, names in (
-            ("state", states, robot_spec.state_names),
-            ("action", actions, robot_spec.action_names),
-        ):
-            if rows.shape[1] != len(names):
-                raise ValueError(
-                    f"the demonstrations have {rows.shape[1]} {kind} channels, robot spec "
-                    f"{robot_spec.name!r} has {len(names)}: {names}"
-                )
+        _require_channels(robot_spec, states=states, actions=actions)
         processor = cls(
             robot_spec=robot_spec,
             text_tokenizer=TextTokenizer.train(instructions, vocab_size=text_vocab_size),
@@ -155,6 +149,11 @@ class Processor:
         """Height and width of every image in pixels."""
         camera = self.robot_spec.cameras[0]
         return camera.height, camera.width
+
+    @property
+    def bins_per_dim(self) -> list[int]:
+        """Ids that each action dimension uses: all of them, see `ActionTokenizer`."""
+        return [self.action_tokenizer.num_bins] * self.action_tokenizer.action_dim
 
     def encode(self, observations: Sequence[Observation]) -> ModelInputs:
         """Return a batch of model inputs.
@@ -292,3 +291,30 @@ class Processor:
             max_text_tokens=data["max_text_tokens"],
             frame_offsets=data["frame_offsets"],
         )
+
+
+def _require_channels(
+    robot_spec: RobotSpec,
+    *,
+    states: Float32[np.ndarray, "demonstration _"],
+    actions: Float32[np.ndarray, "demonstration _"],
+) -> None:
+    """Check that demonstrations have the channels of the spec, with actions inside its limits."""
+    for kind, rows, names in (
+        ("state", states, robot_spec.state_names),
+        ("action", actions, robot_spec.action_names),
+    ):
+        if rows.shape[1] != len(names):
+            raise ValueError(
+                f"the demonstrations have {rows.shape[1]} {kind} channels, "
+                f"robot spec {robot_spec.name!r} has {len(names)}: {names}"
+            )
+    for channel, values in zip(robot_spec.action, actions.T, strict=True):
+        slack = 1e-3 * (channel.high - channel.low)
+        outside = (values < channel.low - slack) | (values > channel.high + slack)
+        if outside.sum() > MAX_CLIPPED_SHARE * values.size:
+            raise ValueError(
+                f"{outside.mean():.0%} of the demonstrated actions of channel {channel.name!r} lie outside "
+                f"its limits [{channel.low:g}, {channel.high:g}] {channel.unit}: they range from "
+                f"{values.min():g} to {values.max():g}. Correct the limits or the unit in the robot spec, or clip when recording"
+            )
