@@ -1,0 +1,98 @@
+"""Tiny robot, processor, models and observations for the policy tests; the golden bundle is made of them."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from policies.interface import Observation
+from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.model.vla import VLAModel
+from vla.tokenizers.processor import Processor
+
+INSTRUCTIONS = ("lift the red cube", "push the blue ball to the green mat", "open the drawer")
+
+
+def tiny_spec() -> RobotSpec:
+    return RobotSpec(
+        name="tiny",
+        cameras=(
+            CameraSpec(name="exterior", height=32, width=32),
+            CameraSpec(name="wrist", height=32, width=32),
+        ),
+        state=(
+            Channel(name="x", unit="m", low=-0.5, high=0.5),
+            Channel(name="y", unit="m", low=-0.5, high=0.5),
+            Channel(name="opening", unit="1", low=0.0, high=1.0),
+        ),
+        action=(
+            Channel(name="dx", unit="m", low=-0.025, high=0.025),
+            Channel(name="yaw", unit="rad", low=-0.1, high=0.1),
+            Channel(name="gripper", unit="1", low=0.0, high=1.0),
+        ),
+        control_hz=20.0,
+        action_convention="end_effector_delta",
+        gripper_sign="positive_opens",
+    )
+
+
+def tiny_processor(frame_offsets=(0,)) -> Processor:
+    rng = np.random.default_rng(0)
+    spec = tiny_spec()
+    return Processor.fit(
+        robot_spec=spec,
+        states=rng.uniform(-0.5, 0.5, (200, 3)).astype(np.float32),
+        actions=rng.uniform(spec.action_low, spec.action_high, (200, 3)).astype(np.float32),
+        instructions=list(INSTRUCTIONS),
+        action_horizon=4,
+        num_bins=16,
+        frame_offsets=frame_offsets,
+        max_text_tokens=24,
+        text_vocab_size=280,
+    )
+
+
+def tiny_model(processor: Processor, *, decoding="parallel", bins_per_dim=(16, 16, 16)) -> VLAModel:
+    """Random weights, large enough that tokens depend on the input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _random_model(processor, decoding=decoding, bins_per_dim=bins_per_dim)
+
+
+def _random_model(processor, *, decoding, bins_per_dim):
+    model = VLAModel(
+        vocab_size=processor.vocabulary.size,
+        num_bins=processor.vocabulary.num_bins,
+        action_offset=processor.vocabulary.action_offset,
+        bins_per_dim=list(bins_per_dim),
+        action_horizon=processor.action_horizon,
+        num_images=processor.num_images,
+        image_size=processor.image_size[0],
+        state_dim=len(processor.robot_spec.state),
+        max_text_tokens=processor.max_text_tokens,
+        width=32,
+        depth=1 if decoding == "parallel" else 2,
+        num_heads=2,
+        stem_channels=(8, 16),
+        decoding=decoding,
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def tiny_observations(count: int, *, num_frames=1, seed=1) -> list[Observation]:
+    rng = np.random.default_rng(seed)
+    return [
+        Observation(
+            images={
+                name: rng.integers(0, 256, (num_frames, 32, 32, 3), dtype=np.uint8)
+                for name in ("exterior", "wrist")
+            },
+            state=rng.uniform(-0.5, 0.5, 3).astype(np.float32),
+            instruction=INSTRUCTIONS[i % len(INSTRUCTIONS)],
+            committed=np.zeros((0, 3), dtype=np.float32),
+            stamp=float(i),
+        )
+        for i in range(count)
+    ]
