@@ -316,5 +316,5 @@ def _require_channels(
             raise ValueError(
                 f"{outside.mean():.0%} of the demonstrated actions of channel {channel.name!r} lie outside "
                 f"its limits [{channel.low:g}, {channel.high:g}] {channel.unit}: they range from "
-                f"{values.min():g} to {values.max():g}. Correct the limits or the unit in the robot spec, or clip when recording"
+                f"{values.min():g} to {values.max():g}. Correct the spec, or clip when recording"
             )
