@@ -88,7 +88,8 @@ class Normalizer:
             i = int(np.flatnonzero(flat)[0])
             raise ValueError(
                 f"channel {names[i]!r} has zero width: (nearly) all {len(rows)} rows read {offset[i]:g}. "
-                f"Record demonstrations in which it moves, or list it in constant_dims to encode it as 0"
+                f"Record demonstrations in which it moves, or list it in constant_dims (in a recipe: "
+                f"constant_state_dims) to encode it as 0"
             )
         return cls(
             names=names,
