@@ -40,7 +40,9 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
 
-    def __init__(self, *, robot_spec: RobotSpec, task: str, max_steps: int, render_mode: str | None = None):
+    def __init__(
+        self, *, robot_spec: RobotSpec, task: str, max_steps: int, render_mode: str | None = None
+    ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
                 f"render_mode {render_mode!r} is not supported; use None or {self.metadata['render_modes']}"

@@ -32,7 +32,9 @@ def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
     arguments = dict(config)
     family = arguments.pop("family", None)
     if family == "tabletop":
-        from envs.tabletop.env import TabletopEnv as env_class
+        from envs.tabletop.env import TabletopEnv
+
+        env_class = TabletopEnv
     else:
         raise ValueError(f"env family {family!r} is unknown; {nearest(str(family), FAMILIES)}")
     accepted = list(inspect.signature(env_class.__init__).parameters)[1:]

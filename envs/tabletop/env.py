@@ -1,0 +1,206 @@
+"""The tabletop environments: one robot arm, one scene, seven tasks, told apart by instructions."""
+
+import difflib
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from envs.base import ManipulationEnv
+from envs.rendering import Renderer, RenderQuality, apply_quality
+from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
+from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
+from envs.tabletop.instructions import Wording, phrase, wordings
+from envs.tabletop.randomization import apply_look, checked_level, paint_textures
+from envs.tabletop.scene import CONTROL_HZ, build_model
+from envs.tabletop.stage import Stage
+from envs.tabletop.tasks.base import Goal, Task
+from envs.tabletop.tasks.mats import Place, Push
+from envs.tabletop.tasks.single_object import Lift, Reach
+from policies.spec import CameraSpec, Channel, RobotSpec
+
+CAMERAS = ("exterior", "wrist")
+OPTIONS = ("wording",)
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Push, Lift, Place)}
+TASKS = tuple(_TASKS)
+_STATE_MARGIN_M = 0.06  # how far the measured hand may be outside the commanded workspace
+
+
+def make_robot_spec(*, image_size: int, cameras: tuple[str, ...]) -> RobotSpec:
+    """Return what the tabletop robot looks like from outside."""
+    low, high = WORKSPACE_LOW - _STATE_MARGIN_M, WORKSPACE_HIGH + _STATE_MARGIN_M
+    positions = [
+        Channel(name=f"tcp_{axis}", unit="m", low=float(low[i]), high=float(high[i]))
+        for i, axis in enumerate("xyz")
+    ]
+    deltas = [Channel(name=f"delta_{axis}", unit="m", low=-MAX_STEP_M, high=MAX_STEP_M) for axis in "xyz"]
+    turns = [
+        Channel(name=f"delta_{angle}", unit="rad", low=-MAX_TURN_RAD, high=MAX_TURN_RAD)
+        for angle in ("roll", "pitch", "yaw")
+    ]
+    return RobotSpec(
+        name="fr3_tabletop",
+        cameras=tuple(CameraSpec(name=name, height=image_size, width=image_size) for name in cameras),
+        state=(
+            *positions,
+            Channel(name="yaw_sin", unit="1", low=-1.0, high=1.0),
+            Channel(name="yaw_cos", unit="1", low=-1.0, high=1.0),
+            Channel(name="gripper_opening", unit="1", low=0.0, high=1.0),
+        ),
+        action=(*deltas, *turns, Channel(name="gripper", unit="1", low=0.0, high=1.0)),
+        control_hz=CONTROL_HZ,
+        action_convention="end_effector_delta",
+        gripper_sign="positive_opens",
+    )
+
+
+class TabletopEnv(ManipulationEnv):
+    """A Franka FR3 at a table with objects of several colours and shapes.
+
+    Actions move the commanded pose by x, y, z [m] and roll, pitch, yaw [rad] about the base's axes and set
+    the gripper's opening in [0, 1], at 20 Hz. The state is the point between the fingertips [m], sine and
+    cosine of the hand's yaw, and the gripper's opening.
+
+    Args:
+        task: one of `TASKS`.
+        image_size: height and width of every camera's frames [pixels].
+        cameras: which of `CAMERAS` the robot has; those alone are drawn.
+        render_quality: "fast", or "full" with shadows, multisampling and reflections.
+        level: "none" is one fixed look; "train" and "heldout" vary textures, colours, light and camera.
+        wording: "train" or "heldout" instructions; `reset(options={"wording": ...})` overrides it.
+        max_steps: control periods before an episode is truncated; the task's own number if None.
+        video_height, video_width: size of `render_video_frame` [pixels].
+        render_mode: Gymnasium's; "rgb_array" makes `render` return the video frame.
+
+    Raises:
+        ValueError: an argument is not among the choices; the message names them.
+    """
+
+    TASKS: ClassVar[tuple[str, ...]] = TASKS
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        image_size: int = 96,
+        cameras: tuple[str, ...] = CAMERAS,
+        render_quality: RenderQuality = "fast",
+        level: str = "train",
+        wording: Wording = "train",
+        max_steps: int | None = None,
+        video_height: int = 240,
+        video_width: int = 320,
+        render_mode: str | None = None,
+    ) -> None:
+        _require_choice("task", task, TASKS)
+        for camera in cameras:
+            _require_choice("camera", camera, CAMERAS)
+        if not cameras or image_size < 8:
+            raise ValueError(f"need at least one camera and 8 pixels, got cameras={cameras}, {image_size=}")
+        self._task = _TASKS[task]()
+        super().__init__(
+            robot_spec=make_robot_spec(image_size=image_size, cameras=tuple(cameras)),
+            task=task,
+            max_steps=self._task.max_steps if max_steps is None else max_steps,
+            render_mode=render_mode,
+        )
+        wordings(task, wording)  # raises on an unknown one
+        self.level, self.wording = checked_level(level), wording
+        self._image_size, self._video_size = image_size, (video_height, video_width)
+        self._model = build_model()
+        paint_textures(self._model)
+        apply_quality(self._model, render_quality)
+        self._data = mujoco.MjData(self._model)
+        self._stage = Stage(model=self._model, data=self._data)
+        self._arm = ArmController(model=self._model, data=self._data)
+        self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
+        self._goal = Goal()
+        self._swapped_instruction = ""
+
+    def _reset_scene(self, options: dict[str, Any]) -> str:
+        for key in options:
+            _require_choice("reset option", key, OPTIONS)
+        wording = options.get("wording", self.wording)
+        wordings(self.task, wording)
+        rng = self.np_random
+        self._stage.clear()
+        apply_look(self._model, rng, self.level)
+        goals = self._task.lay_out(self._stage, rng, self.level)
+        start = self._task.draw_start(rng)
+        self._arm.place_at(position=start.position, yaw=start.yaw, opening=1.0)
+        mujoco.mj_forward(self._model, self._data)
+        self._goal = goals[int(rng.integers(len(goals)))]
+        index = int(rng.integers(1000))
+        hand = self.hand()
+        others = [
+            goal
+            for goal in goals
+            if goal != self._goal and not self._task.is_reached(self._stage, hand, goal)
+        ]
+        other = others[int(rng.integers(len(others)))]
+        self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._stage, other))
+        return phrase(self.task, wording, index, self._task.words(self._stage, self._goal))
+
+    def _apply(self, action: Float32[np.ndarray, " action"]) -> None:
+        self._arm.apply(action.astype(np.float64))
+
+    def _goal_holds(self) -> bool:
+        return self._task.is_reached(self._stage, self.hand(), self._goal)
+
+    def hand(self) -> Hand:
+        """Return where the hand is, measured."""
+        pose = self._arm.measured()
+        return Hand(position=pose.position, angles=pose.angles, opening=self._arm.opening())
+
+    def expert_action(self) -> Float32[np.ndarray, " action"]:
+        """Return the scripted expert's action for the present state."""
+        return self._task.expert(self._stage, self.hand(), self._goal)
+
+    def swapped_instruction(self) -> str:
+        """Return the same wording for another goal of this scene, one that was not fulfilled at reset."""
+        return self._swapped_instruction
+
+    def joint_speeds(self) -> np.ndarray:
+        """Return the arm's measured joint velocities [rad/s]."""
+        return self._arm.joint_speeds()
+
+    def read_state(self) -> Float32[np.ndarray, " state"]:
+        """Return hand position [m], sine and cosine of its yaw, and gripper opening."""
+        hand = self.hand()
+        yaw = hand.angles[2]
+        state = np.array([*hand.position, np.sin(yaw), np.cos(yaw), hand.opening], dtype=np.float32)
+        space = self.observation_space["state"]  # pyright: ignore[reportIndexIssue]
+        return np.clip(state, space.low, space.high)
+
+    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        if self._renderer is None:
+            self._renderer = Renderer(
+                model=self._model,
+                max_height=max(self._image_size, self._video_size[0]),
+                max_width=max(self._image_size, self._video_size[1]),
+            )
+        camera_id = self._model.camera(camera).id
+        return self._renderer.render(self._data, camera_id=camera_id, height=height, width=width)
+
+    def render_camera(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Return what a camera of the robot spec sees now."""
+        _require_choice("camera", name, self.robot_spec.camera_names)
+        return self._draw(name, self._image_size, self._image_size)
+
+    def render_video_frame(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the exterior view, larger, for people."""
+        return self._draw("exterior", *self._video_size)
+
+    def close(self) -> None:
+        """Free the OpenGL context. Safe to call more than once."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        close = difflib.get_close_matches(str(given), choices, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{what} {given!r} is unknown; {hint}choose from {choices}")

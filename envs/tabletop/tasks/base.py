@@ -1,0 +1,89 @@
+"""What a tabletop task is: a way to lay out a scene, goals in it, words for them, an expert."""
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from envs.tabletop.experts import Grasp, Hand, wrapped
+from envs.tabletop.randomization import Level, draw_tint
+from envs.tabletop.stage import Stage
+
+MIN_GRASP_HEIGHT_M = 0.024  # of the point between the fingertips above the table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """One thing that may be asked for: object and target are indices whose meaning the task knows."""
+
+    thing: int = 0
+    target: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where the hand begins: position [m], yaw [rad]; the gripper is open."""
+
+    position: Float64[np.ndarray, "3"]
+    yaw: float
+
+
+class Task(abc.ABC):
+    """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`."""
+
+    name: str
+    max_steps: int
+
+    @abc.abstractmethod
+    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        """Furnish a cleared stage and return every goal that may be asked for in it, at least two."""
+
+    @abc.abstractmethod
+    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        """Return what fills the instruction's template."""
+
+    @abc.abstractmethod
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the goal is fulfilled right now."""
+
+    @abc.abstractmethod
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Return the expert's action for the present state."""
+
+    def draw_start(self, rng: np.random.Generator) -> Start:
+        """Draw where the hand begins: above the middle of the table."""
+        return Start(
+            position=rng.uniform([0.43, -0.10, 0.17], [0.55, 0.10, 0.22]), yaw=float(rng.uniform(-0.1, 0.1))
+        )
+
+
+def add_objects(
+    stage: Stage,
+    rng: np.random.Generator,
+    level: Level,
+    names: list[tuple[str, str]],
+    places: Float64[np.ndarray, "count 2"],
+) -> None:
+    """Stand objects at places, each turned a little."""
+    for (colour, shape), xy in zip(names, places, strict=True):
+        yaw = float(rng.uniform(-0.35, 0.35))
+        stage.add_object(colour=colour, shape=shape, xy=xy, yaw=yaw, tint=draw_tint(rng, level))
+
+
+def grasp_of(stage: Stage, slot: int) -> Grasp:
+    """Return how to grip an object: across it, as low as the fingers fit."""
+    form = stage.things[slot].form
+    middle = stage.object_position(slot)
+    height = max(form.half_height, MIN_GRASP_HEIGHT_M) - form.half_height
+    yaw = stage.object_yaw(slot)
+    if not form.turns:
+        yaw = 0.0
+    else:
+        yaw = wrapped(yaw, np.pi if form.size[0] != form.size[1] else np.pi / 2)
+    return Grasp(position=middle + np.array([0.0, 0.0, height]), yaw=yaw, width=form.width)
+
+
+def is_settled(stage: Stage, slot: int) -> bool:
+    """Whether an object has been let go and lies still."""
+    return not stage.is_touched(slot) and stage.object_speed(slot) < 0.03

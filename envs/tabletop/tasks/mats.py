@@ -1,0 +1,162 @@
+"""Tasks that bring an object somewhere: push it onto a mat, place it in the bowl or on a mat."""
+
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from envs.tabletop.experts import HOVER_M, OPEN, Hand, approach, carry, holds, move, ramp, retreat, wrapped
+from envs.tabletop.layout import draw_names, scatter, scatter_with_free_ways
+from envs.tabletop.randomization import Level, draw_tint
+from envs.tabletop.scene import COLOURS, MAT_HALF_SIZE, NUM_MATS
+from envs.tabletop.stage import Stage
+from envs.tabletop.tasks.base import MIN_GRASP_HEIGHT_M, Goal, Task, add_objects, grasp_of, is_settled
+
+_CLEARANCE_M = 0.078  # of a pushed object's path from the other objects
+_ON_TABLE_M = 0.015  # an object whose underside is below this stands on the table
+BOWL = -1  # as a goal's target, instead of a mat's index
+
+
+def _is_on_mat(stage: Stage, slot: int, mat: int) -> bool:
+    position = stage.object_position(slot)
+    offset = np.abs(position - stage.mat_position(mat))[:2]
+    low = position[2] - stage.things[slot].form.half_height < _ON_TABLE_M
+    return bool(low and (offset < MAT_HALF_SIZE).all())
+
+
+def _draw_mat_colours(rng: np.random.Generator, stage_names: list[tuple[str, str]], count: int) -> list[str]:
+    free = [colour for colour in COLOURS if colour not in {colour for colour, _ in stage_names}]
+    return [str(colour) for colour in rng.permutation(free)[:count]]
+
+
+def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 2"]:
+    """Return two places, one at the robot's left and one at its right, in random order."""
+    left = np.array([rng.uniform(0.45, 0.57), rng.uniform(0.155, 0.185)])
+    right = np.array([rng.uniform(0.45, 0.57), -rng.uniform(0.155, 0.185)])
+    return np.array([left, right]) if rng.random() < 0.5 else np.array([right, left])
+
+
+class Push(Task):
+    """Bring the named object's middle over the named mat, without lifting it.
+
+    The open fingers straddle the object and drag it along; they never close on it.
+    """
+
+    name: ClassVar[str] = "push"
+    max_steps: ClassVar[int] = 110
+    shapes: ClassVar[tuple[str, ...]] = ("cube", "ball", "cylinder")
+
+    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        # Three objects between two mats. All of them must be free to go to either mat, so that the
+        # layout does not give away which one is meant.
+        places = None
+        while places is None:
+            mats = _draw_receptacle_places(rng)
+            places = scatter_with_free_ways(
+                rng,
+                count=3,
+                low=(0.40, -0.065),
+                high=(0.62, 0.065),
+                targets=mats,
+                spacing=0.09,
+                clearance=_CLEARANCE_M,
+            )
+        names = self._draw_names(rng)
+        add_objects(stage, rng, level, names, places)
+        for colour, xy in zip(_draw_mat_colours(rng, names, NUM_MATS), mats, strict=True):
+            stage.add_mat(colour=colour, xy=xy, tint=draw_tint(rng, level))
+        return [Goal(thing=slot, target=mat) for slot in range(3) for mat in range(NUM_MATS)]
+
+    def _draw_names(self, rng: np.random.Generator) -> list[tuple[str, str]]:
+        while True:
+            names = draw_names(rng, count=3)
+            if all(shape in self.shapes for _, shape in names):
+                return names
+
+    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        return {"object": stage.things[goal.thing].name, "mat": f"{stage.mat_colours[goal.target]} mat"}
+
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        return _is_on_mat(stage, goal.thing, goal.target)
+
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        middle = stage.object_position(goal.thing)
+        to_go = (stage.mat_position(goal.target) - middle)[:2]
+        distance = float(np.linalg.norm(to_go))
+        # Turn the hand so that the line between the fingers points along the way, unless nearly there.
+        yaw = float(np.arctan2(-to_go[0], to_go[1]))
+        yaw_error = wrapped(yaw - hand.angles[2], np.pi) * ramp(distance, 0.02, 0.05)
+        across = np.array([np.cos(hand.angles[2]), np.sin(hand.angles[2])])
+        offset = middle[:2] - hand.position[:2]
+        lateral = float(np.dot(offset, across))
+        axial = float(np.linalg.norm(offset - lateral * across))
+        height = max(stage.things[goal.thing].form.half_height - 0.004, MIN_GRASP_HEIGHT_M)
+        rise = height - float(hand.position[2])
+        if rise > -0.022 and axial < 0.034 and abs(lateral) < 0.022:
+            return move(
+                hand,
+                np.array([*(to_go + lateral * across), rise]),
+                yaw_error=yaw_error,
+                gripper=OPEN,
+                speed=0.014,
+            )
+        rise += HOVER_M * ramp(float(np.linalg.norm(offset)), 0.010, 0.05)
+        return move(hand, np.array([*offset, rise]), yaw_error=yaw_error, gripper=OPEN)
+
+
+class Place(Task):
+    """Set the named object down in the bowl or on the named mat and let go."""
+
+    name: ClassVar[str] = "place"
+    max_steps: ClassVar[int] = 140
+    bowl_share: ClassVar[float] = 0.5  # of the scenes that have the bowl and one mat instead of two mats
+
+    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        receptacles = _draw_receptacle_places(rng)
+        has_bowl = bool(rng.random() < self.bowl_share)
+        places = scatter(
+            rng,
+            count=3,
+            low=(0.40, -0.10),
+            high=(0.62, 0.10),
+            keep_off=tuple(receptacles),
+            keep_off_distance=0.13,
+        )
+        names = draw_names(rng, count=3)
+        add_objects(stage, rng, level, names, places)
+        targets: list[int] = []
+        colours = _draw_mat_colours(rng, names, NUM_MATS)
+        for i, xy in enumerate(receptacles):
+            if has_bowl and i == 0:
+                stage.add_bowl(xy=xy)
+                targets.append(BOWL)
+            else:
+                targets.append(stage.add_mat(colour=colours[i], xy=xy, tint=draw_tint(rng, level)))
+        return [Goal(thing=slot, target=target) for slot in range(3) for target in targets]
+
+    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        where = "in the bowl" if goal.target == BOWL else f"on the {stage.mat_colours[goal.target]} mat"
+        return {"object": stage.things[goal.thing].name, "where": where}
+
+    def _is_there(self, stage: Stage, goal: Goal) -> bool:
+        if goal.target != BOWL:
+            return _is_on_mat(stage, goal.thing, goal.target)
+        offset = stage.object_position(goal.thing) - stage.bowl_position()
+        low = offset[2] - stage.things[goal.thing].form.half_height < 0.028
+        return bool(low and np.linalg.norm(offset[:2]) < 0.05)
+
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        return self._is_there(stage, goal) and is_settled(stage, goal.thing)
+
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        grasp = grasp_of(stage, goal.thing)
+        target = stage.bowl_position() if goal.target == BOWL else stage.mat_position(goal.target)
+        to_go = (target - stage.object_position(goal.thing))[:2]
+        holding = holds(hand, grasp)
+        if self._is_there(stage, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.03):
+            return retreat(hand, height=0.17 if hand.gap > grasp.width + 0.012 else float(hand.position[2]))
+        if not holding:
+            return approach(hand, grasp)
+        floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)
+        height = floor + (0.034 if goal.target == BOWL else 0.006)
+        return carry(hand, to_go=to_go, height=height, floor=floor, tolerance=0.015)

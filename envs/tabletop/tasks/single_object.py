@@ -1,0 +1,65 @@
+"""Tasks about one object among others: hold the hand over it, lift it."""
+
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32
+
+from envs.tabletop.experts import CLOSED, OPEN, Hand, approach, holds, move, ramp
+from envs.tabletop.layout import draw_count, draw_names, scatter
+from envs.tabletop.randomization import Level
+from envs.tabletop.stage import Stage
+from envs.tabletop.tasks.base import Goal, Task, add_objects, grasp_of
+
+_AREA_LOW, _AREA_HIGH = (0.40, -0.21), (0.62, 0.21)  # [m]
+REACH_ABOVE_M = 0.04  # the hand's place above an object's top
+REACH_TOLERANCE_M = 0.03
+LIFT_M = 0.06
+
+
+class _SingleObjectTask(Task):
+    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        count = draw_count(rng)
+        places = scatter(rng, count=count, low=_AREA_LOW, high=_AREA_HIGH)
+        add_objects(stage, rng, level, draw_names(rng, count=count), places)
+        return [Goal(thing=slot) for slot in range(count)]
+
+    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        return {"object": stage.things[goal.thing].name}
+
+
+class Reach(_SingleObjectTask):
+    """Hold the point between the fingertips 4 cm above the named object, within 3 cm."""
+
+    name: ClassVar[str] = "reach"
+    max_steps: ClassVar[int] = 60
+
+    def _place(self, stage: Stage, goal: Goal) -> np.ndarray:
+        height = stage.things[goal.thing].form.half_height + REACH_ABOVE_M
+        return stage.object_position(goal.thing) + np.array([0.0, 0.0, height])
+
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        return bool(np.linalg.norm(hand.position - self._place(stage, goal)) < REACH_TOLERANCE_M)
+
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        offset = self._place(stage, goal) - hand.position
+        # Stay above the other objects until nearly over this one.
+        offset[2] += 0.04 * ramp(float(np.linalg.norm(offset[:2])), 0.02, 0.08)
+        return move(hand, offset, yaw_error=-hand.angles[2], gripper=OPEN)
+
+
+class Lift(_SingleObjectTask):
+    """Raise the named object by 6 cm."""
+
+    name: ClassVar[str] = "lift"
+    max_steps: ClassVar[int] = 100
+
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        form = stage.things[goal.thing].form
+        return bool(stage.object_position(goal.thing)[2] - form.half_height > LIFT_M)
+
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        grasp = grasp_of(stage, goal.thing)
+        if not holds(hand, grasp):
+            return approach(hand, grasp)
+        return move(hand, np.array([0.0, 0.0, 0.15 - hand.position[2]]), gripper=CLOSED)
