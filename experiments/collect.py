@@ -1,6 +1,6 @@
 """Records demonstrations of the scripted experts into one dataset. Knows no simulator and no file format.
 
-    python -m experiments.collect collect.tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
+    python -m experiments.collect tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
 
 The same command continues an interrupted recording, and adds to a finished one when more episodes are
 asked for.
@@ -9,6 +9,7 @@ asked for.
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +30,11 @@ schema.register()
 class Collection:
     """One recording: which seeds are done, which failed, and what remains."""
 
-    def __init__(self, *, root: Path, env: schema.EnvConfig, collect: schema.CollectConfig):
-        self.settings, self.configs = collect, env_configs(env, collect.tasks)
-        probe = make_env(
-            self.configs[collect.tasks[0]]
-        )  # also finds wrong tasks, keys and a missing GL early
+    def __init__(
+        self, *, root: Path, env: schema.EnvConfig, tasks: Sequence[str], collect: schema.CollectConfig
+    ) -> None:
+        self.settings, self.configs = collect, env_configs(env, tasks)
+        probe = make_env(self.configs[tasks[0]])  # also finds wrong tasks, keys and a missing GL early
         spec = probe.robot_spec
         probe.close()
         info = {"env": dataclasses.asdict(env), **self._noise()}
@@ -41,7 +42,7 @@ class Collection:
             root, robot_spec=spec, storage=cast("Any", collect.storage), extra_info=info
         )
         self.kept, self.frames, self.failed = Counter[str](), Counter[str](), Counter[str]()
-        self.next_seed = dict.fromkeys(collect.tasks, collect.first_seed)
+        self.next_seed = dict.fromkeys(tasks, collect.first_seed)
         for extra in self.writer.episode_extras:
             task, seed = str(extra["task_name"]), int(extra["seed"])
             self.kept[task] += 1
@@ -116,7 +117,9 @@ class Collection:
         return format_table(["task", "episodes", "failed now", "frames now"], rows)
 
 
-def collect_dataset(*, root: Path, env: schema.EnvConfig, collect: schema.CollectConfig) -> None:
+def collect_dataset(
+    *, root: Path, env: schema.EnvConfig, tasks: Sequence[str], collect: schema.CollectConfig
+) -> None:
     """Record what is missing in the dataset at `root` and print a table.
 
     Raises:
@@ -124,7 +127,7 @@ def collect_dataset(*, root: Path, env: schema.EnvConfig, collect: schema.Collec
         DatasetError: the directory holds something else, or a dataset with other settings.
     """
     started = time.monotonic()
-    collection = Collection(root=root, env=env, collect=collect)
+    collection = Collection(root=root, env=env, tasks=tasks, collect=collect)
     with collection.writer:
         collection.record()
     writer, seconds = collection.writer, time.monotonic() - started
@@ -136,7 +139,7 @@ def collect_dataset(*, root: Path, env: schema.EnvConfig, collect: schema.Collec
 def main(config: DictConfig) -> None:
     """Record."""
     run = schema.typed(config, schema.CollectRun)
-    collect_dataset(root=Path(run.dataset), env=run.env, collect=run.collect)
+    collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
 
 
 if __name__ == "__main__":

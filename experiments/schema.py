@@ -36,7 +36,6 @@ class EnvConfig:
 class CollectConfig:
     """How demonstrations are recorded."""
 
-    tasks: list[str] = MISSING
     episodes_per_task: int = MISSING  # successful ones
     first_seed: int = 0
     noise_std: float = MISSING  # of the disturbance of the expert, as a share of the action range
@@ -54,6 +53,7 @@ class ModelConfig:
     num_heads: int = MISSING
     mlp_ratio: int = MISSING
     stem_channels: list[int] = MISSING
+    patch_size: int = 16  # pixels a side of an image token
     decoding: str = MISSING  # parallel | autoregressive
 
 
@@ -87,8 +87,18 @@ class AugmentationConfig:
 
 
 @dataclass
+class DataConfig:
+    """What is read besides `dataset`, where decoded frames are kept, what is held out."""
+
+    cache_dir: str = MISSING
+    more_datasets: list[str] = field(default_factory=list)  # of the same robot
+    validation_share: float = 0.02  # of the episodes; they are never trained on
+    max_windows: int | None = None  # train (and validate) on this many windows only: for overfitting
+
+
+@dataclass
 class TrainerConfig:
-    """Arguments of `vla.training.trainer.Trainer`, and how episodes are held out for validation."""
+    """`vla.training.settings.TrainerSettings`, the seed apart."""
 
     num_steps: int = MISSING
     batch_size: int = MISSING
@@ -104,11 +114,10 @@ class TrainerConfig:
     compile: str = "auto"  # auto | on | off
     device: str = "auto"  # auto | cpu | cuda
     num_threads: int | None = None
-    augment: bool = True
+    augmentation: AugmentationConfig | None = None
     log_every_steps: int = 20
     validate_every_steps: int = 500
     validation_batches: int = 4
-    validation_share: float = 0.02  # of the episodes; they are never trained on
     save_every_minutes: float = 3.0
     keep_checkpoints: int = 2
 
@@ -132,6 +141,7 @@ class CollectRun:
 
     out_dir: str = MISSING
     dataset: str = MISSING
+    tasks: list[str] = MISSING
     env: EnvConfig = MISSING
     collect: CollectConfig = MISSING
 
@@ -142,17 +152,17 @@ class TrainRun:
 
     out_dir: str = MISSING
     dataset: str = MISSING
+    record: bool = False  # whether to record first what `dataset` lacks
+    tasks: list[str] = MISSING
     env: EnvConfig = MISSING
     collect: CollectConfig = MISSING
+    data: DataConfig = MISSING
     model: ModelConfig = MISSING
     action_tokenizer: ActionTokenizerConfig = MISSING
     processor: ProcessorConfig = MISSING
     trainer: TrainerConfig = MISSING
-    augmentation: AugmentationConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     logger: str = "jsonl"  # jsonl | wandb (JSON lines are written always)
-    cache_dir: str = MISSING
-    max_train_episodes: int | None = None
     seed: int = 0
 
 

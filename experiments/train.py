@@ -1,16 +1,196 @@
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+"""Trains a policy on a dataset and evaluates it; records the dataset first if asked to.
 
+    python -m experiments.train experiment=tabletop out_dir=outputs/train/tabletop
+
+The same command continues an interrupted run. Knows nothing of how a step is computed:
+vla/training/trainer.py does.
+"""
+
+import dataclasses
+import hashlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from envs.provenance import software_versions
+from envs.results import format_table
 from experiments import cli, schema
+from experiments.collect import collect_dataset
+from experiments.evaluate import evaluate_conditions, load_policy
+from vla.data.augment import ImageAugmentation
+from vla.data.lock import DirectoryLock
+from vla.data.windows import Windows, open_windows
+from vla.model.vla import VLAModel
+from vla.tokenizers.processor import Processor
+from vla.training.metrics import MetricSink
+from vla.training.settings import TrainerSettings, TrainingResult
+from vla.training.trainer import Trainer
 
 schema.register()
 
 
+def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
+    """Return training and validation windows, which share no episode.
+
+    Raises:
+        DatasetError: a dataset is missing, empty or damaged.
+    """
+    windows = open_windows(
+        [run.dataset, *run.data.more_datasets],
+        cache_dir=run.data.cache_dir,
+        action_horizon=run.processor.action_horizon,
+        frame_offsets=run.processor.frame_offsets,
+    )
+    train, validation = windows.split_by_episode(validation_share=run.data.validation_share, seed=run.seed)
+    if run.data.max_windows is not None:
+        train = train.subset(np.arange(min(run.data.max_windows, train.num_windows)))
+        validation = train
+    print(f"{train.num_windows} windows of {train.num_episodes} episodes; {validation.num_windows} held out")
+    return train, validation
+
+
+def build_processor(run: schema.TrainRun, train: Windows) -> Processor:
+    """Fit tokenizers and normalisation on the training windows."""
+    return Processor.fit(
+        robot_spec=train.robot_spec,
+        states=train.states[train.moments],
+        actions=train.actions[train.moments],
+        instructions=train.instructions,
+        action_horizon=run.processor.action_horizon,
+        action_tokenizer=run.action_tokenizer.kind,
+        num_bins=run.action_tokenizer.num_bins,
+        frame_offsets=run.processor.frame_offsets,
+        max_text_tokens=run.processor.max_text_tokens,
+        text_vocab_size=run.processor.text_vocab_size,
+        constant_state_dims=run.processor.constant_state_dims,
+    )
+
+
+def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -> VLAModel:
+    """Return a model with random weights whose sizes fit the processor.
+
+    Raises:
+        ValueError: the images are not square, or sizes do not divide.
+    """
+    height, width = processor.image_size
+    if height != width:
+        raise ValueError(f"camera frames are {height} x {width} pixels; the image tokenizer wants squares")
+    torch.manual_seed(seed)
+    return VLAModel(
+        vocab_size=processor.vocabulary.size,
+        num_bins=processor.action_tokenizer.num_bins,
+        action_offset=processor.vocabulary.action_offset,
+        bins_per_dim=processor.bins_per_dim,
+        action_horizon=processor.action_horizon,
+        num_images=processor.num_images,
+        image_size=height,
+        state_dim=len(processor.robot_spec.state),
+        max_text_tokens=processor.max_text_tokens,
+        **dataclasses.asdict(model),
+    )
+
+
+def trainer_settings(trainer: schema.TrainerConfig, *, seed: int) -> TrainerSettings:
+    """Return the trainer's settings, with the augmentation built."""
+    values = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)}
+    augmentation: schema.AugmentationConfig | None = values.pop("augmentation")
+    return TrainerSettings(
+        **values,
+        seed=seed,
+        augmentation=None if augmentation is None else ImageAugmentation(**dataclasses.asdict(augmentation)),
+    )
+
+
+def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
+    """Return the sinks beside the JSON lines that the trainer always writes.
+
+    Raises:
+        ValueError: `logger` is unknown, or wandb is not installed.
+    """
+    if run.logger == "jsonl":
+        return []
+    if run.logger != "wandb":
+        raise ValueError(f"logger is {run.logger!r}; it must be 'jsonl' or 'wandb'")
+    try:
+        from experiments.wandb_sink import WandbSink
+    except ModuleNotFoundError as error:
+        raise ValueError("logger=wandb needs wandb: run .venv/bin/pip install -e '.[wandb]'") from error
+    run_id = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # a resumed run is the same run
+    return [WandbSink(run_dir=run_dir, project="vla-stack", config=dataclasses.asdict(run), run_id=run_id)]
+
+
+def provenance(run: schema.TrainRun) -> dict[str, Any]:
+    """Return what a checkpoint should tell of its origin."""
+    return {
+        "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+        "config": dataclasses.asdict(run),
+        "versions": software_versions(),
+    }
+
+
+def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
+    """Train, or continue, in `run_dir`.
+
+    Raises:
+        DirectoryInUse: another live process trains there.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
+        NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = DirectoryLock(run_dir)
+    try:
+        train, validation = open_data(run)
+        processor = build_processor(run, train)
+        trainer = Trainer(
+            trainer_settings(run.trainer, seed=run.seed),
+            model=build_model(run.model, processor, seed=run.seed),
+            processor=processor,
+            train=train,
+            validation=validation,
+            run_dir=run_dir,
+            sinks=make_sinks(run, run_dir),
+            provenance=provenance(run),
+        )
+        try:
+            result = trainer.fit()
+        finally:
+            trainer.close()
+    finally:
+        lock.release()
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def main(config: DictConfig) -> None:
-    run = OmegaConf.to_object(config)
-    print(type(run), HydraConfig.get().runtime.output_dir)
+    """Record if asked to, train, evaluate."""
+    run = schema.typed(config, schema.TrainRun)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if run.record:
+        collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
+    result = train_policy(run, run_dir)
+    print(f"checkpoint {result.checkpoint}, step {result.step}, {result.elapsed_s / 60:.1f} min of training")
+    if not run.evaluation.conditions:
+        return
+    loaded = load_policy("checkpoint", result.checkpoint)
+    results = evaluate_conditions(
+        loaded.policy,
+        policy_id=loaded.policy_id,
+        env=run.env,
+        tasks=run.tasks,
+        settings=run.evaluation,
+        run_dir=run_dir / "evaluation",
+    )
+    print(format_table(*results.values()))
+    print(f"results in {run_dir / 'evaluation'}")
 
 
 if __name__ == "__main__":
