@@ -16,8 +16,9 @@ from vla.data.layout import ACTION_KEY, DATA_PATH, IMAGE_PREFIX, STATE_KEY, Data
 def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign: str) -> RobotSpec:
     """Return the spec of a LeRobotDataset v3 that stores none.
 
-    Cameras are the features `observation.images.<camera>`, depth excepted; channels are named by the features,
-    with the unit ``"1"`` and the smallest and largest value that occurs as range (a constant gets +-0.5).
+    Cameras are the features `observation.images.<camera>`, depth excepted; channels are named by the
+    features, with the unit ``"1"`` and the smallest and largest value that occurs as range (a constant gets
+    +-0.5).
 
     Args:
         root: the directory that holds `meta/`.
@@ -41,7 +42,8 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
     )
     if missing or not cameras:
         raise DatasetError(
-            f"{root} has no vector {missing} or no camera {IMAGE_PREFIX}*; its features are {sorted(features)}"
+            f"{root} has no vector {missing} or no camera {IMAGE_PREFIX}*; its features are "
+            f"{sorted(features)}"
         )
     episodes = tables.read_episodes(root, info["total_episodes"])
     files = tables.data_files(root, episodes, info.get("data_path", DATA_PATH))

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3 on disk: file names, declared features, episode columns, the pandas trap of tasks.parquet.
+"""LeRobotDataset v3 on disk: file names, declared features, and the pandas trap of tasks.parquet.
 
 Both the writer and the reader take their names from here. It builds and parses plain dictionaries and Arrow
 schemas; of the files it opens info.json alone.
@@ -6,8 +6,9 @@ schemas; of the files it opens info.json alone.
     meta/info.json   meta/stats.json   meta/tasks.parquet   meta/episodes/chunk-000/file-000.parquet
     data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
 
-Our own additions, all ignored by LeRobot: the key `vla` in info.json (robot spec, storage, recording settings),
-extra episode columns (seed, task_name, success), `stats/<camera key>/histogram`, and `.recording/` while open.
+Our own additions, all ignored by LeRobot: the key `vla` in info.json (robot spec, storage, recording
+settings), extra episode columns (seed, task_name, success), `stats/<camera key>/histogram`, and `.recording/`
+while open.
 """
 
 import json
@@ -26,6 +27,7 @@ STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 IMAGE_PREFIX = "observation.images."
 INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+EPISODE_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
 STORAGES = ("video", "image")
 FILES_PER_CHUNK = 1000
 DATA_FILE_BYTES = 100 * 2**20  # LeRobot's data_files_size_in_mb
@@ -115,7 +117,7 @@ def camera_feature(
 
 
 def declare_features(spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """Return info.json's `features`: the user's first, then the five index columns, as LeRobot orders them."""
+    """Return info.json's `features`: the user's first, then the five index columns, in LeRobot's order."""
     features: dict[str, Any] = {
         STATE_KEY: {"dtype": "float32", "shape": [len(spec.state)], "names": list(spec.state_names)},
         ACTION_KEY: {"dtype": "float32", "shape": [len(spec.action)], "names": list(spec.action_names)},

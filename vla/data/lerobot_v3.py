@@ -1,4 +1,4 @@
-"""LeRobotDataset v3, the one door: `DatasetWriter` records, `Dataset` reads; the parts live in their own files.
+"""LeRobotDataset v3, the one door: `DatasetWriter` records, `Dataset` reads.
 
 The format is described in `layout.py`, the crash-safe recording in `writer.py`, `staging.py` and
 `consolidate.py`, reading in `reader.py` and `tables.py`.

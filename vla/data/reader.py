@@ -1,7 +1,8 @@
-"""Opens LeRobotDataset v3, ours or LeRobot's: numbers as contiguous arrays loaded once, frames decoded on demand.
+"""Opens LeRobotDataset v3, ours or LeRobot's: numbers as arrays loaded once, frames decoded on demand.
 
-Everything is checked when it is opened, so a damaged dataset fails before a training run starts. Quantiles are
-recomputed, as those in LeRobot's stats.json are averages over episodes. It knows nothing about windows or batches.
+Everything is checked when it is opened, so a damaged dataset fails before a training run starts. Quantiles
+are recomputed, as those in LeRobot's stats.json are averages over episodes. It knows nothing about windows or
+batches.
 """
 
 import hashlib
@@ -20,13 +21,13 @@ from vla.data import tables
 from vla.data.layout import (
     ACTION_KEY,
     DATA_PATH,
-    STAGING,
     STATE_KEY,
     VIDEO_PATH,
     DatasetError,
     camera_key,
     read_info,
 )
+from vla.data.staging import staged_indices
 from vla.data.statistics import numeric_statistics
 from vla.data.video import check_mp4, decode_frames
 
@@ -51,7 +52,7 @@ class Dataset:
         self.root = Path(root)
         self.info = read_info(self.root)
         tables.check_version(self.root, self.info)
-        _refuse_unfinished(self.root)
+        _refuse_unfinished(self.root, self.info["total_episodes"])
         self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
         if self.info["total_episodes"] == 0:
             raise DatasetError(f"{self.root} is empty: it has no episode; record some first")
@@ -61,13 +62,16 @@ class Dataset:
         absent = set(np.unique(self.task_index).tolist()) - set(range(len(self.instructions)))
         if absent:
             raise DatasetError(
-                f"{self.root}: task_index {sorted(absent)} in data/ has no line in meta/tasks.parquet, which has "
-                f"{len(self.instructions)}; restore that file"
+                f"{self.root}: task_index {sorted(absent)} in data/ has no line in meta/tasks.parquet, "
+                f"which has {len(self.instructions)}; restore that file"
             )
-        for camera in self.robot_spec.camera_names:
-            if self.storage(camera) == "video":
-                for path in dict.fromkeys(self._video_paths(camera)):
-                    check_mp4(path)
+        self._videos = {
+            camera: self._video_paths(camera)
+            for camera in self.robot_spec.camera_names
+            if self.storage(camera) == "video"
+        }
+        for path in dict.fromkeys(path for paths in self._videos.values() for path in paths):
+            check_mp4(path)
 
     @property
     def num_frames(self) -> int:
@@ -89,7 +93,7 @@ class Dataset:
         return self.info["features"][camera_key(camera)]["dtype"]
 
     def statistics(self) -> dict[str, dict[str, Float[np.ndarray, " dims"]]]:
-        """Return exact min, max, mean, std, q01, q10, q50, q90 and q99 of `observation.state` and `action`."""
+        """Return exact min, max, mean, std, q01, q10, q50, q90, q99 of `observation.state` and `action`."""
         return {STATE_KEY: numeric_statistics(self.states), ACTION_KEY: numeric_statistics(self.actions)}
 
     def content_hash(self) -> str:
@@ -154,7 +158,7 @@ class Dataset:
     def _read_video(self, camera: str, start: int, images: np.ndarray) -> None:
         """Fill `images`; neighbouring episodes in one file are decoded in one pass."""
         offsets = self.episodes[f"videos/{camera_key(camera)}/from_timestamp"].to_numpy()
-        paths = self._video_paths(camera)
+        paths = self._videos[camera]
         stop = start + len(images)
         period = 1.0 / float(self.info["fps"])
         begin = start
@@ -220,12 +224,12 @@ def _decode_picture(path: Path, index: int, picture: Any, shape: tuple[int, ...]
     return image
 
 
-def _refuse_unfinished(root: Path) -> None:
-    waiting = len(list((root / STAGING).glob("episode-*.parquet")))
+def _refuse_unfinished(root: Path, total_episodes: int) -> None:
+    waiting = len([index for index in staged_indices(root) if index >= total_episodes])
     if waiting:
         raise DatasetError(
-            f"the recording of {root} is running or was interrupted: {waiting} finished episodes are not laid out "
-            "yet. Resume it, or call vla.data.writer.finish_recording on it"
+            f"the recording of {root} is running or was interrupted: {waiting} finished episodes are not "
+            "laid out yet. Resume it, or call vla.data.writer.finish_recording on it"
         )
 
 
@@ -237,8 +241,8 @@ def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) ->
     spec = stored or given
     if spec is None:
         raise DatasetError(
-            f"{root} was not written by this program and does not say what its numbers mean; pass robot_spec=, "
-            "for example the one of vla.data.foreign.derive_robot_spec"
+            f"{root} was not written by this program and does not say what its numbers mean; pass "
+            "robot_spec=, for example the one of vla.data.foreign.derive_robot_spec"
         )
     tables.check_features(root, info, spec)
     return spec

@@ -1,7 +1,8 @@
 """One finished episode in one file: what a recording keeps until `close` lays it out as LeRobotDataset v3.
 
-A single file is written, flushed and renamed, so an episode is saved wholly or not at all. The file is parquet of
-one row with page checksums; it holds numbers as little-endian bytes, and mp4 or PNG bytes a camera.
+A single file is written, flushed and renamed, so an episode is saved wholly or not at all. The file is
+parquet of one row with page checksums; it holds numbers as little-endian bytes, and mp4 or PNG bytes a
+camera.
 """
 
 import json
@@ -45,6 +46,22 @@ def staged_indices(root: Path) -> list[int]:
     return sorted(
         int(path.stem.removeprefix("episode-")) for path in (root / STAGING).glob("episode-*.parquet")
     )
+
+
+def waiting_indices(root: Path, first: int) -> list[int]:
+    """Return the indices of staged episodes from `first` on, which must follow each other.
+
+    Raises:
+        DatasetError: one is missing among them.
+    """
+    waiting = [index for index in staged_indices(root) if index >= first]
+    if waiting != list(range(first, first + len(waiting))):
+        raise DatasetError(
+            f"{root / STAGING} holds the episodes {waiting}, but they should be numbered from {first} "
+            "without a gap; "
+            "restore the missing one, or move those behind the gap elsewhere"
+        )
+    return waiting
 
 
 def write_staged(path: Path, episode: StagedEpisode) -> None:
@@ -113,6 +130,6 @@ def _read_row(path: Path, columns: list[str] | None) -> dict[str, Any]:
             return file.read(columns=columns).to_pylist()[0]
     except (pa.ArrowException, OSError, IndexError) as error:
         raise DatasetError(
-            f"recorded episode {path} is damaged ({error}); delete it and every episode-*.parquet with a higher "
-            "number beside it, then resume the recording"
+            f"recorded episode {path} is damaged ({error}); delete it and every episode-*.parquet with a "
+            "higher number beside it, then resume the recording"
         ) from error

@@ -13,7 +13,7 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def numeric_statistics(values: Shaped[np.ndarray, "frames dims"]) -> dict[str, Float[np.ndarray, " dims"]]:
-    """Return min, max, mean, std (population) and quantiles of each column, float64 (linear interpolation)."""
+    """Return min, max, mean, std (population) and quantiles of each column (linear interpolation)."""
     exact = values.astype(np.float64)
     quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
     return {

@@ -15,9 +15,16 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64, Int64
 
 from policies.spec import RobotSpec
-from vla.data.layout import ACTION_KEY, STATE_KEY, TASKS_PATH, DatasetError, camera_key
+from vla.data.layout import (
+    ACTION_KEY,
+    EPISODE_COLUMNS,
+    STATE_KEY,
+    TASKS_PATH,
+    VLA_SCHEMA_VERSION,
+    DatasetError,
+    camera_key,
+)
 
-_OFFICIAL_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
 _CURE = "restore it from a copy, or record or download the dataset again"
 
 
@@ -71,6 +78,12 @@ def check_version(root: Path, info: dict[str, Any]) -> None:
             f"{root} has format {version!r}; this program reads v3.0. LeRobot converts v2.1 datasets with "
             "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
         )
+    if "vla" in info and info["vla"].get("schema_version") != VLA_SCHEMA_VERSION:
+        raise DatasetError(
+            f"{root} was recorded with schema version {info['vla'].get('schema_version')!r} of this "
+            "program, which "
+            f"reads {VLA_SCHEMA_VERSION}; use the program that recorded it"
+        )
     missing = [key for key in ("features", "fps", "total_episodes") if key not in info]
     if missing:
         raise DatasetError(f"{root}/meta/info.json lacks {missing}; {_CURE}")
@@ -94,7 +107,8 @@ def check_features(root: Path, info: dict[str, Any], spec: RobotSpec) -> None:
     if faults:
         listing = "\n  ".join(faults)
         raise DatasetError(
-            f"{root} does not fit robot spec {spec.name!r}; it has the features {sorted(features)}:\n  {listing}"
+            f"{root} does not fit robot spec {spec.name!r}; it has the features {sorted(features)}:\n  "
+            f"{listing}"
         )
 
 
@@ -120,15 +134,15 @@ def read_episodes(root: Path, total_episodes: int) -> pa.Table:
     numbers = episodes["episode_index"].to_pylist()
     if numbers[:total_episodes] != list(range(total_episodes)):
         raise DatasetError(
-            f"{folder} describes {len(numbers)} episodes, meta/info.json says {total_episodes}, numbered from 0; "
-            f"one of them is incomplete: {_CURE}"
+            f"{folder} describes {len(numbers)} episodes, meta/info.json says {total_episodes}, numbered "
+            f"from 0; one of them is incomplete: {_CURE}"
         )
     return episodes.slice(0, total_episodes).combine_chunks()
 
 
 def extra_columns(episodes: pa.Table) -> list[str]:
     """Return the names of columns that format v3 does not define."""
-    return [name for name in episodes.column_names if "/" not in name and name not in _OFFICIAL_COLUMNS]
+    return [name for name in episodes.column_names if "/" not in name and name not in EPISODE_COLUMNS]
 
 
 def read_instructions(root: Path) -> list[str]:
@@ -145,7 +159,8 @@ def read_instructions(root: Path) -> list[str]:
     name = next((name for name in ("task", "__index_level_0__") if name in texts), None)
     if name is None or "task_index" not in table.column_names:
         raise DatasetError(
-            f"{root / TASKS_PATH} has the columns {table.column_names}; it needs task_index and the text `task`"
+            f"{root / TASKS_PATH} has the columns {table.column_names}; it needs task_index and the text "
+            "`task`"
         )
     by_index = dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
     return [by_index.get(index) or "" for index in range(max(by_index, default=-1) + 1)]
@@ -169,7 +184,7 @@ def read_numbers(paths: Sequence[Path], total_episodes: int, spec: RobotSpec, fp
     """Load the numeric columns of all data files and check them.
 
     Raises:
-        DatasetError: a file is damaged, or holds NaN or infinite states or actions; the message says where.
+        DatasetError: a file is damaged, out of order, or holds NaN or infinite states or actions.
     """
     columns = [STATE_KEY, ACTION_KEY, "episode_index", "task_index"]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in [*columns, "timestamp"]}
@@ -188,6 +203,12 @@ def read_numbers(paths: Sequence[Path], total_episodes: int, spec: RobotSpec, fp
             parts["timestamp"].append(table["timestamp"].to_numpy().astype(np.float64))
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     episode_index = joined["episode_index"]
+    falling = np.flatnonzero(np.diff(episode_index) < 0)
+    if falling.size:
+        raise DatasetError(
+            f"the rows of {[str(path) for path in paths]} are out of order: episode_index falls behind row "
+            f"{falling[0]}; {_CURE}"
+        )
     if "timestamp" not in joined or len(joined["timestamp"]) != len(episode_index):
         starts = np.searchsorted(episode_index, episode_index, side="left")
         joined["timestamp"] = (np.arange(len(episode_index)) - starts) / float(fps)
@@ -208,11 +229,8 @@ def episode_bounds(
     """Return the first frame and the length of every episode, counted from the data itself.
 
     Raises:
-        DatasetError: the data is out of order, or has other lengths than meta/episodes says.
+        DatasetError: an episode has another length than meta/episodes says.
     """
-    if np.any(np.diff(episode_index) < 0):
-        row = int(np.argmax(np.diff(episode_index) < 0)) + 1
-        raise DatasetError(f"{root}/data is out of order: episode_index falls at row {row}; {_CURE}")
     count = len(episodes)
     starts = np.searchsorted(episode_index, np.arange(count), side="left").astype(np.int64)
     lengths = np.searchsorted(episode_index, np.arange(count), side="right").astype(np.int64) - starts
@@ -221,7 +239,8 @@ def episode_bounds(
     if wrong.size:
         i = int(wrong[0])
         raise DatasetError(
-            f"episode {i} of {root} has {lengths[i]} frames in data/ but {expected[i]} in meta/episodes; {_CURE}"
+            f"episode {i} of {root} has {lengths[i]} frames in data/ but {expected[i]} in meta/episodes; "
+            f"{_CURE}"
         )
     return starts, lengths
 
@@ -250,8 +269,8 @@ def _float_matrix(
         )
     if len(values) != len(table) * len(names):
         raise DatasetError(
-            f"column {key} of {path} has {len(values)} numbers in {len(table)} rows; expected {len(names)} a row: "
-            f"{list(names)}"
+            f"column {key} of {path} has {len(values)} numbers in {len(table)} rows; expected "
+            f"{len(names)} a row: {list(names)}"
         )
     matrix = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), len(names))
     bad = np.argwhere(~np.isfinite(matrix))

@@ -1,7 +1,7 @@
-"""Video through PyAV: encode an episode to mp4 in memory, join episodes without re-encoding, decode by timestamp.
+"""Video through PyAV: encode an episode in memory, join mp4 files as packets, decode by timestamp.
 
-Each object belongs to one thread and uses one. It knows about frames and seconds, not about episodes' files or
-datasets. Frames are RGB uint8 [h w 3]; times are seconds from the start of a file.
+Each object belongs to one thread and uses one. It knows about frames and seconds, not about episodes' files
+or datasets. Frames are RGB uint8 [h w 3]; times are seconds from the start of a file.
 """
 
 import io
@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.container
+import av.error
 import av.video
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -23,8 +23,8 @@ _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 class VideoEncoder:
     """Encodes frames as they come, H.264 yuv420p without B-frames, so that episodes can be joined as packets.
 
-    `crf` is x264's quality (0 lossless, 18 visually so, 51 worst); a key frame comes every `keyframe_interval`
-    frames at the latest, 2 as in LeRobot for quick random access.
+    `crf` is x264's quality (0 lossless, 18 visually so, 51 worst); a key frame comes every
+    `keyframe_interval` frames at the latest, 2 as in LeRobot for quick random access.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class VideoJoiner:
 
     def accepts(self, mp4: bytes) -> bool:
         """Tell whether the part has the codec header of this file (another x264 build may write another)."""
-        with av.open(io.BytesIO(mp4)) as part:
+        with av.open(io.BytesIO(mp4), "r") as part:
             return (
                 self._stream is None or (part.streams.video[0].codec_context.extradata or b"") == self._header
             )
@@ -79,7 +79,7 @@ class VideoJoiner:
     def append(self, mp4: bytes) -> tuple[float, float]:
         """Copy all packets of `mp4` behind the last; return the part's start and end in this file [s]."""
         start = self.num_frames
-        with av.open(io.BytesIO(mp4)) as part:
+        with av.open(io.BytesIO(mp4), "r") as part:
             source = part.streams.video[0]
             if self._stream is None:
                 self._stream = self._container.add_stream_from_template(source)
@@ -151,7 +151,7 @@ def decode_frames(
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), "r") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             time_base = stream.time_base

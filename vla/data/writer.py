@@ -1,8 +1,8 @@
 """Records episodes as LeRobotDataset v3, in a streaming way: video is encoded while the robot moves.
 
-`save_episode` makes the episode durable in one file under `.recording/`; `close` lays all of them out as v3. A
-process that is killed keeps every saved episode, and the next `DatasetWriter` on the same directory resumes.
-Nothing here reads frames back.
+`save_episode` makes the episode durable in one file under `.recording/`; `close` lays all of them out as v3.
+A process that is killed keeps every saved episode, and the next `DatasetWriter` on the same directory
+resumes. Nothing here reads frames back.
 """
 
 import errno
@@ -12,14 +12,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from policies.spec import RobotSpec
-from vla.data import layout
+from vla.data import layout, tables
 from vla.data.checks import check_image, check_recordable, check_vector
 from vla.data.consolidate import consolidate
 from vla.data.layout import DatasetError, read_info
@@ -29,8 +28,8 @@ from vla.data.staging import (
     Extra,
     StagedEpisode,
     read_header,
-    staged_indices,
     staged_path,
+    waiting_indices,
     write_staged,
 )
 from vla.data.statistics import image_histogram
@@ -39,7 +38,6 @@ from vla.files import atomic_write_json
 
 PRESET = "fast"
 PNG_COMPRESS_LEVEL = 1
-_RESERVED_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
 
 
 class DatasetWriter:
@@ -69,6 +67,7 @@ class DatasetWriter:
         keyframe_interval: int = 2,
     ) -> None:
         self.root = Path(root)
+        self._closed = False
         self.robot_spec, self.storage = robot_spec, storage
         self._encoder_settings = {"crf": crf, "g": keyframe_interval, "preset": PRESET}
         check_recordable(robot_spec, storage)
@@ -124,16 +123,21 @@ class DatasetWriter:
             action: float [action], in the units of the spec.
 
         Raises:
-            DatasetError: something is missing, misshapen, or not finite. Nothing was added; the frames of this
-                episode so far are kept.
+            DatasetError: something is missing, misshapen, or not finite. Nothing was added; the frames
+                of this episode so far are kept.
         """
         self._require_open()
+        if self._finished is not None:
+            raise DatasetError(
+                f"saving episode {self.num_episodes} failed; save or discard it before adding frames"
+            )
         for camera in self.robot_spec.cameras:
             check_image(camera.name, (camera.height, camera.width, 3), images)
         unknown = sorted(set(images) - set(self.robot_spec.camera_names))
         if unknown:
             raise DatasetError(
-                f"images of unknown cameras {unknown}; the robot spec has {list(self.robot_spec.camera_names)}"
+                f"images of unknown cameras {unknown}; the robot spec has "
+                f"{list(self.robot_spec.camera_names)}"
             )
         where = f"frame {self.episode_length} of episode {self.num_episodes}"
         state = check_vector("state", state, self.robot_spec.state_names, where)
@@ -156,8 +160,8 @@ class DatasetWriter:
                 or str, the same names and types for every episode of the dataset.
 
         Raises:
-            DatasetError: there are no frames, the instruction is empty, or `extra` does not fit. The episode is
-                still open: correct the arguments and call again.
+            DatasetError: there are no frames, the instruction is empty, or `extra` does not fit. The
+                episode is still open: correct the arguments and call again.
             OSError: the disk is full, for example. Nothing that was saved is lost and the episode is still in
                 memory: free space and call again, or stop and resume later.
         """
@@ -182,8 +186,8 @@ class DatasetWriter:
             advice = "the disk is full; free space" if error.errno == errno.ENOSPC else "cure the cause"
             raise OSError(
                 error.errno,
-                f"episode {self.num_episodes} of {self.root} could not be saved ({error.strerror}): {advice} and "
-                f"call save_episode again; the {self.num_episodes} episodes before it are safe",
+                f"episode {self.num_episodes} of {self.root} could not be saved ({error.strerror}): "
+                f"{advice} and call save_episode again; the {self.num_episodes} episodes before it are safe",
             ) from error
         self.episode_extras.append(episode.extra)
         self.num_episodes += 1
@@ -213,15 +217,13 @@ class DatasetWriter:
         finally:
             self._lock.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "DatasetWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    _closed = False
 
     def _require_open(self) -> None:
         if self._closed:
@@ -260,10 +262,11 @@ class DatasetWriter:
             key: value.item() if isinstance(value, np.generic) else value for key, value in extra.items()
         }
         for key, value in plain.items():
-            if type(value) not in EXTRA_TYPES or key in _RESERVED_COLUMNS or "/" in key:
+            if type(value) not in EXTRA_TYPES or key in layout.EPISODE_COLUMNS or "/" in key:
                 raise DatasetError(
-                    f"extra column {key!r} = {value!r} ({type(value).__name__}) is not allowed: values are bool, "
-                    f"int, float or str; names hold no '/' and are none of {list(_RESERVED_COLUMNS)}"
+                    f"extra column {key!r} = {value!r} ({type(value).__name__}) is not allowed: values "
+                    "are bool, int, float or str; names hold no '/' and are none of "
+                    f"{list(layout.EPISODE_COLUMNS)}"
                 )
         if self.episode_extras:
             before = {key: type(value).__name__ for key, value in self.episode_extras[0].items()}
@@ -296,20 +299,15 @@ def _finish(root: Path) -> None:
 def _recorded(root: Path) -> tuple[list[Extra], int]:
     """Return the extra columns of all saved episodes and the number of their frames."""
     info = read_info(root)
-    rows: list[dict[str, Any]] = []
-    for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
-        schema = pq.read_schema(path)
-        names = [name for name in schema.names if "/" not in name and name != "tasks"]
-        rows += pq.read_table(path, columns=names).to_pylist()
-    rows = [row for row in rows if row["episode_index"] < info["total_episodes"]]
-    rows.sort(key=lambda row: row["episode_index"])
-    extras = [{key: value for key, value in row.items() if key not in _RESERVED_COLUMNS} for row in rows]
+    extras: list[Extra] = []
+    if info["total_episodes"]:
+        episodes = tables.read_episodes(root, info["total_episodes"])
+        extras = episodes.select(tables.extra_columns(episodes)).to_pylist() or [{}] * len(episodes)
     num_frames = info["total_frames"]
-    for index in staged_indices(root):
-        if index >= info["total_episodes"]:
-            extra, length = read_header(staged_path(root, index))
-            extras.append(extra)
-            num_frames += length
+    for index in waiting_indices(root, info["total_episodes"]):
+        extra, length = read_header(staged_path(root, index))
+        extras.append(extra)
+        num_frames += length
     return extras, num_frames
 
 
@@ -326,8 +324,8 @@ def _require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any
     for key in ("storage", "extra_info"):
         if info["vla"][key] != wanted["vla"][key]:
             raise DatasetError(
-                f"{root} was recorded with {key} {info['vla'][key]}, now it is {wanted['vla'][key]}; give the same, "
-                "or another directory"
+                f"{root} was recorded with {key} {info['vla'][key]}, now it is {wanted['vla'][key]}; "
+                "give the same, or another directory"
             )
     raise DatasetError(
         f"{root} was recorded with other features (encoder settings?): {info['features']} against "

@@ -1,0 +1,216 @@
+"""Training windows: for a moment of a demonstration, the frames and state then and the actions that follow.
+
+Gathering is vectorised numpy over arrays in memory and memory-mapped frames; nothing is decoded here, and
+torch is not needed. Several datasets of one robot count as one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt8
+
+from policies.spec import RobotSpec
+from vla.data.frame_cache import open_frame_cache
+from vla.data.layout import DatasetError
+from vla.data.reader import Dataset
+from vla.data.sampler import EpochSampler as EpochSampler
+
+
+def open_windows(
+    roots: Sequence[Path | str],
+    *,
+    cache_dir: Path | str,
+    action_horizon: int,
+    frame_offsets: Sequence[int] = (0,),
+    robot_spec: RobotSpec | None = None,
+    progress: bool = True,
+) -> "Windows":
+    """Open datasets and their frame caches as one set of windows, one for every frame.
+
+    Args:
+        roots: dataset directories, all of one robot (for example one a task).
+        cache_dir: where decoded frames are kept, see `open_frame_cache`.
+        action_horizon: number of control periods in a chunk.
+        frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
+        robot_spec: needed when LeRobot wrote the datasets, else checked against them.
+        progress: show a bar while frames are decoded for the first time.
+
+    Raises:
+        DatasetError: a dataset is damaged or empty, or there is none.
+        SpecMismatch: two of them describe different robots.
+    """
+    datasets = [Dataset(root, robot_spec=robot_spec) for root in roots]
+    frames = [open_frame_cache(dataset, cache_dir, progress=progress) for dataset in datasets]
+    return Windows(datasets, frames, action_horizon=action_horizon, frame_offsets=frame_offsets)
+
+
+class Windows:
+    """A window for each of some moments of some datasets, all of one robot.
+
+    Frames, states and actions are counted over all datasets, in their order; `moments` are such frame
+    numbers, and window i is at `moments[i]`. At an episode's end a chunk repeats the last action and is
+    marked invalid there; at its start the first frame is repeated:
+
+        episode of 5 frames, action_horizon 4, frame_offsets (2, 0), window at frame 3 and at frame 1
+            action 3 4 4 4   valid 1 1 0 0   frames 1 3          action 1 2 3 4   valid 1 1 1 1   frames 0 1
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        frames: Sequence[Mapping[str, UInt8[np.ndarray, "N h w 3"]]],
+        *,
+        action_horizon: int,
+        frame_offsets: Sequence[int] = (0,),
+    ) -> None:
+        if not datasets:
+            raise DatasetError("no dataset was given; record one with `python -m experiments.collect`")
+        _check_request(action_horizon, frame_offsets)
+        self.robot_spec = datasets[0].robot_spec
+        for dataset in datasets[1:]:
+            self.robot_spec.require_same(
+                dataset.robot_spec, mine=f"dataset {datasets[0].root}", theirs=f"dataset {dataset.root}"
+            )
+        sizes = {(camera.height, camera.width) for camera in self.robot_spec.cameras}
+        if len(sizes) > 1:
+            raise DatasetError(
+                f"the cameras of {self.robot_spec.name!r} have frames of several sizes {sorted(sizes)} "
+                "(h, w); windows stack them, so record all cameras at one size"
+            )
+        self.action_horizon, self.frame_offsets = action_horizon, tuple(frame_offsets)
+        self._join(datasets)
+        self._frames = [
+            [np.asarray(by_camera[name]) for name in self.robot_spec.camera_names] for by_camera in frames
+        ]
+        self._periods_ahead = np.arange(action_horizon)
+        self._periods_back = np.array(frame_offsets)
+        self.moments: Int64[np.ndarray, " windows"] = np.arange(len(self.states))
+
+    def _join(self, datasets: Sequence[Dataset]) -> None:
+        """Concatenate the numbers of all datasets, with one table of instructions."""
+        counts = [dataset.num_frames for dataset in datasets]
+        self._dataset_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.states: Float32[np.ndarray, "N state"] = np.concatenate([d.states for d in datasets])
+        self.actions: Float32[np.ndarray, "N action"] = np.concatenate([d.actions for d in datasets])
+        self.instructions: list[str] = list(dict.fromkeys(text for d in datasets for text in d.instructions))
+        number = {text: i for i, text in enumerate(self.instructions)}
+        self._instruction_index = np.concatenate(
+            [np.array([number[text] for text in d.instructions])[d.task_index] for d in datasets]
+        )
+        starts = zip(self._dataset_starts[:-1], datasets, strict=True)
+        episode_starts = np.concatenate([d.episode_starts + start for start, d in starts])
+        episode_ends = np.append(episode_starts[1:], len(self.states))
+        self._episode_index = np.repeat(np.arange(len(episode_starts)), episode_ends - episode_starts)
+        self._first_frame = episode_starts[self._episode_index]
+        self._last_frame = episode_ends[self._episode_index] - 1
+        self._episode_dataset = np.repeat(np.arange(len(datasets)), [d.num_episodes for d in datasets])
+        self.task_names, self._episode_task = _name_tasks(datasets)
+
+    @property
+    def num_windows(self) -> int:
+        """How many windows `batch` may be asked for."""
+        return len(self.moments)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes that the windows come from."""
+        return len(np.unique(self._episode_index[self.moments]))
+
+    @property
+    def task_index(self) -> Int64[np.ndarray, " windows"]:
+        """For each window the number of its task in `task_names`; `EpochSampler` balances by it."""
+        return self._episode_task[self._episode_index[self.moments]]
+
+    def batch(self, indices: Int64[np.ndarray, " batch"]) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
+        """Gather windows.
+
+        Returns:
+            images: uint8 [batch frames cameras h w 3]; frames as in `frame_offsets`, cameras as in the spec.
+            state: float32 [batch state], of now.
+            action: float32 [batch time action], from now on, in the units of the spec.
+            valid: bool [batch time], False behind the end of the episode.
+            instruction_index: int64 [batch], into `instructions`.
+
+        Raises:
+            IndexError: an index is not in [0, num_windows).
+        """
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_windows:
+            raise IndexError(f"window indices must lie in [0, {self.num_windows}); got {indices}")
+        now = self.moments[indices]
+        last = self._last_frame[now][:, None]
+        ahead = now[:, None] + self._periods_ahead
+        back = np.maximum(now[:, None] - self._periods_back, self._first_frame[now][:, None])
+        return {
+            "images": self._gather_frames(back),
+            "state": self.states[now],
+            "action": self.actions[np.minimum(ahead, last)],
+            "valid": ahead <= last,
+            "instruction_index": self._instruction_index[now],
+        }
+
+    def split_by_episode(self, *, validation_share: float, seed: int) -> tuple["Windows", "Windows"]:
+        """Return training and validation windows that share no episode.
+
+        The share is taken of every dataset's episodes, rounded, but at least one of each that has two or
+        more.
+
+        Raises:
+            ValueError: the share is not in [0, 1).
+        """
+        if not 0.0 <= validation_share < 1.0:
+            raise ValueError(f"validation_share is {validation_share}; it must lie in [0, 1)")
+        rng = np.random.default_rng(seed)
+        present = np.unique(self._episode_index[self.moments])
+        held_out: list[np.ndarray] = []
+        for dataset in range(len(self._frames)):
+            episodes = rng.permutation(present[self._episode_dataset[present] == dataset])
+            count = round(validation_share * len(episodes))
+            if validation_share > 0:
+                count = min(max(count, 1), len(episodes) - 1)
+            held_out.append(episodes[:count])
+        in_validation = np.isin(self._episode_index[self.moments], np.concatenate(held_out))
+        return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
+
+    def subset(self, indices: Int64[np.ndarray, " chosen"]) -> "Windows":
+        """Return the windows `indices` of this one, in that order; arrays are shared."""
+        chosen = object.__new__(type(self))
+        chosen.__dict__.update(self.__dict__)
+        chosen.moments = self.moments[indices]
+        return chosen
+
+    def _gather_frames(
+        self, numbers: Int64[np.ndarray, "batch frames"]
+    ) -> UInt8[np.ndarray, "batch frames cameras h w 3"]:
+        camera = self.robot_spec.cameras[0]
+        shape = (*numbers.shape, len(self.robot_spec.cameras), camera.height, camera.width, 3)
+        images = np.empty(shape, dtype=np.uint8)
+        owners = np.searchsorted(self._dataset_starts, numbers[:, 0], side="right") - 1
+        for owner in np.unique(owners):
+            rows = np.flatnonzero(owners == owner)
+            local = numbers[rows] - self._dataset_starts[owner]
+            for row, frame_numbers in zip(rows, local, strict=True):
+                for k, frame in enumerate(frame_numbers):
+                    for c, frames in enumerate(self._frames[owner]):
+                        images[row, k, c] = frames[frame]
+        return images
+
+
+def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:
+    if action_horizon < 1:
+        raise ValueError(f"action_horizon is {action_horizon}; a chunk has at least one action")
+    offsets = list(frame_offsets)
+    if not offsets or offsets != sorted(set(offsets), reverse=True) or offsets[-1] < 0:
+        raise ValueError(
+            f"frame_offsets {offsets} must be control periods before now, oldest first, such as (4, 0)"
+        )
+
+
+def _name_tasks(datasets: Sequence[Dataset]) -> tuple[list[str], Int64[np.ndarray, " episodes"]]:
+    """Return the task names and each episode's: the extra column task_name, or the dataset's directory."""
+    names: list[str] = []
+    for dataset in datasets:
+        names += dataset.episode_extra.get("task_name", [dataset.root.name] * dataset.num_episodes)
+    unique = list(dict.fromkeys(names))
+    number = {name: i for i, name in enumerate(unique)}
+    return unique, np.array([number[name] for name in names], dtype=np.int64)
