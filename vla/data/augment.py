@@ -15,7 +15,8 @@ class ImageAugmentation:
         """Take the largest shift [px] and the largest relative changes of each kind, as shares of 1."""
         if max_shift < 0 or not all(0.0 <= share < 1.0 for share in (brightness, contrast, colour)):
             raise ValueError(
-                f"max_shift={max_shift} must be at least 0, and brightness={brightness}, contrast={contrast}, "
+                f"max_shift={max_shift} must be at least 0, and brightness={brightness}, "
+                f"contrast={contrast}, "
                 f"colour={colour} must lie in [0, 1); change trainer.augmentation"
             )
         self.max_shift, self.brightness, self.contrast, self.colour = max_shift, brightness, contrast, colour
