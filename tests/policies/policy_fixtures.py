@@ -52,9 +52,9 @@ def tiny_processor(frame_offsets=(0,)) -> Processor:
 
 
 def tiny_model(processor: Processor, *, decoding="parallel", bins_per_dim=(16, 16, 16)) -> VLAModel:
-    """Random weights, large enough that tokens depend on the input."""
+    """Random weights, the same each time, large enough that tokens depend on the input and on one another."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         return _random_model(processor, decoding=decoding, bins_per_dim=bins_per_dim)
 
 
@@ -77,7 +77,9 @@ def _random_model(processor, *, decoding, bins_per_dim):
     )
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.15)
+            nn.init.normal_(parameter, std=0.3)
+    nn.init.normal_(model.state_tokenizer[0].weight, std=1.0)
+    nn.init.normal_(model.token_embedding.weight, std=1.0 if decoding == "autoregressive" else 0.3)
     return model
 
 

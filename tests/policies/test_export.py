@@ -32,8 +32,8 @@ def test_a_parallel_model_exports_to_an_equal_bundle(parallel_export, processor)
     assert len(np.unique(policy.predict_bins(fresh))) > 4, "a constant policy would prove nothing"
 
 
-@pytest.mark.parametrize("bins_per_dim", [(16, 16, 16), (16, 5, 2)])
-def test_an_autoregressive_model_with_history_exports_to_an_equal_bundle(tmp_path, bins_per_dim):
+def test_an_autoregressive_model_with_history_exports_to_an_equal_bundle(tmp_path):
+    bins_per_dim = (16, 5, 2)
     processor = tiny_processor(frame_offsets=(4, 0))
     model = tiny_model(processor, decoding="autoregressive", bins_per_dim=bins_per_dim)
     golden = tiny_observations(4, num_frames=2)
@@ -43,7 +43,7 @@ def test_an_autoregressive_model_with_history_exports_to_an_equal_bundle(tmp_pat
     assert comparison.passed, comparison.table()
     bins = policy.predict_bins(fresh)
     assert (bins.max(axis=(0, 1)) < np.array(bins_per_dim)).all()
-    assert len(np.unique(bins[:, :, 0])) > 4
+    assert len(np.unique(bins.reshape(30, -1), axis=0)) > 20, "a constant policy would prove nothing"
 
 
 def test_a_bf16_model_is_exported_in_fp32_and_left_alone(tmp_path, processor, observations):
@@ -94,6 +94,7 @@ def test_observations_with_near_ties_are_left_out_of_the_golden_samples(tmp_path
     model = tiny_model(processor)
     with torch.no_grad():
         model.action_head.weight.zero_()
+        model.action_head.bias.zero_()
     with pytest.raises(ValueError, match="too close to call"):
         export(model, processor, tmp_path / "bundle", observations)
     with pytest.raises(ValueError, match="no golden observations"):

@@ -1,0 +1,183 @@
+"""What a bundle refuses: damage, other versions, contradictions between its files."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from policies.bundle import FILE_NAMES, BundleError, read_bundle
+from policies.exported import BundlePolicy
+from vla.files import MANIFEST_NAME, write_manifest
+
+
+@pytest.fixture
+def bundle(parallel_export, tmp_path):
+    return shutil.copytree(parallel_export.directory, tmp_path / "bundle")
+
+
+def seal(bundle, *, schema_version=1):
+    """Write the manifest anew, as somebody would who changed a file on purpose."""
+    (bundle / MANIFEST_NAME).unlink()
+    write_manifest(bundle, {}, schema_version=schema_version)
+
+
+def edit_json(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_golden(bundle, change):
+    with np.load(bundle / "golden.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    change(arrays)
+    np.savez(bundle / "golden.npz", **arrays)
+    seal(bundle)
+
+
+def test_a_bundle_holds_exactly_these_files(bundle):
+    assert {path.name for path in bundle.iterdir()} == {*FILE_NAMES, MANIFEST_NAME}
+
+
+def test_reading_returns_what_was_written(bundle, processor, observations):
+    found = read_bundle(bundle)
+    assert found.processor.to_json() == processor.to_json()
+    assert found.golden.observations[1].instruction == observations[1].instruction
+    assert found.golden.bins.shape == (6, 4, 3)
+    assert len(found.bundle_id) == 64
+
+
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_one_flipped_bit_is_found_in_every_file(bundle, name):
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"damaged: {name} has sha256"):
+        BundlePolicy.load(bundle)
+
+
+@pytest.mark.parametrize("name", FILE_NAMES)
+def test_a_missing_file_is_named(bundle, name):
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"missing: {name}"):
+        BundlePolicy.load(bundle)
+
+
+def test_extra_files_are_refused_listed_or_not(bundle):
+    (bundle / "weights.pt").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"extra: weights\.pt"):
+        BundlePolicy.load(bundle)
+    seal(bundle)
+    with pytest.raises(BundleError, match="a bundle has"):
+        BundlePolicy.load(bundle)
+
+
+def test_another_schema_version_is_refused_with_both_numbers(bundle):
+    seal(bundle, schema_version=2)
+    with pytest.raises(BundleError, match="schema version 2; this program reads version 1"):
+        BundlePolicy.load(bundle)
+
+
+def test_a_path_without_bundle_says_so(tmp_path):
+    with pytest.raises(BundleError, match="no directory"):
+        BundlePolicy.load(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        BundlePolicy.load(tmp_path)
+
+
+def test_a_manifest_cannot_lead_out_of_the_directory(bundle):
+    edit_json(
+        bundle / MANIFEST_NAME, lambda data: data["files"].update({"../secret": {"sha256": "", "bytes": 0}})
+    )
+    with pytest.raises(BundleError, match="no plain relative path"):
+        BundlePolicy.load(bundle)
+
+
+def test_robot_spec_and_processor_must_agree(bundle):
+    edit_json(bundle / "robot_spec.json", lambda data: data.update(control_hz=15.0))
+    seal(bundle)
+    with pytest.raises(BundleError, match=r"contradicts itself(.|\n)*control_hz: 15\.0 against 20\.0"):
+        BundlePolicy.load(bundle)
+
+
+@pytest.mark.parametrize("name", ["processor.json", "robot_spec.json"])
+def test_unknown_and_missing_json_keys_are_refused(bundle, name):
+    edit_json(bundle / name, lambda data: data.update(control_herz=15.0))
+    seal(bundle)
+    with pytest.raises(BundleError, match="control_herz"):
+        BundlePolicy.load(bundle)
+    (bundle / name).write_text("[]")
+    seal(bundle)
+    with pytest.raises(BundleError, match="not an object"):
+        BundlePolicy.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("image.wrist"), "needs"),
+        (lambda arrays: arrays.update(more=np.zeros(1)), "more"),
+        (lambda arrays: arrays.update(state=arrays["state"][:, :2]), "state is float32"),
+        (lambda arrays: arrays.update(actions=arrays["actions"].astype(np.float64)), "actions is float64"),
+        (lambda arrays: arrays.update(bins=np.int64(3)), "bins is int64"),
+        (
+            lambda arrays: arrays.update({name: array[:0] for name, array in arrays.items()}),
+            r"bins is int64\[0",
+        ),
+    ],
+)
+def test_golden_samples_of_another_form_are_refused(bundle, change, message):
+    edit_golden(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        BundlePolicy.load(bundle)
+
+
+def test_pickles_are_never_loaded(bundle):
+    edit_golden(bundle, lambda arrays: arrays.update(instruction=np.array(["a"] * 6, dtype=object)))
+    with pytest.raises(BundleError, match="Object arrays cannot be loaded"):
+        BundlePolicy.load(bundle)
+
+
+def test_golden_samples_are_replayed_on_load(bundle):
+    edit_golden(bundle, lambda arrays: arrays.update(bins=(arrays["bins"] + 1) % 16))
+    with pytest.raises(BundleError, match="72 of 72 tokens"):
+        BundlePolicy.load(bundle)
+    BundlePolicy.load(bundle, verify=False)
+
+
+def test_golden_actions_are_compared_with_their_range(bundle):
+    def nudge(arrays):
+        arrays["actions"][0, 0, 0] += 1e-6  # 2e-5 of the range of dx
+
+    edit_golden(bundle, nudge)
+    with pytest.raises(BundleError, match=r"0 of 72 tokens, actions by up to 2\.0e-05"):
+        BundlePolicy.load(bundle)
+
+
+def test_a_graph_for_another_robot_is_refused(bundle):
+    proto = onnx.load(bundle / "policy.onnx")
+    proto.graph.input[2].name = "joints"
+    for node in proto.graph.node:
+        node.input[:] = ["joints" if name == "state" else name for name in node.input]
+    onnx.save(proto, bundle / "policy.onnx")
+    seal(bundle)
+    with pytest.raises(BundleError, match=r"joints.*export it again"):
+        BundlePolicy.load(bundle)
+
+
+def test_an_opset_newer_than_the_runtime_is_refused_with_instructions(bundle):
+    proto = onnx.load(bundle / "policy.onnx")
+    proto.opset_import[0].version = 99
+    onnx.save(proto, bundle / "policy.onnx")
+    seal(bundle)
+    with pytest.raises(BundleError, match="Install a newer onnxruntime"):
+        BundlePolicy.load(bundle)
+
+
+def test_a_graph_that_is_no_onnx_is_refused(bundle):
+    (bundle / "policy.onnx").write_bytes(b"not a graph")
+    seal(bundle)
+    with pytest.raises(BundleError, match="cannot run"):
+        BundlePolicy.load(bundle)
