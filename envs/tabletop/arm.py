@@ -29,6 +29,7 @@ STATIC_BIT, OBJECT_BIT, HAND_BIT = 1, 2, 4  # collision classes of the whole sce
 _STIFFNESS = (6000.0, 6000.0, 5000.0, 5000.0, 2500.0, 2500.0, 1500.0)  # [Nm/rad]
 _DAMPING = (220.0, 220.0, 160.0, 160.0, 50.0, 50.0, 30.0)  # [Nms/rad]
 _ARMATURE = (0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1)  # motor inertia seen at the joint [kg m2], estimated
+_GRIP_FORCE = 8.0  # of each finger [N]
 _WHITE, _GREY, _DARK = (0.88, 0.89, 0.91, 1.0), (0.55, 0.57, 0.60, 1.0), (0.20, 0.21, 0.23, 1.0)
 _CAPSULE, _CYLINDER, _BOX = (
     mujoco.mjtGeom.mjGEOM_CAPSULE,
@@ -152,7 +153,7 @@ def _add_hand(link7: mujoco.MjsBody, movable_fingers: bool) -> None:
         name="palm",
         type=_BOX,
         pos=[0, 0, 0.03],
-        size=[0.022, 0.075, 0.03],
+        size=[0.017, 0.075, 0.03],
         rgba=list(_WHITE),
         mass=0.6,
         **collides,
@@ -186,7 +187,7 @@ def _add_hand(link7: mujoco.MjsBody, movable_fingers: bool) -> None:
             )
         finger.add_geom(
             name=name, type=_BOX, pos=[0, 0, 0.027], size=[0.011, 0.006, 0.027], rgba=list(_DARK), mass=0.03,
-            friction=[1.6, 0.02, 0.001], condim=4, **collides,
+            solref=[0.007, 1.0], priority=1, friction=[1.6, 0.02, 0.001], condim=4, **collides,
         )  # fmt: skip
 
 
@@ -194,7 +195,7 @@ def _add_actuators(spec: mujoco.MjSpec) -> None:
     for i, name in enumerate(JOINT_NAMES):
         _add_servo(spec, name, _STIFFNESS[i], _DAMPING[i], JOINT_TORQUE[i], (JOINT_LOW[i], JOINT_HIGH[i]))
     for name in FINGER_JOINT_NAMES:
-        _add_servo(spec, name, 1200.0, 30.0, 15.0, (0.0, MAX_OPENING / 2))
+        _add_servo(spec, name, 1200.0, 30.0, _GRIP_FORCE, (0.0, MAX_OPENING / 2))
     spec.add_equality(
         type=mujoco.mjtEq.mjEQ_JOINT,
         objtype=mujoco.mjtObj.mjOBJ_JOINT,

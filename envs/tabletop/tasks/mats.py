@@ -31,8 +31,8 @@ def _draw_mat_colours(rng: np.random.Generator, stage_names: list[tuple[str, str
 
 def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 2"]:
     """Return two places, one at the robot's left and one at its right, in random order."""
-    left = np.array([rng.uniform(0.45, 0.57), rng.uniform(0.155, 0.185)])
-    right = np.array([rng.uniform(0.45, 0.57), -rng.uniform(0.155, 0.185)])
+    left = np.array([rng.uniform(0.45, 0.57), rng.uniform(0.148, 0.178)])
+    right = np.array([rng.uniform(0.45, 0.57), -rng.uniform(0.148, 0.178)])
     return np.array([left, right]) if rng.random() < 0.5 else np.array([right, left])
 
 
