@@ -16,13 +16,17 @@ from envs.tabletop.randomization import apply_look, checked_level, paint_texture
 from envs.tabletop.scene import CONTROL_HZ, build_model
 from envs.tabletop.stage import Stage
 from envs.tabletop.tasks.base import Goal, Task
+from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
+from envs.tabletop.tasks.stack import Stack
 from policies.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("exterior", "wrist")
 OPTIONS = ("wording",)
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Push, Lift, Place)}
+_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Reach, Push, Lift, Place, Stack, OpenDrawer, CloseDrawer)
+}
 TASKS = tuple(_TASKS)
 _STATE_MARGIN_M = 0.06  # how far the measured hand may be outside the commanded workspace
 

@@ -1,0 +1,82 @@
+"""Put one named object on top of another."""
+
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32
+
+from envs.tabletop.experts import Hand, approach, carry, holds, retreat
+from envs.tabletop.layout import draw_names, scatter
+from envs.tabletop.randomization import Level
+from envs.tabletop.stage import Stage
+from envs.tabletop.tasks.base import (
+    MIN_GRASP_HEIGHT_M,
+    Goal,
+    Task,
+    add_objects,
+    grasp_of,
+    is_settled,
+)
+
+_BASES = ("cube",)  # what is flat and wide enough to stand on
+_TOPS = ("cube", "cylinder", "brick")  # what stands on something
+_MAX_OFFSET_M = 0.030  # of the upper object's middle from the lower one's
+_MAX_HEIGHT_ERROR_M = 0.012
+
+
+class Stack(Task):
+    """Set the named object on top of another named object, let go, and have it stay there."""
+
+    name: ClassVar[str] = "stack"
+    max_steps: ClassVar[int] = 150
+
+    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        """Stand three or four objects on the table, at least two of them cubes."""
+        count = int(rng.integers(3, 5))
+        places = scatter(rng, count=count, low=(0.41, -0.17), high=(0.61, 0.17), spacing=0.115)
+        add_objects(stage, rng, level, self._draw_names(rng, count), places)
+        things = stage.things
+        return [
+            Goal(thing=top.slot, target=base.slot)
+            for top in things
+            for base in things
+            if top is not base and top.shape in _TOPS and base.shape in _BASES
+        ]
+
+    def _draw_names(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        while True:
+            names = draw_names(rng, count=count)
+            shapes = [shape for _, shape in names]
+            num_bases, num_tops = (sum(shape in group for shape in shapes) for group in (_BASES, _TOPS))
+            if num_bases >= 2 or (num_bases == 1 and num_tops >= 3):
+                return names
+
+    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        """Name the upper and the lower object."""
+        return {"object": stage.things[goal.thing].name, "target": stage.things[goal.target].name}
+
+    def _is_there(self, stage: Stage, goal: Goal) -> bool:
+        offset = stage.object_position(goal.thing) - stage.object_position(goal.target)
+        height = stage.things[goal.thing].form.half_height + stage.things[goal.target].form.half_height
+        return bool(
+            np.linalg.norm(offset[:2]) < _MAX_OFFSET_M and abs(offset[2] - height) < _MAX_HEIGHT_ERROR_M
+        )
+
+    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the upper object lies still on the lower one, let go."""
+        return self._is_there(stage, goal) and is_settled(stage, goal.thing)
+
+    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Grasp, carry high over the lower object, set down, let go, rise."""
+        grasp = grasp_of(stage, goal.thing)
+        base = stage.object_position(goal.target)
+        to_go = (base - stage.object_position(goal.thing))[:2]
+        holding = holds(hand, grasp)
+        if self._is_there(stage, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.018):
+            clear = hand.gap > grasp.width + 0.012
+            return retreat(hand, height=0.22 if clear else float(hand.position[2]))
+        if not holding:
+            return approach(hand, grasp)
+        floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)
+        top = base[2] + stage.things[goal.target].form.half_height
+        return carry(hand, to_go=to_go, height=floor + top + 0.005, floor=floor, tolerance=0.010)
