@@ -128,7 +128,7 @@ class Dataset:
     def _load_numbers(self) -> None:
         self._data_files = tables.data_files(self.root, self.episodes, self.info.get("data_path", DATA_PATH))
         numbers = tables.read_numbers(
-            self._data_files, self.info["total_episodes"], self.robot_spec, self.info["fps"]
+            self._data_files, self.info["total_episodes"], self.robot_spec, float(self.info["fps"])
         )
         self.states: Float32[np.ndarray, "N state"] = numbers.states
         self.actions: Float32[np.ndarray, "N action"] = numbers.actions

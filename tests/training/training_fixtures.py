@@ -1,0 +1,124 @@
+"""A tiny recorded dataset, a tiny model, and a short training run; shared by the tests of training."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.data.augment import ImageAugmentation
+from vla.data.windows import Windows, open_windows
+from vla.data.writer import DatasetWriter
+from vla.model.vla import VLAModel
+from vla.tokenizers.processor import Processor
+from vla.training.settings import TrainerSettings, TrainingResult
+from vla.training.trainer import Trainer
+
+SPEC = RobotSpec(
+    name="toy",
+    cameras=(CameraSpec(name="front", height=32, width=32),),
+    state=(Channel(name="x", unit="m", low=-1.0, high=1.0), Channel(name="g", unit="1", low=0.0, high=1.0)),
+    action=(Channel(name="x", unit="m", low=-0.1, high=0.1), Channel(name="g", unit="1", low=0.0, high=1.0)),
+    control_hz=20.0,
+    action_convention="end_effector_delta",
+    gripper_sign="positive_opens",
+)
+
+
+def record(root: Path) -> None:
+    """Record six short episodes in which the action depends on state, picture and instruction."""
+    rng = np.random.default_rng(0)
+    with DatasetWriter(root, robot_spec=SPEC, storage="image", extra_info={}) as writer:
+        for episode in range(6):
+            colour = episode % 2
+            for _ in range(7):
+                image = rng.integers(0, 60, size=(32, 32, 3), dtype=np.uint8)
+                image[..., colour] += 120
+                state = rng.uniform(-1, 1, size=2).astype(np.float32)
+                action = np.array([-0.1 * state[0] * (1 - 2 * colour), colour], dtype=np.float32)
+                writer.add_frame({"front": image}, np.abs(state) * [1, 1], action)
+            extra = {"seed": episode, "task_name": "toy", "success": True}
+            writer.save_episode(["go left", "go right"][colour], extra)
+
+
+def make_windows(directory: Path) -> Windows:
+    """Return windows of the toy dataset, recorded on first use."""
+    root = directory / "dataset"
+    if not root.exists():
+        record(root)
+    return open_windows([root], cache_dir=directory / "cache", action_horizon=3, progress=False)
+
+
+def make_processor(windows: Windows) -> Processor:
+    """Fit a processor on the toy dataset."""
+    return Processor.fit(
+        robot_spec=windows.robot_spec,
+        states=windows.states,
+        actions=windows.actions,
+        instructions=windows.instructions,
+        action_horizon=3,
+        num_bins=16,
+        max_text_tokens=8,
+        text_vocab_size=300,
+    )
+
+
+def tiny_model(processor: Processor, *, width: int = 32, decoding: str = "parallel") -> VLAModel:
+    """Return a seeded model that fits the processor."""
+    torch.manual_seed(0)
+    return VLAModel(
+        vocab_size=processor.vocabulary.size,
+        num_bins=16,
+        action_offset=processor.vocabulary.action_offset,
+        bins_per_dim=[16, 16],
+        action_horizon=3,
+        num_images=1,
+        image_size=32,
+        state_dim=2,
+        max_text_tokens=8,
+        width=width,
+        depth=2,
+        num_heads=2,
+        stem_channels=(8, 16),
+        decoding=decoding,
+    )
+
+
+def train_for(
+    run_dir: Path,
+    directory: Path,
+    *,
+    steps: int,
+    now: int | None = None,
+    width: int = 32,
+    decoding: str = "parallel",
+    **changes: float,
+) -> TrainingResult:
+    """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread, resuming if there is something."""
+    windows = make_windows(directory)
+    train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
+    processor = make_processor(windows)
+    settings = TrainerSettings(
+        num_steps=steps,
+        batch_size=8,
+        learning_rate=1e-3,
+        precision="fp32",
+        compile="off",
+        device="cpu",
+        num_threads=1,
+        augmentation=ImageAugmentation(max_shift=1, brightness=0.1, contrast=0.1, colour=0.1),
+    )
+    trainer = Trainer(
+        dataclasses.replace(settings, **changes),  # type: ignore[arg-type]
+        model=tiny_model(processor, width=width, decoding=decoding),
+        processor=processor,
+        train=train,
+        validation=validation,
+        run_dir=run_dir,
+        provenance={"test": True},
+    )
+    try:
+        return trainer.fit(max_steps_now=now)
+    finally:
+        trainer.close()
