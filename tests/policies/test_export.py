@@ -104,3 +104,14 @@ def test_observations_with_near_ties_are_left_out_of_the_golden_samples(tmp_path
 def test_warnings_of_our_own_code_still_pass_the_quiet_exporter():
     with pytest.raises(UserWarning, match="ours"), policies.export._quiet_exporter():
         warnings.warn("ours", UserWarning, stacklevel=1)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, processor, observations, monkeypatch):
+    def full_disk(*args, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(policies.export, "export_graph", lambda *args, **options: b"graph")
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export(tiny_model(processor), processor, tmp_path / "bundle", observations)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def test_an_answer_does_not_depend_on_the_batch_or_on_earlier_calls(policy, obse
     together = policy.predict(observations)
     alone = np.concatenate([policy.predict([observation]) for observation in reversed(observations)])
     np.testing.assert_array_equal(together, alone[::-1])
+
+
+def test_one_bundle_answers_several_threads(parallel_export, observations):
+    policy = BundlePolicy.load(parallel_export.directory)
+    expected = policy.predict(observations)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(policy.predict, [observations] * 20))
+    assert all((answer == expected).all() for answer in answers)
 
 
 def without_wrist(observation):
