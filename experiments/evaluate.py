@@ -7,6 +7,7 @@ Each condition gets a folder of its own with `episodes.jsonl` and `results.json`
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from envs.evaluation import evaluate
 from envs.results import Evaluation, EvaluationPlan, format_table
 from experiments import cli, schema
+from experiments.report_pages import write_evaluation_page
 from experiments.simulation import env_configs
 from policies.interface import Policy
 
@@ -102,10 +104,16 @@ def main(config: DictConfig) -> None:
         run_dir=run_dir,
     )
     print(format_table(*results.values()))
+    write_evaluation_page(
+        run_dir / "report.html",
+        results,
+        title=f"Evaluation of {run.path}",
+        command=shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]]),
+    )
     if run.policy == "bundle":
         assert "torch" not in sys.modules, "something imported torch; a bundle must not need it"
         print("torch was not imported")
-    print(f"results in {run_dir}")
+    print(f"report: {run_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

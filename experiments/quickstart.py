@@ -1,0 +1,191 @@
+"""From nothing to a measured, exported policy: records, trains, evaluates, exports, evaluates the export.
+
+    python -m experiments.quickstart
+
+Each stage is one of the other programs' functions; finished stages are not repeated when it runs again. The
+bundle is evaluated in a process of its own, which proves that it needs no torch.
+"""
+
+import dataclasses
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from envs.results import Evaluation, format_table, load_evaluation
+from experiments import cli, schema
+from experiments.closed_loop import compare_executed
+from experiments.collect import collect_dataset
+from experiments.evaluate import evaluate_conditions, load_policy
+from experiments.export import export_checkpoint
+from experiments.report_pages import write_quickstart_page
+from experiments.stages import Stages
+from experiments.tables import format_table as format_rows
+from experiments.train import train_policy
+from vla.data.lock import DirectoryLock
+
+schema.register()
+
+STAGES_FILE = "stages.json"
+MADE_HERE = ("dataset", "cache", "train", "evaluation", "bundle", "bundle_evaluation")
+
+
+class Quickstart:
+    """The stages, all in one directory."""
+
+    def __init__(self, *, run: schema.QuickstartRun, out_dir: Path) -> None:
+        self.run, self.out_dir = run, out_dir
+        settings = dataclasses.asdict(dataclasses.replace(run, fresh=False))
+        self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
+
+    def all(self) -> None:
+        """Run what is not done yet, then write the report and print the summary."""
+        self.stages.run("record", self.record)
+        self.stages.run("train", self.train)
+        self.stages.run("evaluate", self.evaluate)
+        self.stages.run("export", self.export)
+        self.stages.run("evaluate the bundle without torch", self.evaluate_bundle)
+        self.summarize()
+
+    def record(self) -> None:
+        """Record demonstrations; continues a recording that was interrupted."""
+        run = self.run
+        collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
+
+    def train(self) -> None:
+        """Train; continues from the newest checkpoint."""
+        result = train_policy(self.run, self.out_dir / "train")
+        print(f"{result.step} steps, {result.samples_per_s:.0f} samples/s, checkpoint {result.checkpoint}")
+
+    def evaluate(self) -> None:
+        """Evaluate the checkpoint on the reporting seeds under every condition."""
+        loaded = load_policy("checkpoint", self.out_dir / "train")
+        results = evaluate_conditions(
+            loaded.policy,
+            policy_id=loaded.policy_id,
+            env=self.run.env,
+            tasks=self.run.tasks,
+            settings=self.run.evaluation,
+            run_dir=self.out_dir / "evaluation",
+        )
+        print(format_table(*results.values()))
+
+    def export(self) -> None:
+        """Write the bundle, if it answers as the checkpoint does."""
+        report = export_checkpoint(
+            checkpoint=self.out_dir / "train",
+            bundle=self.out_dir / "bundle",
+            env=self.run.env,
+            tasks=self.run.tasks,
+            num_golden=self.run.num_golden,
+            golden_seed=self.run.golden_seed,
+            replace=True,
+        )
+        (self.out_dir / "parity.txt").write_text(report.table() + "\n", encoding="utf-8")
+        print(report.table())
+
+    def evaluate_bundle(self) -> None:
+        """Evaluate the bundle in a process that fails if anything imports torch.
+
+        Raises:
+            RuntimeError: that process failed; its output is above.
+        """
+        command = [
+            *(sys.executable, "-m", "experiments.evaluate", "policy=bundle"),
+            f"path={self.out_dir / 'bundle'}",
+            f"out_dir={self.out_dir / 'bundle_evaluation'}",
+            *overrides({"tasks": self.run.tasks}),
+            *overrides(dataclasses.asdict(self.run.env), prefix="env."),
+            *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
+        ]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise BundleEvaluationFailed("the evaluation of the bundle failed; its messages are above")
+
+    def results(self, folder: str, conditions: list[str]) -> dict[str, Evaluation]:
+        """Return the evaluations of a folder by condition."""
+        return {name: load_evaluation(self.out_dir / folder / name) for name in conditions}
+
+    def summarize(self) -> None:
+        """Print what came out, and where it lies."""
+        checkpoint = self.results("evaluation", self.run.evaluation.conditions)
+        bundle = self.results("bundle_evaluation", self.run.bundle_evaluation.conditions)
+        print(f"Checkpoint, {self.run.evaluation.episodes_per_task} held-out scenes a task:")
+        print(format_table(*checkpoint.values()))
+        print(f"\nBundle (onnxruntime, no torch), {self.run.bundle_evaluation.episodes_per_task} a task:")
+        print(format_table(*bundle.values()))
+        closed_loop = compare_executed(checkpoint["right"], bundle["right"]).sentence()
+        print(closed_loop)
+        print()
+        seconds = self.stages.seconds
+        rows = [[name, f"{seconds[name] / 60:.1f}"] for name in self.stages.finished]
+        print(format_rows(["stage", "minutes"], [*rows, ["all", f"{self.stages.total_s / 60:.1f}"]]))
+        page = self.out_dir / "report.html"
+        write_quickstart_page(
+            page,
+            checkpoint=checkpoint,
+            bundle=bundle,
+            metrics_path=self.out_dir / "train" / "metrics.jsonl",
+            parity=(self.out_dir / "parity.txt").read_text(encoding="utf-8"),
+            closed_loop=closed_loop,
+            seconds=self.stages.seconds,
+            commands=self.commands(),
+        )
+        print(f"\nbundle: {self.out_dir / 'bundle'}\nreport: {page}")
+
+    def commands(self) -> list[tuple[str, str]]:
+        """Return what a person would type to repeat each stage."""
+        typed = shlex.join(["python", "-m", "experiments.quickstart", *sys.argv[1:]])
+        bundle = self.out_dir / "bundle"
+        return [
+            (typed, "all of this"),
+            (f"python -m experiments.evaluate path={self.out_dir / 'train'}", "the checkpoint alone"),
+            (f"python -m experiments.evaluate policy=bundle path={bundle}", "the bundle alone"),
+        ]
+
+
+class BundleEvaluationFailed(RuntimeError):
+    """The process that evaluates the bundle ended with an error."""
+
+
+def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Return values as Hydra overrides.
+
+    >>> overrides({"tasks": ["reach", "lift"], "level": "train"}, prefix="x.")
+    ['x.tasks=[reach,lift]', 'x.level=train']
+    """
+    return [
+        f"{prefix}{key}={'[' + ','.join(map(str, value)) + ']' if isinstance(value, list) else value}"
+        for key, value in values.items()
+    ]
+
+
+def start_over(out_dir: Path) -> None:
+    """Remove what an earlier run made, and nothing else."""
+    for name in MADE_HERE:
+        shutil.rmtree(out_dir / name, ignore_errors=True)
+    (out_dir / STAGES_FILE).unlink(missing_ok=True)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="quickstart")
+def main(config: DictConfig) -> None:
+    """Run all stages."""
+    run = schema.typed(config, schema.QuickstartRun)
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    lock = DirectoryLock(out_dir)
+    try:
+        if run.fresh:
+            start_over(out_dir)
+        Quickstart(run=run, out_dir=out_dir).all()
+    finally:
+        lock.release()
+
+
+if __name__ == "__main__":
+    cli.run(main)

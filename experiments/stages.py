@@ -1,0 +1,75 @@
+"""Remembers which stages of a long program are done, so that running it again continues where it stopped.
+
+Knows nothing of what the stages do.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.files import atomic_write_json
+
+
+class SettingsChanged(ValueError):
+    """Finished stages were run with other settings than those given now."""
+
+
+class Stages:
+    """The record of a program's stages in one JSON file: settings, and seconds spent by stage.
+
+    Raises:
+        SettingsChanged: the file was begun with other `settings`; the message names them.
+    """
+
+    def __init__(self, path: Path, *, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(dict(settings)))  # as it will be read back
+        self.seconds: dict[str, float] = {}
+        self.finished: list[str] = []
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(_differences(stored["settings"], self.settings))
+            if changed:
+                raise SettingsChanged(
+                    f"{path.parent} was begun with other settings of {changed}; give the same, another "
+                    f"out_dir, or fresh=true to start over"
+                )
+            self.seconds, self.finished = stored["seconds"], stored["finished"]
+
+    def run(self, name: str, stage: Callable[[], None]) -> None:
+        """Call `stage` unless it was finished before, and say so."""
+        if name in self.finished:
+            print(f"== {name}: done before, in {self.seconds[name]:.0f} s", flush=True)
+            return
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        try:
+            stage()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            self._write()
+        self.finished.append(name)
+        self._write()
+        print(f"== {name} took {self.seconds[name]:.0f} s, {self.total_s:.0f} s so far\n", flush=True)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all stages, over all attempts."""
+        return sum(self.seconds.values())
+
+    def _write(self) -> None:
+        content = {"settings": self.settings, "seconds": self.seconds, "finished": self.finished}
+        atomic_write_json(self.path, content)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key in {*old, *new}:
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            names += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            names.append(prefix + key)
+    return names
