@@ -35,12 +35,16 @@ def checked_level(level: str) -> Level:
 
 
 def paint_textures(model: mujoco.MjModel) -> None:
-    """Fill the table's textures. Must precede the making of a renderer, which uploads them."""
+    """Fill the table's textures, and set how often each repeats. Must precede the making of a renderer.
+
+    MuJoCo bakes the repetition of a plane's texture into the OpenGL context, so it cannot vary by episode.
+    """
     for i in range(TABLE_TEXTURES):
         texture = model.texture(f"table{i}").id
         start = model.tex_adr[texture]
         pixels = _pattern(i)
         model.tex_data[start : start + pixels.size] = pixels.ravel()
+        model.mat_texrepeat[model.material(f"table{i}").id] = 1.0 + (5 * i % TABLE_TEXTURES) / 4
 
 
 def _pattern(index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -109,21 +113,20 @@ def _looking_at(
 
 def _set_table(model: mujoco.MjModel, rng: np.random.Generator, level: Level) -> None:
     if level == "none":
-        texture, colour, repeat, floor = 1, np.array([0.72, 0.69, 0.64]), 2.0, 0.35
+        texture, colour, floor = 1, np.array([0.72, 0.69, 0.64]), 0.35
     elif level == "train":  # light, warm or neutral
         texture = int(rng.choice(TRAIN_TEXTURES))
         value, warmth = rng.uniform(0.58, 0.85), rng.uniform(-0.04, 0.14)
         colour = value * np.array([1.0, 1.0 - warmth / 2, 1.0 - warmth])
-        repeat, floor = rng.uniform(1.0, 3.0), rng.uniform(0.2, 0.5)
+        floor = rng.uniform(0.2, 0.5)
     else:  # dark, or cool
         texture = int(rng.choice(HELDOUT_TEXTURES))
         value, coolness = rng.uniform(0.34, 0.52), rng.uniform(0.10, 0.28)
         colour = value * np.array([1.0 - coolness, 1.0 - coolness / 3, 1.0])
-        repeat, floor = rng.uniform(1.0, 3.0), rng.uniform(0.5, 0.7)
+        floor = rng.uniform(0.5, 0.7)
     material = model.material(f"table{texture}").id
     model.geom_matid[model.geom("table").id] = material
     model.mat_rgba[material] = [*colour, 1.0]
-    model.mat_texrepeat[material] = repeat
     model.geom_rgba[model.geom("floor").id] = [floor, floor, floor * 1.05, 1.0]
 
 
