@@ -115,6 +115,16 @@ def carry(
     return move(hand, np.array([*(freedom * to_go), goal_z - z]), gripper=CLOSED)
 
 
-def retreat(hand: Hand, *, height: float) -> Float32[np.ndarray, "7"]:
-    """Let go and rise, then stay."""
+def retreat(
+    hand: Hand, *, width: float, to_go: Float[np.ndarray, "2"], height: float
+) -> Float32[np.ndarray, "7"]:
+    """Open the fingers around what is in place, keeping it there until they are clear; then rise and stay.
+
+    Args:
+        width: of what the fingers held [m].
+        to_go: from the object to the target [m].
+        height: to rise to [m].
+    """
+    if hand.gap < width + 0.012:
+        return move(hand, np.array([*to_go, 0.0]), gripper=OPEN)
     return move(hand, np.array([0.0, 0.0, height - hand.position[2]]), gripper=OPEN)

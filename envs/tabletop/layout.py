@@ -68,7 +68,9 @@ def scatter_with_free_ways(
     Returns:
         The points, or None when these targets admit none in a fair number of tries.
     """
-    drawn = rng.uniform(low, high, (400, count, 2))
+    drawn = rng.uniform(low, high, (300, count, 2))
+    # One point in each of `count` equal bands along x: most draws would fail on spacing otherwise.
+    drawn[..., 0] = low[0] + (np.arange(count) * (high[0] - low[0]) + (drawn[..., 0] - low[0])) / count
     fine = np.ones(len(drawn), dtype=bool)
     for one in range(count):
         for other in range(count):

@@ -17,7 +17,7 @@ TRAIN_TEXTURES = (0, 1, 2, 3, 4)
 HELDOUT_TEXTURES = (5, 6, 7)
 
 EXTERIOR_POSITION = np.array([1.02, 0.0, 0.62])  # [m]
-EXTERIOR_TARGET = np.array([0.49, 0.0, 0.02])  # what it looks at [m]
+EXTERIOR_TARGET = np.array([0.47, 0.0, 0.02])  # what it looks at [m]
 EXTERIOR_FOV_DEG = 36.0
 CAMERA_JITTER_M, CAMERA_JITTER_DEG = 0.01, 1.0
 TINT = 0.03  # largest change of an object's red, green or blue

@@ -61,6 +61,7 @@ NUM_MATS = 2
 MAT_HALF_SIZE = 0.065
 BOWL_RADIUS, BOWL_HEIGHT = 0.068, 0.036  # inner radius at the rim; rim above the table
 OBJECT_MASS_KG = 0.10
+OBJECT_DAMPING = (0.1, 5e-4)  # linear [Ns/m], angular [Nms]: felt, so that balls come to rest
 
 NUM_DRAWERS = 2
 DRAWER_TRAVEL = 0.16
@@ -75,7 +76,7 @@ TEXTURE_PIXELS = 128
 
 _BOX = mujoco.mjtGeom.mjGEOM_BOX
 OBJECT_AFFINITY = STATIC_BIT | OBJECT_BIT | HAND_BIT
-_OBJECT_CONTACT = {"contype": OBJECT_BIT, "conaffinity": OBJECT_AFFINITY, "condim": 6}
+_OBJECT_CONTACT = {"contype": OBJECT_BIT, "conaffinity": OBJECT_AFFINITY}
 _STATIC_CONTACT = {"contype": STATIC_BIT, "conaffinity": 0, "condim": 4, "friction": [0.7, 0.01, 0.001]}
 _DRAWN_ONLY = {"contype": 0, "conaffinity": 0}
 HIDDEN_GROUP = 4  # geoms in it are not drawn
@@ -91,8 +92,8 @@ def build_model() -> mujoco.MjModel:
     option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     option.impratio = 5.0
-    option.iterations = 20
-    option.ls_iterations = 10
+    option.iterations = 100  # with few, the solver stops early and a cube set on a cube is flung off
+    option.ls_iterations = 50
     spec.visual.quality.numslices = 18
     spec.visual.quality.numstacks = 10
     spec.visual.quality.numquads = 8
@@ -109,7 +110,12 @@ def build_model() -> mujoco.MjModel:
         body.add_geom(name=f"mat{mat}", type=_BOX, size=[MAT_HALF_SIZE, MAT_HALF_SIZE, 0.001], **_DRAWN_ONLY)
     _add_bowl(spec)
     _add_cabinet(spec)
-    return spec.compile()
+    model = spec.compile()
+    for slot in range(NUM_SLOTS):  # a free joint cannot have damping in a spec, only in a model
+        start = int(model.joint(f"object{slot}").dofadr[0])
+        model.dof_damping[start : start + 3] = OBJECT_DAMPING[0]
+        model.dof_damping[start + 3 : start + 6] = OBJECT_DAMPING[1]
+    return model
 
 
 def _add_room(spec: mujoco.MjSpec) -> None:
@@ -153,6 +159,7 @@ def _add_object(spec: mujoco.MjSpec, slot: int) -> None:
             name=f"object{slot}_{name}",
             type=shape.geom,
             size=list(shape.size),
+            condim=6 if shape.geom == mujoco.mjtGeom.mjGEOM_SPHERE else 4,  # 6 has rolling friction
             friction=[0.7, 0.01, 0.002],
             **_OBJECT_CONTACT,
         )

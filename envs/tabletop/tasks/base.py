@@ -86,4 +86,4 @@ def grasp_of(stage: Stage, slot: int) -> Grasp:
 
 def is_settled(stage: Stage, slot: int) -> bool:
     """Whether an object has been let go and lies still."""
-    return not stage.is_touched(slot) and stage.object_speed(slot) < 0.03
+    return not stage.is_touched(slot) and stage.object_speed(slot) < 0.05

@@ -154,7 +154,7 @@ class Place(Task):
         to_go = (target - stage.object_position(goal.thing))[:2]
         holding = holds(hand, grasp)
         if self._is_there(stage, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.03):
-            return retreat(hand, height=0.17 if hand.gap > grasp.width + 0.012 else float(hand.position[2]))
+            return retreat(hand, width=grasp.width, to_go=to_go, height=0.17)
         if not holding:
             return approach(hand, grasp)
         floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)

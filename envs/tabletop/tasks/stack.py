@@ -73,8 +73,7 @@ class Stack(Task):
         to_go = (base - stage.object_position(goal.thing))[:2]
         holding = holds(hand, grasp)
         if self._is_there(stage, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.018):
-            clear = hand.gap > grasp.width + 0.012
-            return retreat(hand, height=0.22 if clear else float(hand.position[2]))
+            return retreat(hand, width=grasp.width, to_go=to_go, height=0.22)
         if not holding:
             return approach(hand, grasp)
         floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)
