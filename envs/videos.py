@@ -17,6 +17,7 @@ from PIL import Image
 
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
 
+_STILL_FRAMES = 8  # how long the end stands still before a video starts again
 _FILMSTRIP_FRAMES = 6
 _FILMSTRIP_GAP_PX = 4
 
@@ -90,8 +91,9 @@ class Recording(Job):
             success = env.advance(action).success
             if step % self.every == 0 or step == len(self.actions):
                 frames.append(env.render_video_frame())
-        write_video(self.video_path, frames, fps=env.robot_spec.control_hz / self.every)
         write_filmstrip(self.filmstrip_path, frames)
+        still = frames[-1:] * _STILL_FRAMES
+        write_video(self.video_path, frames + still, fps=env.robot_spec.control_hz / self.every)
         return success
 
 
