@@ -8,7 +8,7 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -38,7 +38,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     Stepping on after either is allowed (recorders keep a few frames of the robot at rest).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
         self, *, robot_spec: RobotSpec, task: str, max_steps: int, render_mode: str | None = None

@@ -6,8 +6,12 @@ trap: a context that is freed while another is alive leaves the other drawing st
 so `close` one renderer before making the next. It knows nothing about tasks, robots or scenes.
 """
 
+import atexit
+import ctypes
 import ctypes.util
+import functools
 import os
+import weakref
 from typing import Any, Literal, get_args
 
 import mujoco
@@ -42,11 +46,19 @@ def apply_quality(model: mujoco.MjModel, quality: RenderQuality) -> None:
         model.vis.quality.offsamples = 4
 
 
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
 def _available_backend() -> str:
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked in ("egl", "osmesa"):
         return asked
-    if ctypes.util.find_library("EGL") and ctypes.util.find_library("OpenGL"):
+    if _loads("libEGL.so.1") and _loads("libOpenGL.so.0"):
         return "egl"
     if ctypes.util.find_library("OSMesa"):
         return "osmesa"
@@ -54,13 +66,13 @@ def _available_backend() -> str:
 
 
 def make_gl_context(width: int, height: int) -> Any:
-    """Return a current-able MuJoCo `GLContext`, of EGL if that works and else of OSMesa.
+    """Return a MuJoCo `GLContext`: the one that `MUJOCO_GL` names, else EGL if installed, else OSMesa.
 
-    Sets `LP_NUM_THREADS=0` (Mesa then draws in the calling thread, the fastest way with a process a core)
+    Sets `LP_NUM_THREADS=0` (Mesa then draws in the calling thread, the fastest way with one process a core)
     and `MUJOCO_GL`, unless the user has set them; both must be in place before OpenGL starts.
 
     Raises:
-        NoOpenGL: neither library is there or works.
+        NoOpenGL: there is no such library, or it does not start.
     """
     os.environ.setdefault("LP_NUM_THREADS", "0")
     backend = _available_backend()
@@ -70,11 +82,22 @@ def make_gl_context(width: int, height: int) -> Any:
             from mujoco.egl import GLContext
         else:
             from mujoco.osmesa import GLContext
-        return GLContext(width, height)
+        context = GLContext(width, height)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise NoOpenGL(
             f"OpenGL through {backend} does not start ({error}); run as root: {APT_LINE}"
         ) from error
+    _close_all_at_exit()
+    return context
+
+
+_open_renderers: "weakref.WeakSet[Renderer]" = weakref.WeakSet()
+
+
+@functools.cache
+def _close_all_at_exit() -> None:
+    """Have renderers that nobody closed freed before OpenGL itself ends, which otherwise prints errors."""
+    atexit.register(lambda: [renderer.close() for renderer in list(_open_renderers)])
 
 
 class Renderer:
@@ -101,6 +124,7 @@ class Renderer:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturb = mujoco.MjvPerturb()
+        _open_renderers.add(self)
 
     def render(
         self, data: mujoco.MjData, *, camera_id: int, height: int, width: int

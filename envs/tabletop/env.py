@@ -12,7 +12,7 @@ from envs.rendering import Renderer, RenderQuality, apply_quality
 from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
 from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
 from envs.tabletop.instructions import Wording, phrase, wordings
-from envs.tabletop.randomization import apply_look, checked_level, paint_textures
+from envs.tabletop.randomization import Level, apply_look, checked_level, paint_textures
 from envs.tabletop.scene import CONTROL_HZ, build_model
 from envs.tabletop.stage import Stage
 from envs.tabletop.tasks.base import Goal, Task
@@ -110,7 +110,8 @@ class TabletopEnv(ManipulationEnv):
             render_mode=render_mode,
         )
         wordings(task, wording)  # raises on an unknown one
-        self.level, self.wording = checked_level(level), wording
+        self.level: Level = checked_level(level)
+        self.wording: Wording = wording
         self._image_size, self._video_size = image_size, (video_height, video_width)
         self._model = build_model()
         paint_textures(self._model)
@@ -127,7 +128,8 @@ class TabletopEnv(ManipulationEnv):
             _require_choice("reset option", key, OPTIONS)
         wording = options.get("wording", self.wording)
         wordings(self.task, wording)
-        rng = self.np_random
+        # The task is part of the seed: the same seed gives different scenes in different tasks.
+        rng = np.random.default_rng([int(self.np_random.integers(2**32)), TASKS.index(self.task)])
         self._stage.clear()
         apply_look(self._model, rng, self.level)
         goals = self._task.lay_out(self._stage, rng, self.level)

@@ -4,7 +4,7 @@ Level "none" is one fixed look, "train" is the range that demonstrations are rec
 textures, table colours and lights that "train" never has. Where things stand is the tasks' business.
 """
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import mujoco
 import numpy as np
@@ -31,7 +31,7 @@ def checked_level(level: str) -> Level:
     """
     if level not in get_args(Level):
         raise ValueError(f"level {level!r} is unknown; choose from {get_args(Level)}")
-    return level
+    return cast(Level, level)
 
 
 def paint_textures(model: mujoco.MjModel) -> None:
@@ -116,12 +116,12 @@ def _set_table(model: mujoco.MjModel, rng: np.random.Generator, level: Level) ->
         texture, colour, floor = 1, np.array([0.72, 0.69, 0.64]), 0.35
     elif level == "train":  # light, warm or neutral
         texture = int(rng.choice(TRAIN_TEXTURES))
-        value, warmth = rng.uniform(0.58, 0.85), rng.uniform(-0.04, 0.14)
+        value, warmth = rng.uniform(0.50, 0.88), rng.uniform(-0.06, 0.16)
         colour = value * np.array([1.0, 1.0 - warmth / 2, 1.0 - warmth])
         floor = rng.uniform(0.2, 0.5)
-    else:  # dark, or cool
+    else:  # darker and cool
         texture = int(rng.choice(HELDOUT_TEXTURES))
-        value, coolness = rng.uniform(0.34, 0.52), rng.uniform(0.10, 0.28)
+        value, coolness = rng.uniform(0.40, 0.56), rng.uniform(0.12, 0.26)
         colour = value * np.array([1.0 - coolness, 1.0 - coolness / 3, 1.0])
         floor = rng.uniform(0.5, 0.7)
     material = model.material(f"table{texture}").id
@@ -138,7 +138,7 @@ def _set_light(model: mujoco.MjModel, rng: np.random.Generator, level: Level) ->
         strength, ambient, warmth = rng.uniform(0.45, 0.65), rng.uniform(0.26, 0.38), 0.0
     else:  # from the other side, warmer, dimmer or harder
         azimuth, height = rng.uniform(-2.2, -0.9), rng.uniform(0.6, 0.9)
-        strength, ambient, warmth = rng.uniform(0.55, 0.75), rng.uniform(0.18, 0.26), rng.uniform(0.06, 0.16)
+        strength, ambient, warmth = rng.uniform(0.55, 0.75), rng.uniform(0.20, 0.26), rng.uniform(0.06, 0.14)
     flat = np.cos(height)
     model.light_dir[0] = [-flat * np.cos(azimuth), -flat * np.sin(azimuth), -np.sin(height)]
     model.light_diffuse[0] = strength * np.array([1.0, 1.0 - warmth / 2, 1.0 - warmth])

@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -32,8 +33,8 @@ class Start:
 class Task(abc.ABC):
     """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`."""
 
-    name: str
-    max_steps: int
+    name: ClassVar[str]
+    max_steps: ClassVar[int]
 
     @abc.abstractmethod
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
@@ -76,11 +77,8 @@ def grasp_of(stage: Stage, slot: int) -> Grasp:
     form = stage.things[slot].form
     middle = stage.object_position(slot)
     height = max(form.half_height, MIN_GRASP_HEIGHT_M) - form.half_height
-    yaw = stage.object_yaw(slot)
-    if not form.turns:
-        yaw = 0.0
-    else:
-        yaw = wrapped(yaw, np.pi if form.size[0] != form.size[1] else np.pi / 2)
+    symmetry = np.pi if form.size[0] != form.size[1] else np.pi / 2
+    yaw = wrapped(stage.object_yaw(slot), symmetry) if form.turns else 0.0
     return Grasp(position=middle + np.array([0.0, 0.0, height]), yaw=yaw, width=form.width)
 
 

@@ -47,9 +47,11 @@ class Push(Task):
     shapes: ClassVar[tuple[str, ...]] = ("cube", "ball", "cylinder")
 
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
-        # Three objects between two mats. All of them must be free to go to either mat, so that the
-        # layout does not give away which one is meant.
-        places = None
+        """Stand three objects between two mats.
+
+        All of them are free to go to either mat, so that the layout does not give away which is meant.
+        """
+        mats, places = _draw_receptacle_places(rng), None
         while places is None:
             mats = _draw_receptacle_places(rng)
             places = scatter_with_free_ways(
@@ -74,12 +76,15 @@ class Push(Task):
                 return names
 
     def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        """Name the object and the mat."""
         return {"object": stage.things[goal.thing].name, "mat": f"{stage.mat_colours[goal.target]} mat"}
 
     def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the object stands with its middle over the mat."""
         return _is_on_mat(stage, goal.thing, goal.target)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Lower the open fingers around the object, then drag it along between them."""
         middle = stage.object_position(goal.thing)
         to_go = (stage.mat_position(goal.target) - middle)[:2]
         distance = float(np.linalg.norm(to_go))
@@ -112,6 +117,7 @@ class Place(Task):
     bowl_share: ClassVar[float] = 0.5  # of the scenes that have the bowl and one mat instead of two mats
 
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        """Stand three objects between two mats, or between the bowl and a mat."""
         receptacles = _draw_receptacle_places(rng)
         has_bowl = bool(rng.random() < self.bowl_share)
         places = scatter(
@@ -135,6 +141,7 @@ class Place(Task):
         return [Goal(thing=slot, target=target) for slot in range(3) for target in targets]
 
     def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        """Name the object and say where it belongs."""
         where = "in the bowl" if goal.target == BOWL else f"on the {stage.mat_colours[goal.target]} mat"
         return {"object": stage.things[goal.thing].name, "where": where}
 
@@ -146,9 +153,11 @@ class Place(Task):
         return bool(low and np.linalg.norm(offset[:2]) < 0.05)
 
     def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the object lies there, still, let go."""
         return self._is_there(stage, goal) and is_settled(stage, goal.thing)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Grasp, carry over, lower, let go, rise."""
         grasp = grasp_of(stage, goal.thing)
         target = stage.bowl_position() if goal.target == BOWL else stage.mat_position(goal.target)
         to_go = (target - stage.object_position(goal.thing))[:2]

@@ -19,12 +19,14 @@ LIFT_M = 0.06
 
 class _SingleObjectTask(Task):
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+        """Scatter three to five objects over the table."""
         count = draw_count(rng)
         places = scatter(rng, count=count, low=_AREA_LOW, high=_AREA_HIGH)
         add_objects(stage, rng, level, draw_names(rng, count=count), places)
         return [Goal(thing=slot) for slot in range(count)]
 
     def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+        """Name the object."""
         return {"object": stage.things[goal.thing].name}
 
 
@@ -39,9 +41,11 @@ class Reach(_SingleObjectTask):
         return stage.object_position(goal.thing) + np.array([0.0, 0.0, height])
 
     def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the hand is over the object."""
         return bool(np.linalg.norm(hand.position - self._place(stage, goal)) < REACH_TOLERANCE_M)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Go straight there, from above at the end."""
         offset = self._place(stage, goal) - hand.position
         # Stay above the other objects until nearly over this one.
         offset[2] += 0.04 * ramp(float(np.linalg.norm(offset[:2])), 0.02, 0.08)
@@ -55,10 +59,12 @@ class Lift(_SingleObjectTask):
     max_steps: ClassVar[int] = 100
 
     def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+        """Whether the object is off the table by `LIFT_M`."""
         form = stage.things[goal.thing].form
         return bool(stage.object_position(goal.thing)[2] - form.half_height > LIFT_M)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+        """Grasp from above and rise."""
         grasp = grasp_of(stage, goal.thing)
         if not holds(hand, grasp):
             return approach(hand, grasp)
