@@ -42,11 +42,11 @@ SHAPES: dict[str, Shape] = {
         geom=mujoco.mjtGeom.mjGEOM_BOX, size=(0.024, 0.024, 0.024), half_height=0.024, width=0.048, turns=True
     ),
     "ball": Shape(
-        geom=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.027, 0, 0), half_height=0.027, width=0.054, turns=False
+        geom=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.027, 0.0, 0.0), half_height=0.027, width=0.054, turns=False
     ),
     "cylinder": Shape(
         geom=mujoco.mjtGeom.mjGEOM_CYLINDER,
-        size=(0.022, 0.034, 0),
+        size=(0.022, 0.034, 0.0),
         half_height=0.034,
         width=0.044,
         turns=False,
