@@ -69,7 +69,8 @@ LINK_FRAMES = (
 )
 
 # By link: shape, from, to [m, in the joint's frame], radius [m], colour. Drawn only.
-_Segment = tuple[mujoco.mjtGeom, tuple[float, float, float], tuple[float, float, float], float, tuple]
+_Point = tuple[float | int, float | int, float | int]  # [m]
+_Segment = tuple[mujoco.mjtGeom, _Point, _Point, float, tuple]
 _SHAPES: tuple[tuple[_Segment, ...], ...] = (
     ((_CYLINDER, (0, 0, -0.19), (0, 0, -0.03), 0.06, _WHITE),),
     (
