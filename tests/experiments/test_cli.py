@@ -1,0 +1,92 @@
+"""Programs end with short messages and the right exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import cli
+from vla.data.lock import DirectoryInUse
+
+
+@pytest.fixture(autouse=True)
+def undo(monkeypatch):
+    """Give signals and environment back as they were."""
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("wrong"), cli.EXIT_FAILED),
+        (FileNotFoundError("gone"), cli.EXIT_FAILED),
+        (DirectoryInUse("held"), cli.EXIT_FAILED),
+        (KeyboardInterrupt(), cli.EXIT_INTERRUPTED),
+        (cli.Terminated(), cli.EXIT_TERMINATED),
+    ],
+)
+def test_exit_codes(error, code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(raising(error))
+    assert ended.value.code == code
+    captured = capsys.readouterr().err
+    assert str(error) in captured
+    assert "Traceback" not in captured
+
+
+def test_success_ends_with_code_0():
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: None)
+    assert ended.value.code == 0
+
+
+def test_a_bug_keeps_its_traceback():
+    for error in (RuntimeError("ours to fix"), KeyError("k"), AssertionError()):
+        with pytest.raises(type(error)):
+            cli.run(raising(error))
+
+
+def test_full_errors_on_request(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        cli.run(raising(ValueError("wrong")))
+
+
+def test_sigterm_is_handled_like_ctrl_c(tmp_path):
+    script = (
+        "import pathlib, sys, time\n"
+        "from experiments import cli\n"
+        "def main():\n"
+        "    try:\n"
+        "        pathlib.Path(sys.argv[1], 'started').touch()\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pathlib.Path(sys.argv[1], 'saved').touch()\n"
+        "        raise\n"
+        "cli.run(main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == cli.EXIT_TERMINATED
+    assert (tmp_path / "saved").exists()
+    assert "continues" in message

@@ -1,0 +1,146 @@
+"""The programs themselves, on real scenes, with a policy far too small to be any good."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import schema
+from experiments.compare import open_evaluation, require_same_scenes
+from experiments.train import train_policy
+from vla.data.lerobot_v3 import Dataset
+from vla.data.lock import DirectoryInUse, DirectoryLock
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "tasks=[reach]",
+    "collect.episodes_per_task=3",
+    "model.width=32",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.stem_channels=[8,8]",
+    "trainer.num_steps=4",
+    "trainer.batch_size=8",
+    "trainer.compile=off",
+    "trainer.log_every_steps=2",
+    "evaluation.episodes_per_task=2",
+    "evaluation.videos_per_task=1",
+    "bundle_evaluation.episodes_per_task=1",
+]
+
+
+def program(verb, *arguments):
+    command = [sys.executable, "-m", f"experiments.{verb}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("quickstart")
+    result = program("quickstart", f"out_dir={out_dir}", *TINY)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out_dir, result.stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_quickstart_does_everything_and_prints_where(quickstart):
+    out_dir, printed = quickstart
+    assert f"report: {out_dir}/report.html" in printed
+    assert "torch was not imported" in printed
+    assert re.search(r"equal tokens +(\d+) of \1\n", printed)
+    assert re.search(r"Closed loop: 1 of 1 shared episodes are equal action for action", printed)
+    for stage in ("record", "train", "evaluate", "export", "evaluate the bundle without torch"):
+        assert f"== {stage} took" in printed
+
+
+@pytest.mark.timeout(300)
+def test_the_report_needs_no_other_file(quickstart):
+    page = (quickstart[0] / "report.html").read_text()
+    for expected in ("right instruction", "swapped instruction", "blank instruction", "held-out", "Versions"):
+        assert expected in page
+    assert 'src="data:video/mp4;base64,' in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+@pytest.mark.timeout(300)
+def test_results_name_policy_seeds_and_intervals(quickstart):
+    results = json.loads((quickstart[0] / "evaluation" / "right" / "results.json").read_text())
+    assert results["complete"]
+    assert results["plan"]["first_seed"] == 900000
+    assert set(results["tasks"]["reach"]["interval"]) == {"low", "high"}
+    assert len(results["policy_id"]) == 64
+
+
+@pytest.mark.timeout(300)
+def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
+    out_dir, _ = quickstart
+    again = program("quickstart", f"out_dir={out_dir}", *TINY)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 5
+    changed = program("quickstart", f"out_dir={out_dir}", *TINY, "seed=1")
+    assert changed.returncode == 1
+    assert "['seed']" in changed.stderr
+
+
+@pytest.mark.timeout(300)
+def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
+    out_dir, _ = quickstart
+    result = program(
+        "compare", f"a={out_dir}/evaluation", f"b={out_dir}/bundle_evaluation", f"out_dir={tmp_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "cannot be told apart" in result.stdout
+    assert "verdict" in json.loads((tmp_path / "comparison.json").read_text())
+
+
+@pytest.mark.timeout(300)
+def test_different_scenes_are_no_pairs(quickstart):
+    evaluation = open_evaluation(quickstart[0] / "evaluation", "right")
+    require_same_scenes(evaluation, evaluation)
+    other = open_evaluation(quickstart[0] / "evaluation", "right")
+    other.plan.env_configs["reach"]["level"] = "heldout"
+    with pytest.raises(ValueError, match=r"'level': \('train', 'heldout'\)"):
+        require_same_scenes(evaluation, other)
+
+
+@pytest.mark.timeout(120)
+def test_a_recording_that_is_terminated_keeps_its_episodes_and_continues(tmp_path):
+    dataset = tmp_path / "dataset"
+    arguments = ["tasks=[reach]", f"dataset={dataset}", f"out_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "experiments.collect", *arguments, "collect.episodes_per_task=1000"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(dataset.glob(".recording/*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 143, message
+    kept = Dataset(dataset).num_episodes
+    assert kept >= 2
+    again = program("collect", *arguments, f"collect.episodes_per_task={kept + 1}")
+    assert again.returncode == 0, again.stderr
+    seeds = Dataset(dataset).episode_extra["seed"]
+    assert len(seeds) == kept + 1
+    assert len(set(seeds)) == kept + 1
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    with pytest.raises(DirectoryInUse, match=r"process \d+"):
+        train_policy(schema.TrainRun(), tmp_path)
+    lock.release()
+
+
+def test_a_policy_that_is_not_there_is_named(tmp_path):
+    for kind in ("checkpoint", "bundle"):
+        result = program("evaluate", f"policy={kind}", f"path={tmp_path}/nothing", f"out_dir={tmp_path}/run")
+        assert result.returncode == 1
+        assert f"{tmp_path}/nothing" in result.stderr
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,50 @@
+"""A long program continues where it stopped."""
+
+import pytest
+
+from experiments.quickstart import overrides
+from experiments.stages import SettingsChanged, Stages
+from experiments.tables import format_table
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path, capsys):
+    calls = []
+    for _ in range(2):
+        Stages(tmp_path / "stages.json", settings={"a": 1}).run("first", lambda: calls.append(1))
+    assert calls == [1]
+    assert "done before" in capsys.readouterr().out
+
+
+def test_a_stage_that_failed_is_repeated_and_its_time_counts(tmp_path):
+    def fail():
+        raise ValueError("no")
+
+    stages = Stages(tmp_path / "stages.json", settings={})
+    with pytest.raises(ValueError, match="no"):
+        stages.run("first", fail)
+    again = Stages(tmp_path / "stages.json", settings={})
+    assert again.finished == []
+    before = again.seconds["first"]
+    again.run("first", lambda: None)
+    assert again.finished == ["first"]
+    assert again.seconds["first"] >= before
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    Stages(tmp_path / "stages.json", settings={"a": {"b": 1, "c": 2}}).run("first", lambda: None)
+    with pytest.raises(SettingsChanged, match=r"\['a.b'\].*fresh=true"):
+        Stages(tmp_path / "stages.json", settings={"a": {"b": 2, "c": 2}})
+
+
+def test_tuples_and_lists_are_the_same_setting(tmp_path):
+    Stages(tmp_path / "stages.json", settings={"a": (1, 2)}).run("first", lambda: None)
+    assert Stages(tmp_path / "stages.json", settings={"a": [1, 2]}).finished == ["first"]
+
+
+def test_overrides_are_what_hydra_reads():
+    assert overrides({"a": ["x", "y"], "b": 1, "c": []}, prefix="p.") == ["p.a=[x,y]", "p.b=1", "p.c=[]"]
+
+
+def test_tables_are_aligned():
+    lines = format_table(["task", "n"], [["reach", "9"], ["open_drawer", "10"]]).splitlines()
+    assert lines == ["task          n", "reach         9", "open_drawer  10"]
