@@ -32,7 +32,7 @@ from policies.exported import BundlePolicy
 from policies.interface import Observation
 from policies.vla_policy import VLAPolicy
 from vla.files import publish_directory, staging_directory
-from vla.model.generation import generate
+from vla.model.generation import generate, most_likely_bins
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 
@@ -221,7 +221,7 @@ class _LoopedGeneration(nn.Module):
             past = list(zip(cache[0::2], cache[1::2], strict=True))
             tokens, grown = model.trunk.write(suffix, past, bias=torch.where(seen, 0.0, float("-inf"))[None])
             illegal = model.illegal_bias.index_select(0, (position % model.action_dim).reshape(1))
-            bins = (model.action_head(tokens)[:, 0] + illegal).argmax(dim=-1)
+            bins = most_likely_bins(model.action_head(tokens)[:, 0] + illegal)
             here = (slots[:-1] == num_prefix + position)[None, None, :, None]
             cache = tuple(
                 torch.where(here, entry[:, :, -1:], entry[:, :, :-1]) for pair in grown for entry in pair

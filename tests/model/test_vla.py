@@ -60,6 +60,15 @@ def test_no_illegal_bin_is_ever_generated(decoding: str) -> None:
     assert (bins[..., 2] < 2).all()
 
 
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_a_broken_model_yields_no_bin(decoding: str) -> None:
+    model = tiny_model(decoding)
+    with torch.no_grad():
+        model.action_head.bias[0] = float("nan")
+        bins = generate(model, *inputs()[:3])
+    assert (bins[..., 0] == -1).all()
+
+
 def test_cached_decoding_equals_teacher_forcing() -> None:
     model = tiny_model("autoregressive")
     images, text_ids, state, _ = inputs()

@@ -11,6 +11,14 @@ from torch import Tensor
 
 from vla.model.vla import VLAModel
 
+LARGEST_LOGIT = 1e8  # beyond it, or with NaN, a model is broken: its actions must not reach a robot
+
+
+def most_likely_bins(logits: Float[Tensor, "*positions bins"]) -> Int[Tensor, "*positions"]:
+    """Return the bin of the largest logit, or -1, which decodes to an error, where logits are not finite."""
+    peak = logits.amax(dim=-1)  # NaN if any logit is
+    return torch.where(peak.abs() < LARGEST_LOGIT, logits.argmax(dim=-1), -1)
+
 
 def generate(
     model: VLAModel,
@@ -27,7 +35,7 @@ def generate(
     for position in range(model.action_horizon * model.action_dim):
         suffix = (token + model.suffix_position[position]).to(cache[0][0].dtype)
         tokens, cache = model.trunk.write(suffix, cache)
-        bins = model.bin_logits(tokens, first_position=position)[:, 0, 0].argmax(dim=-1)
+        bins = most_likely_bins(model.bin_logits(tokens, first_position=position)[:, 0, 0])
         chosen.append(bins)
         token = model.token_embedding(bins[:, None] + model.action_offset)
     return rearrange(torch.stack(chosen, dim=1), "b (t a) -> b t a", a=model.action_dim)
