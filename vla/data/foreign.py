@@ -56,7 +56,7 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
         action_convention=action_convention,
         gripper_sign=gripper_sign,
     )
-    numbers = tables.read_numbers(files, info["total_episodes"], provisional, info["fps"])
+    numbers = tables.read_numbers(files, info["total_episodes"], provisional, float(info["fps"]))
     return RobotSpec(
         name=provisional.name,
         cameras=cameras,

@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 def open_frame_cache(
     dataset: Dataset, cache_dir: Path | str, *, num_threads: int = 2, progress: bool = True
-) -> dict[str, UInt8[np.ndarray, "N h w 3"]]:
+) -> dict[str, UInt8[np.ndarray, "N _ _ 3"]]:
     """Return all frames of every camera as read-only memory maps, decoding them first if need be.
 
     Args:
@@ -126,7 +126,7 @@ def _write_manifest(directory: Path, content_hash: str, checksums: dict[str, lis
     atomic_write_json(directory / _MANIFEST, content)
 
 
-def _open(directory: Path, dataset: Dataset) -> dict[str, UInt8[np.ndarray, "N h w 3"]]:
+def _open(directory: Path, dataset: Dataset) -> dict[str, UInt8[np.ndarray, "N _ _ 3"]]:
     return {
         camera: np.load(directory / f"{camera}.npy", mmap_mode="r")
         for camera in dataset.robot_spec.camera_names

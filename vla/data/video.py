@@ -154,6 +154,7 @@ def decode_frames(
         with av.open(str(path), "r") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"err_detect": "explode"}  # or damage becomes a plausible picture
             time_base = stream.time_base
             if time_base is None:
                 raise DatasetError(f"video file {path} has no time base; it cannot be read by timestamp")

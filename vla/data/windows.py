@@ -59,7 +59,7 @@ class Windows:
     def __init__(
         self,
         datasets: Sequence[Dataset],
-        frames: Sequence[Mapping[str, UInt8[np.ndarray, "N h w 3"]]],
+        frames: Sequence[Mapping[str, UInt8[np.ndarray, "_ _ _ 3"]]],
         *,
         action_horizon: int,
         frame_offsets: Sequence[int] = (0,),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,7 +61,7 @@ class DatasetWriter:
         root: Path | str,
         *,
         robot_spec: RobotSpec,
-        storage: Literal["video", "image"] = "video",
+        storage: str = "video",
         extra_info: Mapping[str, Any] | None = None,
         crf: int = 18,
         keyframe_interval: int = 2,
@@ -97,10 +97,8 @@ class DatasetWriter:
                 )
             (self.root / "meta").mkdir(exist_ok=True)
             atomic_write_json(info_path, wanted)
-        staging = self.root / layout.STAGING
-        staging.mkdir(exist_ok=True)
-        for leftover in staging.glob(".*.tmp"):
-            leftover.unlink()
+        (self.root / layout.STAGING).mkdir(exist_ok=True)
+        _remove_temporary_files(self.root)
         self.episode_extras, self.num_frames = _recorded(self.root)
         self.num_episodes = len(self.episode_extras)
 
@@ -292,8 +290,16 @@ def finish_recording(root: Path | str) -> None:
 
 
 def _finish(root: Path) -> None:
+    _remove_temporary_files(root)
     consolidate(root)
     shutil.rmtree(root / layout.STAGING, ignore_errors=True)
+
+
+def _remove_temporary_files(root: Path) -> None:
+    """Delete what a killed process was about to rename; the caller holds the lock."""
+    for folder in (root / "meta", root / layout.STAGING):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
 
 
 def _recorded(root: Path) -> tuple[list[Extra], int]:

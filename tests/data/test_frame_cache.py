@@ -1,0 +1,115 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from data_fixtures import damage_packet
+
+from vla.data import frame_cache
+from vla.data.frame_cache import open_frame_cache
+from vla.data.layout import DatasetError
+from vla.data.reader import Dataset
+
+
+def decodings(monkeypatch):
+    """Count the blocks that are decoded from now on."""
+    calls = []
+    real = Dataset.frames
+
+    def frames(self, camera, start, stop):
+        calls.append((camera, start, stop))
+        return real(self, camera, start, stop)
+
+    monkeypatch.setattr(Dataset, "frames", frames)
+    return calls
+
+
+@pytest.mark.parametrize("storage", ["video", "image"])
+def test_the_cache_holds_what_decoding_gives(record, tmp_path, storage, monkeypatch):
+    monkeypatch.setattr(frame_cache, "_BLOCK_FRAMES", 8)
+    root, _ = record([9, 5, 13], storage=storage)
+    dataset = Dataset(root)
+    cache = open_frame_cache(dataset, tmp_path / "cache", progress=False)
+    assert list(cache) == ["exterior", "wrist"]
+    for camera, images in cache.items():
+        assert isinstance(images, np.memmap)
+        assert not images.flags.writeable
+        np.testing.assert_array_equal(images, dataset.frames(camera, 0, 27))
+
+
+def test_it_is_decoded_once(record, tmp_path, monkeypatch):
+    root, _ = record([9], storage="video")
+    calls = decodings(monkeypatch)
+    open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    assert len(calls) == 2
+    open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    shutil.copytree(root, tmp_path / "copy")
+    open_frame_cache(Dataset(tmp_path / "copy"), tmp_path / "cache", progress=False)
+    assert len(calls) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "staging directories were left behind"
+
+
+def test_it_is_never_stale(record, tmp_path):
+    root, _ = record([9])
+    first = open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    record([4], root=root, first=1)
+    second = open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    assert (len(first["wrist"]), len(second["wrist"])) == (9, 13)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "lose", "manifest", "manifest version"])
+def test_damage_is_noticed_and_decoded_again(record, tmp_path, damage, caplog):
+    root, _ = record([9])
+    dataset = Dataset(root)
+    wanted = np.array(open_frame_cache(dataset, tmp_path / "cache", progress=False)["wrist"])
+    directory = next((tmp_path / "cache").iterdir())
+    victim = directory / "wrist.npy"
+    if damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    elif damage == "truncate":
+        victim.write_bytes(victim.read_bytes()[:-100])
+    elif damage == "lose":
+        victim.unlink()
+    elif damage == "manifest":
+        (directory / "cache.json").write_text("{")
+    else:
+        manifest = json.loads((directory / "cache.json").read_text())
+        (directory / "cache.json").write_text(json.dumps(manifest | {"schema_version": 0}))
+    again = open_frame_cache(dataset, tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(again["wrist"], wanted)
+    assert "is damaged" in caplog.text
+
+
+def test_a_small_disk_is_told_beforehand(record, tmp_path, monkeypatch):
+    root, _ = record([9])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(OSError, match=r"take 0\.00 GB.*put the frame cache elsewhere"):
+        open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_video_leaves_no_cache(record, tmp_path):
+    root, _ = record([30], storage="video")
+    path = root / "videos/observation.images.wrist/chunk-000/file-000.mp4"
+    damage_packet(path, 5)
+    with pytest.raises(DatasetError, match=r"file-000\.mp4 cannot be decoded"):
+        open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_made_by_another_process_meanwhile_is_used(record, tmp_path, monkeypatch):
+    root, _ = record([9])
+    dataset = Dataset(root)
+    real = frame_cache._write_manifest
+
+    def slow(staging, *rest):
+        real(staging, *rest)
+        shutil.copytree(staging, tmp_path / "cache" / dataset.content_hash()[:24])
+
+    monkeypatch.setattr(frame_cache, "_write_manifest", slow)
+    cache = open_frame_cache(dataset, tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(cache["wrist"], dataset.frames("wrist", 0, 9))
+    assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -1,0 +1,171 @@
+import time
+
+import numpy as np
+import pytest
+from data_fixtures import make_spec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policies.spec import CameraSpec, RobotSpec, SpecMismatch
+from vla.data.frame_cache import open_frame_cache
+from vla.data.layout import DatasetError
+from vla.data.reader import Dataset
+from vla.data.windows import EpochSampler, Windows, open_windows
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return make_spec()
+
+
+@pytest.fixture
+def two_datasets(record, tmp_path):
+    """Roots of two tasks with 4 and 3 episodes; one of their instructions is the same text."""
+    first, episodes = record([6, 1, 9, 4], name="lift")
+    second, more = record([5, 7, 2], name="push")
+    return [first, second], episodes + more, tmp_path / "cache"
+
+
+@pytest.fixture
+def opened(two_datasets):
+    roots, episodes, cache = two_datasets
+    datasets = [Dataset(root) for root in roots]
+    return datasets, [open_frame_cache(dataset, cache, progress=False) for dataset in datasets], episodes
+
+
+def open_all(two_datasets, **arguments):
+    roots, episodes, cache = two_datasets
+    return open_windows(roots, cache_dir=cache, progress=False, **arguments), episodes
+
+
+@given(
+    horizon=st.integers(1, 12),
+    offsets=st.sets(st.integers(0, 8), min_size=1, max_size=3),
+    indices=st.lists(st.integers(0, 33), min_size=0, max_size=6),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_windows_equal_a_plain_loop(opened, horizon, offsets, indices):
+    offsets = tuple(sorted(offsets, reverse=True))
+    datasets, caches, episodes = opened
+    windows = Windows(datasets, caches, action_horizon=horizon, frame_offsets=offsets)
+    moments = [(e, t) for e, episode in enumerate(episodes) for t in range(len(episode.states))]
+    images = np.concatenate([np.stack([f["exterior"], f["wrist"]], axis=1) for f in caches])
+    batch = windows.batch(np.array(indices, dtype=np.int64))
+    assert batch["images"].shape == (len(indices), len(offsets), 2, 16, 24, 3)
+    assert batch["action"].dtype == batch["state"].dtype == np.float32
+    for row, index in enumerate(indices):
+        e, now = moments[index]
+        episode, start = episodes[e], index - now
+        last = len(episode.states) - 1
+        np.testing.assert_array_equal(batch["state"][row], episode.states[now])
+        for k in range(horizon):
+            np.testing.assert_array_equal(batch["action"][row, k], episode.actions[min(now + k, last)])
+            assert batch["valid"][row, k] == (now + k <= last)
+        for f, offset in enumerate(offsets):
+            np.testing.assert_array_equal(batch["images"][row, f], images[start + max(now - offset, 0)])
+        assert windows.instructions[batch["instruction_index"][row]] == episode.task
+
+
+def test_instructions_are_merged(record, tmp_path):
+    first, _ = record([2, 2], name="lift", root=tmp_path / "a")
+    second, _ = record([2, 2], name="lift", root=tmp_path / "b", first=1)
+    windows = open_windows([first, second], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
+    assert windows.instructions == [f"lift the {colour} cube" for colour in ("red", "green", "blue")]
+    assert windows.batch(np.arange(8))["instruction_index"].tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert windows.task_names == ["lift"]
+
+
+def test_an_episode_is_wholly_in_one_part(two_datasets):
+    windows, episodes = open_all(two_datasets, action_horizon=3)
+    train, validation = windows.split_by_episode(validation_share=0.3, seed=1)
+    assert train.num_windows + validation.num_windows == windows.num_windows == 34
+    assert not set(train.moments.tolist()) & set(validation.moments.tolist())
+    owner = np.repeat(np.arange(7), [len(e.states) for e in episodes])
+    held_out = set(owner[validation.moments].tolist())
+    assert not held_out & set(owner[train.moments].tolist())
+    assert len(held_out & {0, 1, 2, 3}) == len(held_out & {4, 5, 6}) == 1
+    assert validation.num_episodes == 2
+    again = windows.split_by_episode(validation_share=0.3, seed=1)[1]
+    np.testing.assert_array_equal(again.moments, validation.moments)
+    others = [
+        windows.split_by_episode(validation_share=0.3, seed=seed)[1].moments.tolist() for seed in range(8)
+    ]
+    assert any(other != validation.moments.tolist() for other in others)
+
+    everything, nothing = windows.split_by_episode(validation_share=0.0, seed=1)
+    assert (everything.num_windows, nothing.num_windows) == (34, 0)
+    np.testing.assert_array_equal(
+        train.batch(np.arange(5))["state"], windows.batch(train.moments[:5])["state"]
+    )
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        windows.split_by_episode(validation_share=1.0, seed=1)
+
+
+def test_tasks_can_be_balanced(two_datasets):
+    windows, _ = open_all(two_datasets, action_horizon=3)
+    assert windows.task_names == ["lift", "push"]
+    assert windows.task_index.tolist() == [0] * 20 + [1] * 14
+    sampler = EpochSampler(num_windows=34, batch_size=34, seed=0, groups=windows.task_index)
+    drawn = windows.task_index[sampler.next_batch()]
+    assert drawn.sum() == 17
+
+
+def test_one_episode_cannot_be_split_but_trains(record, tmp_path):
+    root, _ = record([3])
+    windows = open_windows([root], cache_dir=tmp_path / "c", action_horizon=50, progress=False)
+    train, validation = windows.split_by_episode(validation_share=0.1, seed=0)
+    assert (train.num_windows, validation.num_windows) == (3, 0)
+    batch = train.batch(np.array([1]))
+    assert batch["valid"].sum() == 2
+    assert np.array_equal(batch["action"][0, 1:], np.repeat(batch["action"][0, 1:2], 49, axis=0))
+
+
+@pytest.mark.parametrize("offsets", [(), (0, 4), (2, 2), (1, -1)])
+def test_impossible_windows_are_refused(two_datasets, offsets):
+    with pytest.raises(ValueError, match="oldest first"):
+        open_all(two_datasets, action_horizon=3, frame_offsets=offsets)
+    with pytest.raises(ValueError, match="at least one action"):
+        open_all(two_datasets, action_horizon=0)
+
+
+def test_indices_out_of_range_are_refused(two_datasets):
+    windows, _ = open_all(two_datasets, action_horizon=3)
+    for bad in (-1, 34):
+        with pytest.raises(IndexError, match=r"\[0, 34\)"):
+            windows.batch(np.array([0, bad]))
+
+
+def test_different_robots_do_not_mix(record, tmp_path):
+    first, _ = record([3], name="a")
+    second, _ = record([3], name="b", spec=make_spec(hz=10.0))
+    with pytest.raises(SpecMismatch, match="control_hz"):
+        open_windows([first, second], cache_dir=tmp_path / "c", action_horizon=3, progress=False)
+    with pytest.raises(DatasetError, match="no dataset"):
+        Windows([], [], action_horizon=3)
+
+
+def test_cameras_of_different_sizes_cannot_be_stacked(record, tmp_path):
+    plain = make_spec()
+    cameras = (plain.cameras[0], CameraSpec(name="wrist", height=8, width=8))
+    uneven = RobotSpec.from_json(plain.to_json() | {"cameras": [vars_of(camera) for camera in cameras]})
+    root, _ = record([3], spec=uneven)
+    with pytest.raises(DatasetError, match=r"several sizes \[\(8, 8\), \(16, 24\)\]"):
+        open_windows([root], cache_dir=tmp_path / "c", action_horizon=3, progress=False)
+
+
+def vars_of(camera):
+    return {"name": camera.name, "height": camera.height, "width": camera.width}
+
+
+def test_a_window_costs_little(record, tmp_path):
+    """At most 0.3 CPU ms for one 96 px frame of two cameras with a chunk of 50 (measured: 0.01)."""
+    root, _ = record([60, 60], spec=make_spec(state=8, action=7, size=(96, 96)))
+    windows = open_windows([root], cache_dir=tmp_path / "c", action_horizon=50, progress=False)
+    sampler = EpochSampler(num_windows=windows.num_windows, batch_size=64, seed=0)
+    windows.batch(sampler.next_batch())
+    best = float("inf")
+    for _ in range(5):
+        started = time.process_time()
+        windows.batch(sampler.next_batch())
+        best = min(best, (time.process_time() - started) / 64)
+    assert best < 0.3e-3, f"{best * 1e3:.3f} ms a window"
