@@ -208,12 +208,15 @@ class _Rollout:
         self._live: dict[int, _LiveEpisode] = {}
 
     def run(self) -> Iterator[EpisodeResult]:
-        """Yield results as episodes end."""
+        """Yield results as episodes end.
+
+        The policy acts as soon as half of the episodes wait: its batches are large, and the other half keeps
+        the workers busy meanwhile.
+        """
         for slot in range(self._pool.num_slots):
             self._start_next(slot)
+        waiting: dict[int, Observation] = {}
         while self._live:
-            waiting: dict[int, Observation] = {}
-            ended: list[EpisodeResult] = []
             for slot, _, progress in self._pool.completed():
                 if progress.robot_spec is not None:
                     self._check_spec(self._live[slot].request, progress.robot_spec)
@@ -221,11 +224,12 @@ class _Rollout:
                     waiting[slot] = progress.observation
                 else:
                     action_dim = len(self._policy.robot_spec.action)
-                    ended.append(self._live.pop(slot).result(progress, action_dim))
+                    ended = self._live.pop(slot)
                     self._start_next(slot)
-            if waiting:
+                    yield ended.result(progress, action_dim)
+            if 2 * len(waiting) >= len(self._live) > 0:
                 self._act(waiting)
-            yield from ended
+                waiting = {}
 
     def _start_next(self, slot: int) -> None:
         if not self._queue:
