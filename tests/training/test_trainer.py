@@ -26,10 +26,11 @@ from vla.training.metrics import read_metrics
 from vla.training.settings import NonFiniteLossError, TrainerSettings
 
 
-def test_two_steps_then_resume_to_four_equals_four_steps(tmp_path: Path) -> None:
-    train_for(tmp_path / "whole", tmp_path, steps=4)
-    train_for(tmp_path / "parts", tmp_path, steps=4, now=2)
-    train_for(tmp_path / "parts", tmp_path, steps=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_steps_then_resume_to_four_equals_four_steps(tmp_path: Path, optimizer: str) -> None:
+    train_for(tmp_path / "whole", tmp_path, steps=4, optimizer=optimizer)
+    train_for(tmp_path / "parts", tmp_path, steps=4, now=2, optimizer=optimizer)
+    train_for(tmp_path / "parts", tmp_path, steps=4, optimizer=optimizer)
     whole, whole_state = load_training(resolve_checkpoint(tmp_path / "whole"))
     parts, parts_state = load_training(resolve_checkpoint(tmp_path / "parts"))
     assert whole.keys() == parts.keys()
@@ -45,7 +46,8 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
         from training_fixtures import train_for
-        train_for(Path({str(tmp_path / "run")!r}), Path({str(tmp_path)!r}), steps=100000, save_every_minutes=0.002)
+        run, data = Path({str(tmp_path / "run")!r}), Path({str(tmp_path)!r})
+        train_for(run, data, steps=100000, save_every_minutes=0.002)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -66,7 +68,8 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path: Path) -> None:
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
         from training_fixtures import train_for
-        result = train_for(Path({str(tmp_path / "run")!r}), Path({str(tmp_path)!r}), steps=100000, log_every_steps=1)
+        run, data = Path({str(tmp_path / "run")!r}), Path({str(tmp_path)!r})
+        result = train_for(run, data, steps=100000, log_every_steps=1)
         assert not result.finished
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
@@ -80,7 +83,9 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
-    train_for(tmp_path / "run", tmp_path, steps=150, learning_rate=3e-3, smoothing_bins=0.0, log_every_steps=1)
+    train_for(
+        tmp_path / "run", tmp_path, steps=150, learning_rate=3e-3, smoothing_bins=0.0, log_every_steps=1
+    )
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -99,7 +104,7 @@ def test_losses_are_the_golden_ones(tmp_path: Path) -> None:
 
 def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     train_for(tmp_path / "run", tmp_path, steps=50, now=2)
-    with pytest.raises(NonFiniteLossError, match="last good checkpoint is .*step_00000002"):
+    with pytest.raises(NonFiniteLossError, match=r"last good checkpoint is .*step_00000002"):
         train_for(tmp_path / "run", tmp_path, steps=50, learning_rate=1e30, max_grad_norm=1e30)
     assert load_training(resolve_checkpoint(tmp_path / "run"))[1]["step"] == 2
 

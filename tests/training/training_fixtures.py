@@ -93,9 +93,9 @@ def train_for(
     now: int | None = None,
     width: int = 32,
     decoding: str = "parallel",
-    **changes: float,
+    **changes: float | str,
 ) -> TrainingResult:
-    """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread, resuming if there is something."""
+    """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
     train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
     processor = make_processor(windows)

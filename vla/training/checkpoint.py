@@ -12,7 +12,7 @@ It knows nothing of how training goes.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from vla.files import (
 )
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what AdamW and Muon remember
 
 
 class CheckpointError(ValueError):
@@ -137,29 +139,34 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
             )
 
 
-def pack_training(model: VLAModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack_training(model: VLAModel, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return raw weights and moments, named `weights.<parameter>`, `exp_avg.<parameter>` and so on."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"weights.{name}"] = parameter.detach()
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(value)
     return tensors
 
 
 def unpack_training(
-    tensors: Mapping[str, Tensor], model: VLAModel, optimizer: torch.optim.Optimizer, *, source: Path
+    tensors: Mapping[str, Tensor],
+    model: VLAModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    source: Path,
 ) -> None:
-    """Restore what `pack_training` returned into a model and an optimiser of the same kind."""
+    """Restore what `pack_training` returned into a model and optimisers of the same kinds."""
     prefix = "weights."
     weights = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
     load_weights(model, weights, source=source)
+    owners = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {
-                "step": tensors[f"step.{name}"],
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+        moments = {key: tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors}
+        if moments:
+            owners[id(parameter)].state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
             }
 
 

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, a warm-up and cosine schedule, and an average of the weights.
+"""AdamW and Muon, a warm-up and cosine schedule, and an average of the weights.
 
 Knows nothing of batches, files or devices.
 """
@@ -9,16 +9,35 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+OPTIMIZERS = ("adamw", "muon")
 
-def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Return AdamW (arXiv:1711.05101); matrices and filters decay; gains, biases and positions do not."""
+
+def make_optimizers(
+    model: nn.Module, *, kind: str, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a run; `kind` is one of `OPTIMIZERS`.
+
+    "adamw": AdamW (arXiv:1711.05101) for all; matrices and filters decay, gains, biases, positions do not.
+    "muon": Muon (arXiv:2502.16982) for the trunk's matrices, with steps as large as AdamW's, so that one
+        learning rate serves both; AdamW for the rest.
+    """
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"optimizer {kind!r} is none of {OPTIMIZERS}; change trainer.optimizer")
+    hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and name.endswith("weight") and "embedding" not in name
-        (decayed if is_matrix else kept).append(parameter)
+        if kind == "muon" and parameter.ndim == 2 and "blocks." in name and is_matrix:
+            hidden.append(parameter)
+        else:
+            (decayed if is_matrix else kept).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
+    if hidden:
+        muon = torch.optim.Muon(hidden, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers
 
 
 def learning_rate_factor(progress: float, *, warmup: float, final: float = 0.02) -> float:

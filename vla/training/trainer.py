@@ -39,7 +39,7 @@ from vla.training.hardware import choose_compile, choose_precision
 from vla.training.interrupt import interruptible
 from vla.training.losses import bin_targets
 from vla.training.metrics import JsonLinesSink, MetricSink
-from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizer
+from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
 from vla.training.settings import NonFiniteLossError, TrainerSettings, TrainingResult
 from vla.training.step import TrainStep
 from vla.training.validation import validate
@@ -86,7 +86,9 @@ class Trainer:
         )
         wrapped = wrap(step_module, self.ranks)
         self.train_step = torch.compile(wrapped) if use_compile else wrapped
-        self.optimizer = make_optimizer(model, weight_decay=settings.weight_decay, betas=settings.betas)
+        self.optimizers = make_optimizers(
+            model, kind=settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas
+        )
         self.average = WeightAverage(model, decay=settings.ema_decay)
         sampler = EpochSampler(
             num_windows=train.num_windows,
@@ -163,8 +165,9 @@ class Trainer:
         """Do one optimiser step and return its loss, token accuracy, gradient norm and learning rate."""
         settings = self.settings
         rate = settings.learning_rate * learning_rate_factor(self._progress(), warmup=settings.warmup_share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         loss_sum = torch.zeros((), device=self.device)
         accuracy_sum = torch.zeros((), device=self.device)
         for _ in range(settings.accumulate):
@@ -190,8 +193,9 @@ class Trainer:
                 f"the last good checkpoint is {kept[-1] if kept else 'none yet'}. "
                 "Lower trainer.learning_rate or trainer.max_grad_norm, or try trainer.precision=fp32"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model)
         return values
 
@@ -286,7 +290,7 @@ class Trainer:
             model=self.model,
             processor=self.processor,
             averaged=self.average.weights(),
-            training=pack_training(self.model, self.optimizer),
+            training=pack_training(self.model, self.optimizers),
             state=state,
             provenance={**self.provenance, "step": self.step, "elapsed_s": self.elapsed_s},
         )
@@ -300,7 +304,7 @@ class Trainer:
             return
         require_same_parts(found[-1], model=self.model, processor=self.processor)
         tensors, state = load_training(found[-1])
-        unpack_training(tensors, self.model, self.optimizer, source=found[-1])
+        unpack_training(tensors, self.model, self.optimizers, source=found[-1])
         self.average.load(load_averaged(found[-1]), num_updates=state["average_updates"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.sampler_state, self.metrics = state["sampler"], state["metrics"]
