@@ -276,6 +276,9 @@ def run_episodes(
 ) -> Generator[EpisodeResult, None, None]:
     """Run episodes and yield each as it ends, in no fixed order.
 
+    Which observations share a batch depends on timing, so equal runs need a policy whose answer to an
+    observation does not depend on the rest of the batch. (Ours do not: measured with fp32 on a CPU, bit for bit.)
+
     Args:
         policy: called in this process, with all observations that wait at the moment.
         requests: the episodes; sort them by environment, as changing it costs time.

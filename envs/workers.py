@@ -117,7 +117,9 @@ class _Worker:
         }
         command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), env_factory, str(max_envs)]
         with theirs:
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
         self.pending: OrderedDict[int, Job] = OrderedDict()  # by slot, in the order in which they run
 
     def failure(self) -> WorkerError:

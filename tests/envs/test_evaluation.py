@@ -14,6 +14,7 @@ from PIL import Image
 from envs.comparison import compare, format_comparison
 from envs.episodes import EpisodeLog, EpisodeRow, read_rows
 from envs.evaluation import EvaluationMismatch, EvaluationPlan, evaluate
+from envs.provenance import software_versions
 from envs.results import format_table, load_evaluation
 from envs.workers import WorkerError
 
@@ -168,6 +169,12 @@ def test_plans_that_make_no_sense_are_refused():
         plan_of(env_configs={})
     with pytest.raises(ValueError, match="task name"):
         plan_of(env_configs={"../x": {}})
+
+
+def test_versions_name_what_matters():
+    versions = software_versions()
+    assert {"python", "mujoco", "numpy", "revision"} <= set(versions)
+    assert versions["revision"]
 
 
 def row_of(seed, success, **changes):

@@ -9,7 +9,7 @@ import pytest
 from fake_env import FACTORY, SPEC, PointPolicy
 
 from envs.rollout import EpisodeRequest, run_episodes
-from envs.workers import Job, WorkerError, WorkerPool
+from envs.workers import Job, WorkerError, WorkerPool, Workspace
 from policies.spec import SpecMismatch
 
 
@@ -149,6 +149,26 @@ def test_closing_the_iterator_early_ends_the_workers():
     results = run_episodes(PointPolicy(), requests(20), execute_horizon=5, num_workers=2, env_factory=FACTORY)
     next(results)
     results.close()
+
+
+def test_with_osmesa_a_worker_holds_one_environment(monkeypatch):
+    wanted = requests(5) + requests(3, task="other")
+    expected = without_time(run(PointPolicy(), wanted))
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    policy = PointPolicy()
+    assert without_time(run(policy, wanted, num_workers=1)) == expected
+    assert max(policy.batch_sizes) == 1
+
+
+def test_an_environment_is_closed_before_the_next_is_made():
+    workspace = Workspace(env_factory=FACTORY, max_envs=1)
+    first = workspace.env(0, {"task": "point"})
+    assert workspace.env(0, {"task": "point"}) is first
+    events = []
+    first.close = lambda: events.append("closed")
+    assert workspace.env(0, {"task": "other"}) is not first
+    assert events == ["closed"]
+    workspace.close()
 
 
 @dataclasses.dataclass(frozen=True)
