@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class JsonLinesSink:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float | int | None]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; a last line cut off by a crash is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

@@ -4,7 +4,6 @@ Knows nothing of batches, files or devices.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +71,8 @@ class WeightAverage:
         """Move the average towards the model's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        current: Iterable[Tensor] = [p.detach().float() for p in model.parameters()]
-        torch._foreach_lerp_(list(self._weights.values()), list(current), 1.0 - decay)
+        for name, parameter in model.named_parameters():
+            self._weights[name].lerp_(parameter.detach().float(), 1.0 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights by parameter name."""
