@@ -15,6 +15,7 @@ from vla.data.reader import Dataset
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+BROKEN_PICTURE = {"bytes": b"\x89PNG\r\n", "path": "frame-000029.png"}
 VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
 
 
@@ -95,8 +96,7 @@ def test_damaged_bytes_inside_a_video_or_image_are_noticed(record):
         if storage == "video":
             damage_packet(path, 5)
         else:
-            broken = {"bytes": b"\x89PNG\r\n", "path": "x.png"}
-            replace_column(path, "observation.images.exterior", lambda rows: [*rows[:-1], broken])
+            replace_column(path, "observation.images.exterior", lambda rows: [*rows[:-1], BROKEN_PICTURE])
         dataset = Dataset(root)
         with pytest.raises(DatasetError, match=str(path)):
             dataset.frames("wrist" if storage == "video" else "exterior", 0, 30)

@@ -12,9 +12,17 @@ def clip(count, *, first=0, size=(32, 48)):
     return [(ramp + (first + 7 * t) % 180).astype(np.uint8) for t in range(count)]
 
 
-def encode(frames, *, rate=Fraction(20), crf=10):
+def encode(frames, *, rate=Fraction(20), crf=10, pixel_format="yuv420p"):
     height, width = frames[0].shape[:2]
-    encoder = VideoEncoder(height=height, width=width, rate=rate, crf=crf, keyframe_interval=2, preset="fast")
+    encoder = VideoEncoder(
+        height=height,
+        width=width,
+        rate=rate,
+        crf=crf,
+        keyframe_interval=2,
+        preset="fast",
+        pixel_format=pixel_format,
+    )
     for frame in frames:
         encoder.add(frame)
     return encoder.finish()
@@ -57,6 +65,17 @@ def test_colours_survive(tmp_path):
     (tmp_path / "x.mp4").write_bytes(encode(frames))
     images = decode(tmp_path / "x.mp4", np.arange(6) / 20)
     assert np.abs(images.astype(int) - np.stack(frames)).max() <= 4
+
+
+def test_full_colour_resolution_keeps_small_coloured_things(tmp_path):
+    frames = np.full((4, 32, 48, 3), 40, np.uint8)
+    frames[:, 11:14, 21:24] = (220, 30, 30)
+    errors = {}
+    for pixel_format in ("yuv420p", "yuv444p"):
+        path = tmp_path / f"{pixel_format}.mp4"
+        path.write_bytes(encode(list(frames), pixel_format=pixel_format))
+        errors[pixel_format] = np.abs(decode(path, np.arange(4) / 20).astype(int) - frames).max()
+    assert errors["yuv444p"] < 20 < errors["yuv420p"], errors
 
 
 def test_a_timestamp_without_frame_is_refused(tmp_path):

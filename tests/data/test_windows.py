@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from data_fixtures import make_spec
+from data_fixtures import make_episodes, make_spec, write_episodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +11,7 @@ from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.windows import EpochSampler, Windows, open_windows
+from vla.data.writer import DatasetWriter
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,17 @@ def test_an_episode_is_wholly_in_one_part(two_datasets):
     )
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         windows.split_by_episode(validation_share=1.0, seed=1)
+
+
+def test_every_task_of_one_dataset_is_held_out(tmp_path):
+    spec = make_spec()
+    with DatasetWriter(tmp_path / "d", robot_spec=spec, storage="image") as writer:
+        for k, name in enumerate(("reach", "lift", "push")):
+            write_episodes(writer, make_episodes(spec, [2, 3, 2], first=3 * k, name=name), first=3 * k)
+    windows = open_windows([tmp_path / "d"], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
+    train, validation = windows.split_by_episode(validation_share=0.1, seed=0)
+    assert (train.num_episodes, validation.num_episodes) == (6, 3)
+    assert set(validation.task_index.tolist()) == {0, 1, 2}
 
 
 def test_tasks_can_be_balanced(two_datasets):

@@ -29,6 +29,7 @@ IMAGE_PREFIX = "observation.images."
 INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 EPISODE_COLUMNS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
 STORAGES = ("video", "image")
+PIXEL_FORMATS = ("yuv420p", "yuv444p")
 FILES_PER_CHUNK = 1000
 DATA_FILE_BYTES = 100 * 2**20  # LeRobot's data_files_size_in_mb
 VIDEO_FILE_BYTES = 200 * 2**20  # LeRobot's video_files_size_in_mb
@@ -94,7 +95,7 @@ def json_rate(control_hz: float) -> int | float:
 def camera_feature(
     height: int, width: int, *, storage: str, control_hz: float, encoder: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the `features` entry of one camera; `encoder` holds the settings g, crf and preset."""
+    """Return the `features` entry of one camera; `encoder` holds the settings pix_fmt, g, crf and preset."""
     feature: dict[str, Any] = {
         "dtype": storage,
         "shape": [height, width, 3],
@@ -105,12 +106,14 @@ def camera_feature(
             "video.height": height,
             "video.width": width,
             "video.codec": "h264",
-            "video.pix_fmt": "yuv420p",
+            "video.pix_fmt": encoder["pix_fmt"],
             "video.is_depth_map": False,
             "video.fps": json_rate(control_hz),
             "video.channels": 3,
             "has_audio": False,
-            **{f"video.{key}": value for key, value in encoder.items()},
+            "video.g": encoder["g"],
+            "video.crf": encoder["crf"],
+            "video.preset": encoder["preset"],
             "video.video_backend": "pyav",
         }
     return feature

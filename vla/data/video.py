@@ -21,20 +21,29 @@ _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 
 
 class VideoEncoder:
-    """Encodes frames as they come, H.264 yuv420p without B-frames, so that episodes can be joined as packets.
+    """Encodes frames as they come, as H.264 without B-frames, so that episodes can be joined as packets.
 
     `crf` is x264's quality (0 lossless, 18 visually so, 51 worst); a key frame comes every
     `keyframe_interval` frames at the latest, 2 as in LeRobot for quick random access.
     """
 
     def __init__(
-        self, *, height: int, width: int, rate: Fraction, crf: int, keyframe_interval: int, preset: str
+        self,
+        *,
+        height: int,
+        width: int,
+        rate: Fraction,
+        crf: int,
+        keyframe_interval: int,
+        preset: str,
+        pixel_format: str,
     ) -> None:
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4")
         options = {"crf": str(crf), "preset": preset, "g": str(keyframe_interval), "bf": "0"}
         self._stream = self._container.add_stream("libx264", rate=rate, options=options)
-        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = pixel_format
         self._stream.codec_context.thread_count = 1
         self._stream.time_base = 1 / rate
         self._time_base = 1 / rate

@@ -152,8 +152,8 @@ class Windows:
     def split_by_episode(self, *, validation_share: float, seed: int) -> tuple["Windows", "Windows"]:
         """Return training and validation windows that share no episode.
 
-        The share is taken of every dataset's episodes, rounded, but at least one of each that has two or
-        more.
+        The share is taken of each task in each dataset, rounded, but at least one episode where there are
+        two.
 
         Raises:
             ValueError: the share is not in [0, 1).
@@ -163,8 +163,9 @@ class Windows:
         rng = np.random.default_rng(seed)
         present = np.unique(self._episode_index[self.moments])
         held_out: list[np.ndarray] = []
-        for dataset in range(len(self._frames)):
-            episodes = rng.permutation(present[self._episode_dataset[present] == dataset])
+        stratum = self._episode_dataset * len(self.task_names) + self._episode_task
+        for number in np.unique(stratum[present]):
+            episodes = rng.permutation(present[stratum[present] == number])
             count = round(validation_share * len(episodes))
             if validation_share > 0:
                 count = min(max(count, 1), len(episodes) - 1)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from policies.spec import RobotSpec
 from vla.data import layout, tables
-from vla.data.checks import check_image, check_recordable, check_vector
+from vla.data.checks import check_image, check_recordable, check_vector, require_continuable
 from vla.data.consolidate import consolidate
 from vla.data.layout import DatasetError, read_info
 from vla.data.lock import DirectoryLock
@@ -50,6 +50,8 @@ class DatasetWriter:
         extra_info: JSON-ready facts for people and programs, such as env config and render settings.
         crf: x264 quality, 0 (lossless) to 51; for video storage.
         keyframe_interval: a key frame at least every so many frames; 2 as in LeRobot.
+        pixel_format: ``"yuv420p"`` as in LeRobot, which blurs colours by two pixels, or ``"yuv444p"``, which
+            does not: at 96 px the worst 1 % of values is then off by 10 levels instead of 25.
 
     Raises:
         DirectoryInUse: another process is writing there.
@@ -65,12 +67,18 @@ class DatasetWriter:
         extra_info: Mapping[str, Any] | None = None,
         crf: int = 18,
         keyframe_interval: int = 2,
+        pixel_format: str = "yuv420p",
     ) -> None:
         self.root = Path(root)
         self._closed = False
         self.robot_spec, self.storage = robot_spec, storage
-        self._encoder_settings = {"crf": crf, "g": keyframe_interval, "preset": PRESET}
-        check_recordable(robot_spec, storage)
+        self._encoder_settings = {
+            "crf": crf,
+            "g": keyframe_interval,
+            "preset": PRESET,
+            "pix_fmt": pixel_format,
+        }
+        check_recordable(robot_spec, storage=storage, pixel_format=pixel_format)
         wanted = layout.new_info(
             robot_spec, storage=storage, encoder=self._encoder_settings, extra_info=extra_info or {}
         )
@@ -88,7 +96,7 @@ class DatasetWriter:
         """Begin a dataset, or check that the one that is there may be continued, and count its episodes."""
         info_path = self.root / layout.INFO_PATH
         if info_path.exists():
-            _require_continuable(self.root, read_info(self.root), wanted)
+            require_continuable(self.root, read_info(self.root), wanted)
         else:
             foreign = sorted(path.name for path in self.root.iterdir() if path.name not in (".lock", "meta"))
             if foreign:
@@ -244,6 +252,7 @@ class DatasetWriter:
                     crf=self._encoder_settings["crf"],
                     keyframe_interval=self._encoder_settings["g"],
                     preset=PRESET,
+                    pixel_format=self._encoder_settings["pix_fmt"],
                 )
 
     def _finished_media(self) -> dict[str, list[bytes]]:
@@ -315,28 +324,6 @@ def _recorded(root: Path) -> tuple[list[Extra], int]:
         extras.append(extra)
         num_frames += length
     return extras, num_frames
-
-
-def _require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if "vla" not in info:
-        raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")
-    if info["vla"] == wanted["vla"] and info["features"] == wanted["features"]:
-        return
-    mine, theirs = (
-        RobotSpec.from_json(wanted["vla"]["robot_spec"]),
-        RobotSpec.from_json(info["vla"]["robot_spec"]),
-    )
-    mine.require_same(theirs, mine="this recording", theirs=f"the dataset {root}")
-    for key in ("storage", "extra_info"):
-        if info["vla"][key] != wanted["vla"][key]:
-            raise DatasetError(
-                f"{root} was recorded with {key} {info['vla'][key]}, now it is {wanted['vla'][key]}; "
-                "give the same, or another directory"
-            )
-    raise DatasetError(
-        f"{root} was recorded with other features (encoder settings?): {info['features']} against "
-        f"{wanted['features']}; give the same crf and keyframe_interval, or another directory"
-    )
 
 
 def _encode_png(image: np.ndarray) -> bytes:
