@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig
@@ -39,7 +38,11 @@ class Collection:
         probe.close()
         info = {"env": dataclasses.asdict(env), **self._noise()}
         self.writer = DatasetWriter(
-            root, robot_spec=spec, storage=cast("Any", collect.storage), extra_info=info
+            root,
+            robot_spec=spec,
+            storage=collect.storage,
+            extra_info=info,
+            pixel_format=collect.pixel_format,
         )
         self.kept, self.frames, self.failed = Counter[str](), Counter[str](), Counter[str]()
         self.next_seed = dict.fromkeys(tasks, collect.first_seed)

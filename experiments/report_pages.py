@@ -3,12 +3,13 @@
 import datetime
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envs.charts import Series
 from envs.provenance import software_versions
-from envs.report import Chart, Charts, Commands, Headline, Section, Success, Table, Text, Videos, write_report
+from envs.report import Chart, Charts, Commands, Headline, Section, Success, Table, Videos, write_report
 from envs.results import Evaluation
 from vla.training.metrics import read_metrics
 
@@ -79,6 +80,12 @@ def training_section(metrics_path: Path) -> Charts:
     )
 
 
+def parity_rows(parity: str) -> list[list[str]]:
+    """Split the lines of an export report, name and value two or more blanks apart, into cells."""
+    cells = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in parity.splitlines() if line.strip()]
+    return [[*row, ""][:2] for row in cells]
+
+
 def closing_sections(commands: Sequence[tuple[str, str]]) -> list[Section]:
     """Return the commands to repeat it, and the versions of what ran."""
     versions = [[name, version] for name, version in software_versions().items()]
@@ -120,7 +127,7 @@ def write_quickstart_page(
         Success(
             title="The exported bundle, without torch", evaluations=by_name, targets={}, note=closed_loop
         ),
-        Text(title="Export parity", paragraphs=[line for line in parity.splitlines() if line.strip()]),
+        Table(title="Export parity", header=["checkpoint against bundle", ""], rows=parity_rows(parity)),
         Table(title="Time", header=["stage", "minutes"], rows=[*timings, ["all", f"{minutes:.1f}"]]),
         *closing_sections(commands),
     ]

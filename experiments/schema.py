@@ -41,6 +41,7 @@ class CollectConfig:
     noise_std: float = MISSING  # of the disturbance of the expert, as a share of the action range
     noise_probability: float = MISSING  # share of control periods that are disturbed
     storage: str = MISSING  # video | image
+    pixel_format: str = "yuv420p"  # as in LeRobot; yuv444p keeps the colours of small things sharp
     num_workers: int = 2
 
 
@@ -104,6 +105,7 @@ class TrainerConfig:
     batch_size: int = MISSING
     learning_rate: float = MISSING
     time_budget_minutes: float | None = None  # ends the run early; such a run cannot be repeated bit for bit
+    optimizer: str = "adamw"  # adamw | muon (for the trunk's matrices)
     warmup_share: float = 0.03
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0

@@ -1,5 +1,7 @@
 """Every configuration composes, every recipe builds, and no misspelt key passes."""
 
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.registry import make_env
+from envs.results import EvaluationPlan
 from experiments import schema
 from experiments.cli import explain_config_error
 from experiments.simulation import env_configs
 from experiments.train import trainer_settings
+from vla.data.augment import ImageAugmentation
 from vla.model.vla import VLAModel
 from vla.tokenizers.registry import ACTION_TOKENIZERS
+from vla.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -176,3 +181,31 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
     assert wanted is not None
     assert script is not None
     assert wanted.group(1) == script.group(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "constructor", "made_elsewhere"),
+    [
+        (schema.TrainerConfig, TrainerSettings, {"seed", "betas"}),
+        (schema.AugmentationConfig, ImageAugmentation, set()),
+        (
+            schema.ModelConfig,
+            VLAModel,
+            {
+                "vocab_size",
+                "num_bins",
+                "action_offset",
+                "bins_per_dim",
+                "action_horizon",
+                "num_images",
+                "image_size",
+                "state_dim",
+                "max_text_tokens",
+            },
+        ),
+        (schema.EvaluationConfig, EvaluationPlan, {"env_configs", "condition"}),
+    ],
+)
+def test_every_setting_can_be_configured(config, constructor, made_elsewhere):
+    keys = {field.name for field in dataclasses.fields(config)} - {"conditions"}
+    assert keys | made_elsewhere == set(inspect.signature(constructor).parameters)
