@@ -26,7 +26,7 @@ class NoOpenGL(RuntimeError):
     """No OpenGL library can draw on this machine; the message holds the line that installs one."""
 
 
-def apply_quality(model: mujoco.MjModel, quality: RenderQuality) -> None:
+def apply_quality(model: mujoco.MjModel, quality: str) -> None:
     """Set the model-level render settings. Must precede the making of a `Renderer`.
 
     "fast" leaves out the shadow map, multisampling and reflections, which cost 10 to 50 times as much as

@@ -27,7 +27,8 @@ HOME_JOINTS = (0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785)  # Franka's ready po
 STATIC_BIT, OBJECT_BIT, HAND_BIT = 1, 2, 4  # collision classes of the whole scene
 
 _STIFFNESS = (6000.0, 6000.0, 5000.0, 5000.0, 2500.0, 2500.0, 1500.0)  # [Nm/rad]
-_DAMPING = (220.0, 220.0, 160.0, 160.0, 50.0, 50.0, 30.0)  # [Nms/rad]
+SERVO_LAG_S = 0.036  # by which every joint trails a moving target
+_DAMPING = tuple(SERVO_LAG_S * stiffness for stiffness in _STIFFNESS)  # [Nms/rad]
 _ARMATURE = (0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1)  # motor inertia seen at the joint [kg m2], estimated
 _GRIP_FORCE = 8.0  # of each finger [N]
 _WHITE, _GREY, _DARK = (0.88, 0.89, 0.91, 1.0), (0.55, 0.57, 0.60, 1.0), (0.20, 0.21, 0.23, 1.0)

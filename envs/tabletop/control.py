@@ -21,6 +21,8 @@ from envs.tabletop.arm import (
     JOINT_NAMES,
     JOINT_SPEED,
     MAX_OPENING,
+    NUM_JOINTS,
+    SERVO_LAG_S,
     add_arm,
 )
 from envs.tabletop.scene import CONTROL_HZ, NUM_SUBSTEPS
@@ -29,8 +31,10 @@ WORKSPACE_LOW = np.array([0.32, -0.34, 0.014])  # of the commanded point between
 WORKSPACE_HIGH = np.array([0.68, 0.34, 0.34])
 ANGLE_LIMITS = np.array([0.5, 0.5, 1.6])  # of roll, pitch and yaw, zero pointing straight down [rad]
 LEASH_M = 0.05
+MAX_ACCELERATION = 20.0  # of every joint's target [rad/s2]
 LEASH_RAD = 0.3
-_SPEED_SHARE = 0.8  # of the published joint speeds; the rest is room for the servos' overshoot
+# Of the published joint speeds; the rest is room for the servos' overshoot, largest in the weak wrist.
+_SPEED_SHARES = (0.75, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5)
 _FINGER_STEP = 0.008  # largest change of a finger's target in one period [m]: fully open to closed in 0.25 s
 _IK_ITERATIONS = 2
 _LIMIT_MARGIN = 0.02  # from the joint limits [rad]
@@ -93,8 +97,8 @@ class ArmController:
         )
         self._posture_task = mink.PostureTask(model=arm, cost=2e-3)
         speeds = {
-            name: np.array([_SPEED_SHARE * speed])
-            for name, speed in zip(JOINT_NAMES, JOINT_SPEED, strict=True)
+            name: np.array([share * speed])
+            for name, share, speed in zip(JOINT_NAMES, _SPEED_SHARES, JOINT_SPEED, strict=True)
         }
         self._limits = [
             mink.ConfigurationLimit(model=arm, min_distance_from_limits=_LIMIT_MARGIN),
@@ -104,6 +108,7 @@ class ArmController:
         self._posture_task.set_target(np.array(HOME_JOINTS))
         self.commanded = self._pose_of(arm, self._configuration.data, arm.site("tcp").id)
         self._finger_target = MAX_OPENING / 2
+        self._last_travel = np.zeros(NUM_JOINTS)  # of the joint targets in the last period [rad]
 
     @staticmethod
     def _pose_of(model: mujoco.MjModel, data: mujoco.MjData, site: int) -> Pose:
@@ -135,6 +140,7 @@ class ArmController:
         self._data.qpos[self._finger_qpos] = self._finger_target
         self._data.ctrl[self._finger_ctrl] = self._finger_target
         self._data.qvel[self._joint_dof] = 0.0
+        self._last_travel = np.zeros(NUM_JOINTS)
 
     def _solve(self, *, period_s: float) -> None:
         target = mink.SE3.from_rotation_and_translation(
@@ -167,12 +173,28 @@ class ArmController:
             position=np.clip(position, WORKSPACE_LOW, WORKSPACE_HIGH),
             angles=np.clip(angles, -ANGLE_LIMITS, ANGLE_LIMITS),
         )
-        for _ in range(_IK_ITERATIONS):
-            self._solve(period_s=1.0 / CONTROL_HZ / _IK_ITERATIONS)
+        self._track_commanded()
         wanted = float(action[6]) * MAX_OPENING / 2
         finger_start = self._finger_target
         self._finger_target = float(np.clip(wanted, finger_start - _FINGER_STEP, finger_start + _FINGER_STEP))
         self._run_servos(self._configuration.q.copy(), finger_start)
+
+    def _track_commanded(self) -> None:
+        """Move the joint targets towards the commanded pose, by as much as one period allows."""
+        before = self._configuration.q.copy()
+        for _ in range(_IK_ITERATIONS):
+            self._solve(period_s=1.0 / CONTROL_HZ / _IK_ITERATIONS)
+        # No joint target changes its speed faster than MAX_ACCELERATION.
+        change = MAX_ACCELERATION / CONTROL_HZ**2
+        travel = np.clip(
+            self._configuration.q - before, self._last_travel - change, self._last_travel + change
+        )
+        # A blocked joint must not wind up: freed, the servo closes a lead at the speed lead / SERVO_LAG_S.
+        expected = self._data.qpos[self._joint_qpos] + self._data.qvel[self._joint_dof] / CONTROL_HZ
+        lead = 0.9 * SERVO_LAG_S * np.array(JOINT_SPEED)
+        joints = np.clip(before + travel, expected - lead, expected + lead)
+        self._configuration.update(np.clip(joints, JOINT_LOW, JOINT_HIGH))
+        self._last_travel = self._configuration.q - before
 
     def _run_servos(self, joints: Float[np.ndarray, "7"], finger_start: float) -> None:
         start = self._data.ctrl[self._joint_ctrl].copy()

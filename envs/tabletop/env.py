@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from envs.base import ManipulationEnv
-from envs.rendering import Renderer, RenderQuality, apply_quality
+from envs.rendering import Renderer, apply_quality
 from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
 from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
-from envs.tabletop.instructions import Wording, phrase, wordings
+from envs.tabletop.instructions import phrase, wordings
 from envs.tabletop.randomization import Level, apply_look, checked_level, paint_textures
 from envs.tabletop.scene import CONTROL_HZ, build_model
 from envs.tabletop.stage import Stage
@@ -89,9 +89,9 @@ class TabletopEnv(ManipulationEnv):
         task: str,
         image_size: int = 96,
         cameras: tuple[str, ...] = CAMERAS,
-        render_quality: RenderQuality = "fast",
+        render_quality: str = "fast",
         level: str = "train",
-        wording: Wording = "train",
+        wording: str = "train",
         max_steps: int | None = None,
         video_height: int = 240,
         video_width: int = 320,
@@ -111,7 +111,7 @@ class TabletopEnv(ManipulationEnv):
         )
         wordings(task, wording)  # raises on an unknown one
         self.level: Level = checked_level(level)
-        self.wording: Wording = wording
+        self.wording = wording
         self._image_size, self._video_size = image_size, (video_height, video_width)
         self._model = build_model()
         paint_textures(self._model)
@@ -120,6 +120,7 @@ class TabletopEnv(ManipulationEnv):
         self._stage = Stage(model=self._model, data=self._data)
         self._arm = ArmController(model=self._model, data=self._data)
         self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
+        self._goals: list[Goal] = []  # all that may be asked for in this scene
         self._goal = Goal()
         self._swapped_instruction = ""
 
@@ -132,7 +133,7 @@ class TabletopEnv(ManipulationEnv):
         rng = np.random.default_rng([int(self.np_random.integers(2**32)), TASKS.index(self.task)])
         self._stage.clear()
         apply_look(self._model, rng, self.level)
-        goals = self._task.lay_out(self._stage, rng, self.level)
+        self._goals = goals = self._task.lay_out(self._stage, rng, self.level)
         start = self._task.draw_start(rng)
         self._arm.place_at(position=start.position, yaw=start.yaw, opening=1.0)
         mujoco.mj_forward(self._model, self._data)

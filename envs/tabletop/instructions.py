@@ -73,7 +73,7 @@ HELDOUT_WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def wordings(task: str, wording: Wording) -> tuple[str, ...]:
+def wordings(task: str, wording: str) -> tuple[str, ...]:
     """Return the templates of a task.
 
     Raises:
@@ -84,7 +84,7 @@ def wordings(task: str, wording: Wording) -> tuple[str, ...]:
     return (TRAIN_WORDINGS if wording == "train" else HELDOUT_WORDINGS)[task]
 
 
-def phrase(task: str, wording: Wording, index: int, words: dict[str, str]) -> str:
+def phrase(task: str, wording: str, index: int, words: dict[str, str]) -> str:
     """Fill one template; `index` counts through a task's templates and wraps around.
 
     >>> phrase("lift", "train", 0, {"object": "red cube"})

@@ -19,7 +19,7 @@ from envs.tabletop.tasks.base import (
 )
 
 _BASES = ("cube",)  # what is flat and wide enough to stand on
-_TOPS = ("cube", "cylinder", "brick")  # what stands on something
+_TOPS = ("cube", "brick")  # what lies on something without toppling
 _MAX_OFFSET_M = 0.030  # of the upper object's middle from the lower one's
 _MAX_HEIGHT_ERROR_M = 0.012
 
