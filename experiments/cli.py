@@ -49,6 +49,9 @@ def run(main: Callable[[], object]) -> NoReturn:
         if wants_traceback:
             traceback.print_exc()
         _end(EXIT_CONFIG, explain_config_error(error))
+    except BrokenPipeError:  # the reader of our output is gone: `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
     except (ValueError, OSError, RuntimeError) as error:
         if wants_traceback or not is_for_the_user(error):
             raise

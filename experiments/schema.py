@@ -105,7 +105,7 @@ class TrainerConfig:
     batch_size: int = MISSING
     learning_rate: float = MISSING
     time_budget_minutes: float | None = None  # ends the run early; such a run cannot be repeated bit for bit
-    optimizer: str = "adamw"  # adamw | muon (for the trunk's matrices)
+    optimizer: str = "muon"  # muon (for the trunk's matrices) | adamw
     warmup_share: float = 0.03
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0

@@ -16,6 +16,7 @@ from typing import Any
 
 import wandb
 
+_INIT_TIMEOUT_S = 10.0  # below the next, so that a server that is away is an error before a run ends
 _CLOSE_TIMEOUT_S = 20.0
 _QUEUE_SIZE = 1000
 
@@ -46,7 +47,7 @@ class WandbSink:
             "id": run_id,
             "resume": "allow",
             "mode": os.environ.get("WANDB_MODE") or mode or ("online" if is_logged_in() else "offline"),
-            "settings": wandb.Settings(silent=True, init_timeout=30),
+            "settings": wandb.Settings(silent=True, init_timeout=_INIT_TIMEOUT_S),
         }
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(_QUEUE_SIZE)
         self._broken = threading.Event()

@@ -103,6 +103,7 @@ def train_for(
         num_steps=steps,
         batch_size=8,
         learning_rate=1e-3,
+        optimizer="adamw",
         precision="fp32",
         compile="off",
         device="cpu",

@@ -39,7 +39,7 @@ class TrainerSettings:
     batch_size: int
     learning_rate: float
     warmup_share: float = 0.03
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
