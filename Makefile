@@ -1,4 +1,5 @@
 # make quickstart | test | setup | lint | format | clean | clean-venv
+# ARGS are handed on: make quickstart ARGS="fresh=true out_dir=outputs/again", make test ARGS="tests/data"
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint format clean clean-venv
 
@@ -12,10 +13,10 @@ setup: ## make .venv: torch (CPU), the package, the software-GL libraries
 	@bash .ci/setup.sh
 
 quickstart: setup ## record, train, evaluate and export a small policy (about 15 minutes on two cores)
-	$(PY) -m experiments.quickstart
+	$(PY) -m experiments.quickstart $(ARGS)
 
 test: lint ## set-up, ruff, pyright and the tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(ARGS)
 
 lint: setup ## ruff check, ruff format --check, pyright
 	$(PY) -m ruff check .
