@@ -93,7 +93,7 @@ def train_for(
     now: int | None = None,
     width: int = 32,
     decoding: str = "parallel",
-    **changes: float | str,
+    **changes: float | str | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
