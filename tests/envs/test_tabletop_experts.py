@@ -65,6 +65,7 @@ def test_following_another_instruction_is_no_success(task):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("level", ["train", "heldout"])
 @pytest.mark.parametrize("task", TASKS)
 def test_expert_succeeds_on_200_seeds(task, level):
@@ -75,6 +76,7 @@ def test_expert_succeeds_on_200_seeds(task, level):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", TASKS)
 def test_expert_succeeds_under_noise_on_200_seeds(task):
     env = TabletopEnv(task=task)

@@ -29,7 +29,7 @@ def generate(
     """Return the most likely bin of every action, in [0, bins_per_dim) of its dimension."""
     cache = model.read_prefix(images, text_ids, state)
     if model.decoding == "parallel":
-        return model.parallel_logits(cache, batch=images.shape[0]).argmax(dim=-1)
+        return most_likely_bins(model.parallel_logits(cache, batch=images.shape[0]))
     token = torch.zeros_like(model.suffix_position[:1]).expand(images.shape[0], 1, -1)
     chosen: list[Tensor] = []
     for position in range(model.action_horizon * model.action_dim):
