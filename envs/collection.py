@@ -94,14 +94,19 @@ def is_gripper(spec: RobotSpec) -> Bool[np.ndarray, " action"]:
 
 
 def noise_scale(spec: RobotSpec, noise_std: float) -> Float32[np.ndarray, " action"]:
-    """Return the standard deviation of the noise in the units of each action channel; none on a gripper.
+    """Return the standard deviation of the noise in the units of each action channel.
+
+    There is none on a gripper, nor on the turns of an end effector, which would cost grasps and teach little.
 
     Args:
         spec: whose action ranges scale the noise.
         noise_std: share of half the range of a channel.
     """
     half_range = (spec.action_high - spec.action_low) / 2
-    return (noise_std * half_range * ~is_gripper(spec)).astype(np.float32)
+    still = is_gripper(spec)
+    if spec.action_convention == "end_effector_delta":
+        still = still | np.array([channel.unit == "rad" for channel in spec.action])
+    return (noise_std * half_range * ~still).astype(np.float32)
 
 
 def collect_episodes(

@@ -93,6 +93,7 @@ class DataConfig:
 
     cache_dir: str = MISSING
     more_datasets: list[str] = field(default_factory=list)  # of the same robot
+    future_offsets: list[int] = field(default_factory=lambda: [8, 16, 32])  # later states to be predicted too
     validation_share: float = 0.02  # of the episodes; they are never trained on
     max_windows: int | None = None  # train (and validate) on this many windows only: for overfitting
 
@@ -111,7 +112,8 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     accumulate: int = 1
-    smoothing_bins: float = 2.0
+    smoothing_bins: float = 1.0
+    future_weight: float = 3.0  # of the loss on later states
     precision: str = "auto"  # auto | fp32 | bf16
     compile: str = "auto"  # auto | on | off
     device: str = "auto"  # auto | cpu | cuda

@@ -47,6 +47,7 @@ def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
         cache_dir=run.data.cache_dir,
         action_horizon=run.processor.action_horizon,
         frame_offsets=run.processor.frame_offsets,
+        future_offsets=run.data.future_offsets,
     )
     train, validation = windows.split_by_episode(validation_share=run.data.validation_share, seed=run.seed)
     if run.data.max_windows is not None:
@@ -73,7 +74,9 @@ def build_processor(run: schema.TrainRun, train: Windows) -> Processor:
     )
 
 
-def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -> VLAModel:
+def build_model(
+    model: schema.ModelConfig, processor: Processor, *, num_future_states: int, seed: int
+) -> VLAModel:
     """Return a model with random weights whose sizes fit the processor.
 
     Raises:
@@ -93,6 +96,7 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
         image_size=height,
         state_dim=len(processor.robot_spec.state),
         max_text_tokens=processor.max_text_tokens,
+        num_future_states=num_future_states,
         **dataclasses.asdict(model),
     )
 
@@ -150,7 +154,9 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
         processor = build_processor(run, train)
         trainer = Trainer(
             trainer_settings(run.trainer, seed=run.seed),
-            model=build_model(run.model, processor, seed=run.seed),
+            model=build_model(
+                run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
+            ),
             processor=processor,
             train=train,
             validation=validation,

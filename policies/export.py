@@ -205,10 +205,10 @@ class _LoopedGeneration(nn.Module):
     ) -> Int[Tensor, "batch time action"]:
         model, batch = self.model, images.shape[0]
         prefix = model.read_prefix(images, text_ids, state)
-        num_prefix, num_tokens = prefix[0][0].shape[2], model.action_horizon * model.action_dim
+        num_prefix, num_tokens = prefix.cache[0][0].shape[2], model.action_horizon * model.action_dim
         slots, positions = torch.arange(num_prefix + num_tokens + 1), torch.arange(num_tokens)
         cache: list[Tensor] = []
-        for entry in (tensor for pair in prefix for tensor in pair):
+        for entry in (tensor for pair in prefix.cache for tensor in pair):
             empty = entry.new_zeros(batch, entry.shape[1], num_tokens, entry.shape[3])
             cache.append(torch.cat((entry, empty), dim=2))
 
@@ -217,11 +217,11 @@ class _LoopedGeneration(nn.Module):
 
         def step(position: Tensor, chosen: Tensor, token: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
             seen = (slots < num_prefix + position) | (slots == num_prefix + num_tokens)
-            suffix = token + model.suffix_position.index_select(0, position.reshape(1))
+            suffix = token + model.suffix_position.index_select(0, position.reshape(1)) + prefix.situation
             past = list(zip(cache[0::2], cache[1::2], strict=True))
             tokens, grown = model.trunk.write(suffix, past, bias=torch.where(seen, 0.0, float("-inf"))[None])
             illegal = model.illegal_bias.index_select(0, (position % model.action_dim).reshape(1))
-            bins = most_likely_bins(model.action_head(tokens)[:, 0] + illegal)
+            bins = most_likely_bins(model.action_head(tokens)[:, 0, 0] + illegal)
             here = (slots[:-1] == num_prefix + position)[None, None, :, None]
             cache = tuple(
                 torch.where(here, entry[:, :, -1:], entry[:, :, :-1]) for pair in grown for entry in pair

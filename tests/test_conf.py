@@ -201,6 +201,7 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
                 "image_size",
                 "state_dim",
                 "max_text_tokens",
+                "num_future_states",
             },
         ),
         (schema.EvaluationConfig, EvaluationPlan, {"env_configs", "condition"}),

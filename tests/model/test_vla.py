@@ -54,7 +54,7 @@ def test_logits_have_one_categorical_per_time_and_dimension(decoding: str) -> No
 def test_no_illegal_bin_is_ever_generated(decoding: str) -> None:
     model = tiny_model(decoding)
     with torch.no_grad():
-        model.action_head.bias[5] = 1e4  # an illegal bin of the last dimension, as attractive as can be
+        model.action_head.free.bias[5] = 1e4  # an illegal bin of the last dimension, as attractive as can be
         bins = generate(model, *inputs()[:3])
     assert bins.shape == (3, 4, 3)
     assert (bins[..., 2] < 2).all()
@@ -64,7 +64,7 @@ def test_no_illegal_bin_is_ever_generated(decoding: str) -> None:
 def test_a_broken_model_yields_no_bin(decoding: str) -> None:
     model = tiny_model(decoding)
     with torch.no_grad():
-        model.action_head.bias[0] = float("nan")
+        model.action_head.free.bias[0] = float("nan")
         bins = generate(model, *inputs()[:3])
     assert (bins[..., 0] == -1).all()
 

@@ -78,7 +78,8 @@ def _random_model(processor, *, decoding, bins_per_dim):
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
-    nn.init.normal_(model.state_tokenizer[0].weight, std=1.0)
+    nn.init.normal_(model.state_tokenizer[2].weight, std=0.02)  # added to every token: it would drown them
+    nn.init.normal_(model.action_head.free.weight, std=2.0)  # more than the Gaussian beside it
     nn.init.normal_(model.token_embedding.weight, std=1.0 if decoding == "autoregressive" else 0.3)
     return model
 

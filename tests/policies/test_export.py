@@ -76,7 +76,7 @@ def test_a_graph_that_differs_is_not_published(tmp_path, processor, observations
     def export_other_model(model, **options):
         other = tiny_model(processor)
         with torch.no_grad():
-            other.action_head.bias[::16] += 100.0
+            other.action_head.free.bias[::16] += 100.0
         return graph(other, **options)
 
     monkeypatch.setattr(policies.export, "export_graph", export_other_model)
@@ -93,8 +93,8 @@ def test_an_existing_directory_is_not_overwritten_unasked(parallel_export, proce
 def test_observations_with_near_ties_are_left_out_of_the_golden_samples(tmp_path, processor, observations):
     model = tiny_model(processor)
     with torch.no_grad():
-        model.action_head.weight.zero_()
-        model.action_head.bias.zero_()
+        model.action_head.free.weight.zero_()
+        model.action_head.free.bias.zero_()
     with pytest.raises(ValueError, match="too close to call"):
         export(model, processor, tmp_path / "bundle", observations)
     with pytest.raises(ValueError, match="no golden observations"):

@@ -126,7 +126,7 @@ def test_a_model_for_another_processor_is_refused_with_every_difference(processo
 def test_weights_that_are_not_finite_are_refused(processor):
     model = tiny_model(processor)
     with torch.no_grad():
-        model.action_head.bias[3] = torch.nan
+        model.action_head.free.bias[3] = torch.nan
     with pytest.raises(ValueError, match=r"'action_head\.bias' holds NaN"):
         VLAPolicy(model=model, processor=processor)
 
@@ -135,7 +135,7 @@ def test_comparing_tells_how_far_two_policies_differ(processor, observations):
     first = VLAPolicy(model=tiny_model(processor), processor=processor)
     other_model = tiny_model(processor)
     with torch.no_grad():
-        other_model.action_head.bias[16:32] = torch.linspace(0, 1e3, 16)  # yaw always in its last bin
+        other_model.action_head.free.bias[16:32] = torch.linspace(0, 1e3, 16)  # yaw always in its last bin
     comparison = compare_policies(first, VLAPolicy(model=other_model, processor=processor), observations)
     assert not comparison.passed
     assert comparison.max_difference[0] == comparison.max_difference[2] == 0.0

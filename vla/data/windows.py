@@ -23,6 +23,7 @@ def open_windows(
     cache_dir: Path | str,
     action_horizon: int,
     frame_offsets: Sequence[int] = (0,),
+    future_offsets: Sequence[int] = (),
     robot_spec: RobotSpec | None = None,
     progress: bool = True,
 ) -> "Windows":
@@ -33,6 +34,7 @@ def open_windows(
         cache_dir: where decoded frames are kept, see `open_frame_cache`.
         action_horizon: number of control periods in a chunk.
         frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
+        future_offsets: which later states a batch also tells, in control periods after now.
         robot_spec: needed when LeRobot wrote the datasets, else checked against them.
         progress: show a bar while frames are decoded for the first time.
 
@@ -42,7 +44,13 @@ def open_windows(
     """
     datasets = [Dataset(root, robot_spec=robot_spec) for root in roots]
     frames = [open_frame_cache(dataset, cache_dir, progress=progress) for dataset in datasets]
-    return Windows(datasets, frames, action_horizon=action_horizon, frame_offsets=frame_offsets)
+    return Windows(
+        datasets,
+        frames,
+        action_horizon=action_horizon,
+        frame_offsets=frame_offsets,
+        future_offsets=future_offsets,
+    )
 
 
 class Windows:
@@ -63,6 +71,7 @@ class Windows:
         *,
         action_horizon: int,
         frame_offsets: Sequence[int] = (0,),
+        future_offsets: Sequence[int] = (),
     ) -> None:
         if not datasets:
             raise DatasetError("no dataset was given; record one with `python -m experiments.collect`")
@@ -85,6 +94,11 @@ class Windows:
         ]
         self._periods_ahead = np.arange(action_horizon)
         self._periods_back = np.array(frame_offsets)
+        self._periods_until = np.array(future_offsets, dtype=np.int64)
+        if (self._periods_until < 1).any():
+            raise ValueError(
+                f"future_offsets {list(future_offsets)} must be control periods after now, from 1"
+            )
         self.moments: Int64[np.ndarray, " windows"] = np.arange(len(self.states))
 
     def _join(self, datasets: Sequence[Dataset]) -> None:
@@ -130,6 +144,7 @@ class Windows:
             state: float32 [batch state], of now.
             action: float32 [batch time action], from now on, in the units of the spec.
             valid: bool [batch time], False behind the end of the episode.
+            future_state: float32 [batch future state], at `future_offsets`, at the latest the episode's last.
             instruction_index: int64 [batch], into `instructions`.
 
         Raises:
@@ -146,6 +161,7 @@ class Windows:
             "state": self.states[now],
             "action": self.actions[np.minimum(ahead, last)],
             "valid": ahead <= last,
+            "future_state": self.states[np.minimum(now[:, None] + self._periods_until, last)],
             "instruction_index": self._instruction_index[now],
         }
 

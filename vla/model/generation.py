@@ -27,13 +27,14 @@ def generate(
     state: Float[Tensor, "batch state"],
 ) -> Int[Tensor, "batch time action"]:
     """Return the most likely bin of every action, in [0, bins_per_dim) of its dimension."""
-    cache = model.read_prefix(images, text_ids, state)
+    prefix = model.read_prefix(images, text_ids, state)
     if model.decoding == "parallel":
-        return most_likely_bins(model.parallel_logits(cache, batch=images.shape[0]))
+        return most_likely_bins(model.parallel_logits(prefix))
+    cache = prefix.cache
     token = torch.zeros_like(model.suffix_position[:1]).expand(images.shape[0], 1, -1)
     chosen: list[Tensor] = []
     for position in range(model.action_horizon * model.action_dim):
-        suffix = (token + model.suffix_position[position]).to(cache[0][0].dtype)
+        suffix = (token + model.suffix_position[position] + prefix.situation).to(cache[0][0].dtype)
         tokens, cache = model.trunk.write(suffix, cache)
         bins = most_likely_bins(model.bin_logits(tokens, first_position=position)[:, 0, 0])
         chosen.append(bins)

@@ -2,8 +2,12 @@
 
 A stride-4 patch convolution, a stride-2 one and a last one of stride `patch_size / 8` make one token of each
 `patch_size` x `patch_size` pixels. Early convolutions train faster and more stably than one large patch
-(arXiv:2106.14881); coarse first is three times cheaper on a CPU than full resolution first. Knows nothing of
-cameras' names or of what follows.
+(arXiv:2106.14881); coarse first is three times cheaper on a CPU than full resolution first.
+
+The instruction scales and shifts the features (FiLM, arXiv:1709.07871; for robots RT-1, arXiv:2212.06817), so
+that they answer "is it here?" about what is named; a softmax over each feature map tells where
+(arXiv:1504.00702). Measured on reaching: with both, thirteen thousand samples teach which object is meant;
+with attention alone, eighty thousand of three tasks did not. Knows nothing of cameras' names.
 """
 
 import torch
@@ -11,6 +15,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vla.model.transformer import RMSNorm
 
 PATCH_SIZES = (16, 24, 32)  # pixels a side of one token
 
@@ -42,14 +48,51 @@ class ImageTokenizer(nn.Module):
         stride = patch_size // 8
         padding = 1 if stride == 2 else 0
         self.last = nn.Conv2d(second, width, kernel_size=max(3, stride), stride=stride, padding=padding)
-        self.position = nn.Parameter(torch.randn(num_images, self.num_patches, width) * 0.02)
+        self.detail = nn.Conv2d(second, second, kernel_size=3, padding=1)
+        self.language = nn.Linear(width, 4 * second)
+        self.num_places = num_images * second * 2
+        line = torch.linspace(-1, 1, image_size // 8)
+        self.grid: Tensor
+        self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)  # row, column
+        self.norm = RMSNorm(width=width)
+        grid = sine_positions(side=image_size // patch_size, width=width)
+        self.position = nn.Parameter(grid + 0.1 * torch.randn(num_images, 1, width))
 
-    def forward(self, images: UInt8[Tensor, "batch images h w 3"]) -> Float[Tensor, "batch tokens width"]:
-        """Return the tokens of all frames, frame after frame, row by row."""
+    def forward(
+        self, images: UInt8[Tensor, "batch images h w 3"], instruction: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch coordinates"]]:
+        """Return the tokens of all frames, frame after frame, row by row, and where each feature is.
+
+        The places are row and column in [-1, 1] of each feature of each frame, the mean position under a
+        softmax over the frame.
+        """
         num_images = images.shape[1]
         x = rearrange(images, "b k h w c -> (b k) c h w").to(self.patchify.weight.dtype)
         x = (x / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.patchify(x))
-        x = F.relu(self.middle(x))
-        x = rearrange(self.last(x), "(b k) d h w -> b k (h w) d", k=num_images)
-        return rearrange(x + self.position.to(x.dtype), "b k n d -> b (k n) d")
+        modulation = self.language(instruction).repeat_interleave(num_images, dim=0)[..., None, None]
+        scale_1, shift_1, scale_2, shift_2 = modulation.chunk(4, dim=1)
+        x = F.relu(self.middle(x) * (1 + scale_1) + shift_1)
+        x = F.relu(self.detail(x) * (1 + scale_2) + shift_2)
+        tokens = self.norm(rearrange(self.last(x), "b d h w -> b (h w) d"))
+        tokens = rearrange(tokens, "(b k) n d -> b k n d", k=num_images) + self.position.to(tokens.dtype)
+        weights = rearrange(x.float(), "b d h w -> b d (h w)").softmax(dim=-1)
+        places = rearrange(torch.matmul(weights, self.grid), "(b k) d two -> b (k d two)", k=num_images)
+        return rearrange(tokens, "b k n d -> b (k n) d"), places
+
+
+def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:
+    """Return sines and cosines of the row and column of each patch of a square grid, row by row.
+
+    The longest wave spans twice the image, so that an average of positions is itself a position.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is no multiple of 4, as positions in rows and columns need")
+    waves = width // 4
+    frequencies = torch.pi * torch.logspace(0, 1, waves, base=side / 2) / 2
+    centres = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
+    angles = centres[:, None] * frequencies
+    line = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    rows = line[:, None].expand(side, side, -1)
+    columns = line[None].expand(side, side, -1)
+    return torch.cat((rows, columns), dim=-1).reshape(side * side, width)

@@ -9,7 +9,7 @@ The model receives sizes and arrays. It knows nothing of tokenizers, units, robo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,13 +19,66 @@ from torch import Tensor, nn
 from vla.model.attention import KeyValue
 from vla.model.image_tokenizer import ImageTokenizer
 from vla.model.masks import suffix_bias
-from vla.model.transformer import Transformer
+from vla.model.transformer import RMSNorm, Transformer
 
 DECODINGS = ("parallel", "autoregressive")
+PAD_ID = 0  # id of padding in the vocabulary
 STATE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 ILLEGAL = (
     -1e9
 )  # logit of a bin that may not be used: probability 0, and finite, so that 0 * ILLEGAL is no NaN
+
+
+class BinHead(nn.Module):
+    """Logits over ordered bins: a discretised Gaussian, which learns as fast as regression, plus free logits.
+
+    The Gaussian's mean and width are read off the token, as in PixelCNN++ (arXiv:1701.05517); the free logits
+    make any other distribution possible. Bin centres count as -1 to 1.
+    """
+
+    def __init__(self, *, width: int, dims: int, num_bins: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.free = nn.Linear(width, dims * num_bins)
+        self.mean = nn.Parameter(0.02 * torch.randn(dims, width))
+        self.log_width = nn.Parameter(torch.zeros(dims, width))
+        self.mean_bias = nn.Parameter(torch.zeros(dims))
+        self.log_width_bias = nn.Parameter(torch.full((dims,), -0.7))
+        nn.init.normal_(self.free.weight, std=0.002)
+        nn.init.zeros_(self.free.bias)
+        self.centres: Tensor
+        self.register_buffer("centres", torch.linspace(-1, 1, num_bins), persistent=False)
+
+    def forward(self, tokens: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n dims bins"]:
+        """Return the logits of each dimension."""
+        wide = tokens.float()[..., None, :]  # products, not a Linear: autocast would round the mean to bf16
+        mean = (wide * self.mean).sum(dim=-1) + self.mean_bias
+        log_width = ((wide * self.log_width).sum(dim=-1) + self.log_width_bias).clamp(-4.5, 1.0)
+        distance = (self.centres - mean[..., None]) * torch.exp(-log_width)[..., None]
+        return self.free(tokens).unflatten(-1, (self.dims, -1)) - 0.5 * distance.square()
+
+
+class Prefix(NamedTuple):
+    """What actions are decoded from."""
+
+    cache: list[KeyValue]  # keys and values of each block
+    situation: Tensor  # [batch 1 width] state, places, instruction in one; added to every action token
+
+
+class PhraseEncoder(nn.Module):
+    """Sums up an instruction in one vector: its words, and the phrases of three that stand out."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width=width)
+        self.words = nn.Linear(width, width, bias=False)
+        self.phrase = nn.Conv1d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, text: Float[Tensor, "batch text width"]) -> Float[Tensor, "batch width"]:
+        """Return the sum over words, padding being 0, plus the maximum over phrases."""
+        text = self.norm(text)
+        phrases = torch.relu(self.phrase(rearrange(text, "b n d -> b d n"))).amax(dim=-1)
+        return 0.7 * self.words(text).sum(dim=1) + phrases
 
 
 class VLAModel(nn.Module):
@@ -54,6 +107,7 @@ class VLAModel(nn.Module):
         mlp_ratio: int = 4,
         stem_channels: Sequence[int] = (64, 128),
         patch_size: int = 16,
+        num_future_states: int = 0,
         decoding: str = "parallel",
     ) -> None:
         super().__init__()
@@ -77,6 +131,7 @@ class VLAModel(nn.Module):
             "mlp_ratio": mlp_ratio,
             "stem_channels": list(stem_channels),
             "patch_size": patch_size,
+            "num_future_states": num_future_states,
             "decoding": decoding,
         }
         self.decoding, self.num_bins, self.action_offset = decoding, num_bins, action_offset
@@ -91,19 +146,25 @@ class VLAModel(nn.Module):
             stem_channels=(first, second),
             patch_size=patch_size,
         )
-        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.phrase_encoder = PhraseEncoder(width=width)
+        self.token_embedding = nn.Embedding(vocab_size, width, padding_idx=PAD_ID)
         self.text_position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
+        num_state_features = state_dim * (1 + 2 * len(STATE_FREQUENCIES))
+        num_state_features += self.image_tokenizer.num_places + width
         self.state_tokenizer = nn.Sequential(
-            nn.Linear(state_dim * (1 + 2 * len(STATE_FREQUENCIES)), width), nn.ReLU(), nn.Linear(width, width)
+            nn.Linear(num_state_features, width), nn.ReLU(), nn.Linear(width, width)
         )
+        self.num_future_states, self.state_dim = num_future_states, state_dim
+        if num_future_states:
+            self.future_norm = RMSNorm(width=width)
+            self.future_head = nn.Linear(width, num_future_states * state_dim)
         self.trunk = Transformer(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
         num_suffix = action_horizon * (1 if decoding == "parallel" else self.action_dim)
         self.suffix_position = nn.Parameter(torch.randn(num_suffix, width) * 0.02)
-        head_outputs = num_bins * (self.action_dim if decoding == "parallel" else 1)
-        self.action_head = nn.Linear(width, head_outputs)
+        head_dims = self.action_dim if decoding == "parallel" else 1
+        self.action_head = BinHead(width=width, dims=head_dims, num_bins=num_bins)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.action_head.weight, std=0.02)
-        nn.init.zeros_(self.action_head.bias)
+        nn.init.zeros_(self.token_embedding.weight[PAD_ID])  # padding says nothing
         legal = torch.arange(num_bins)[None] < torch.tensor(bins_per_dim)[:, None]
         self.illegal_bias: Tensor
         self.register_buffer(
@@ -123,14 +184,18 @@ class VLAModel(nn.Module):
         images: UInt8[Tensor, "batch images h w 3"],
         text_ids: Int[Tensor, "batch text"],
         state: Float[Tensor, "batch state"],
-    ) -> list[KeyValue]:
-        """Run images, text and state through the trunk and return the cache that the suffix looks at."""
-        image_tokens = self.image_tokenizer(images)
-        text_tokens = (self.token_embedding(text_ids) + self.text_position).to(image_tokens.dtype)
+    ) -> Prefix:
+        """Run images, text and state through the trunk and return what the suffix looks at."""
+        text = self.token_embedding(text_ids)
+        instruction = self.phrase_encoder(text)
+        image_tokens, places = self.image_tokenizer(images, instruction)
+        text_tokens = (text + self.text_position).to(image_tokens.dtype)
         angles = torch.cat([state * (frequency * torch.pi) for frequency in STATE_FREQUENCIES], dim=-1)
         features = torch.cat((state, angles.sin(), angles.cos()), dim=-1)
-        state_token = self.state_tokenizer(features)[:, None].to(image_tokens.dtype)
-        return self.trunk.read(torch.cat((image_tokens, text_tokens, state_token), dim=1))
+        features = torch.cat((features, 4.0 * places, instruction.float()), dim=-1)
+        situation = self.state_tokenizer(features)[:, None].to(image_tokens.dtype)
+        cache = self.trunk.read(torch.cat((image_tokens, text_tokens, situation), dim=1))
+        return Prefix(cache=cache, situation=situation)
 
     def bin_logits(
         self, tokens: Float[Tensor, "batch suffix width"], *, first_position: int = 0
@@ -140,7 +205,7 @@ class VLAModel(nn.Module):
         In parallel decoding `dims` is the action dimension and suffix is time. In autoregressive decoding
         `dims` is 1 and the suffix positions, counted from `first_position`, run over time and dimension.
         """
-        logits = self.action_head(tokens).unflatten(-1, (-1, self.num_bins))
+        logits = self.action_head(tokens)
         if self.decoding == "parallel":
             return logits + self.illegal_bias.to(logits.dtype)
         positions = torch.arange(tokens.shape[1], device=tokens.device) + first_position
@@ -153,18 +218,32 @@ class VLAModel(nn.Module):
         state: Float[Tensor, "batch state"],
         bins: Int[Tensor, "batch time action"],
     ) -> Float[Tensor, "batch time action bins"]:
-        """Return teacher-forced logits over the bins of every action.
+        """Return teacher-forced logits over the bins of every action; see `forward_with_future`."""
+        return self.forward_with_future(images, text_ids, state, bins)[0]
+
+    def forward_with_future(
+        self,
+        images: UInt8[Tensor, "batch images h w 3"],
+        text_ids: Int[Tensor, "batch text"],
+        state: Float[Tensor, "batch state"],
+        bins: Int[Tensor, "batch time action"],
+    ) -> tuple[Float[Tensor, "batch time action bins"], Float[Tensor, "batch future state"] | None]:
+        """Return teacher-forced logits over the bins of every action, and predicted later states if any.
 
         `bins` are the true action bins; only autoregressive decoding looks at them, each position at those
         before it.
         """
-        cache = self.read_prefix(images, text_ids, state)
+        prefix = self.read_prefix(images, text_ids, state)
+        cache = prefix.cache
+        future = self._future_states(prefix.situation) if self.num_future_states else None
         if self.decoding == "parallel":
-            return self.parallel_logits(cache, batch=images.shape[0])
+            return self.parallel_logits(prefix), future
         ids = rearrange(bins, "b t a -> b (t a)")[:, :-1] + self.action_offset
         width = self.suffix_position.shape[-1]
         start = self.suffix_position.new_zeros(ids.shape[0], 1, width)
-        suffix = torch.cat((start, self.token_embedding(ids)), dim=1) + self.suffix_position
+        suffix = (
+            torch.cat((start, self.token_embedding(ids)), dim=1) + self.suffix_position + prefix.situation
+        )
         bias = suffix_bias(
             num_prefix=cache[0][0].shape[2],
             num_suffix=suffix.shape[1],
@@ -174,12 +253,19 @@ class VLAModel(nn.Module):
         )
         tokens, _ = self.trunk.write(suffix.to(cache[0][0].dtype), cache, bias=bias)
         logits = self.bin_logits(tokens)
-        return rearrange(logits, "b (t a) 1 v -> b t a v", a=self.action_dim)
+        return rearrange(logits, "b (t a) 1 v -> b t a v", a=self.action_dim), future
 
-    def parallel_logits(
-        self, cache: list[KeyValue], *, batch: int
-    ) -> Float[Tensor, "batch time action bins"]:
-        """Return the logits of all actions in one pass from the cache of `read_prefix`."""
-        queries = self.suffix_position.to(cache[0][0].dtype).expand(batch, -1, -1)
-        tokens, _ = self.trunk.write(queries, cache)
+    def _future_states(self, situation: Float[Tensor, "b 1 width"]) -> Float[Tensor, "b future state"]:
+        """Return normalised later states, read off the situation token before the trunk.
+
+        Where the hand will be is a plainer function of picture and instruction than the next step; learning
+        it teaches the image stem which object is meant. It is for training alone: nothing decodes it.
+        """
+        states = self.future_head(self.future_norm(situation))
+        return rearrange(states, "b 1 (f s) -> b f s", s=self.state_dim)
+
+    def parallel_logits(self, prefix: Prefix) -> Float[Tensor, "batch time action bins"]:
+        """Return the logits of all actions in one pass from what `read_prefix` returned."""
+        queries = prefix.situation + self.suffix_position.to(prefix.situation.dtype)
+        tokens, _ = self.trunk.write(queries, prefix.cache)
         return self.bin_logits(tokens)

@@ -29,6 +29,7 @@ class Batch:
     state: Float[Tensor, "batch state"]
     bins: Int[Tensor, "batch time action"]
     valid: Bool[Tensor, "batch time"]
+    future: Float[Tensor, "batch future state"]  # normalised later states, possibly none
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -38,6 +39,7 @@ class Batch:
             state=self.state.to(device, non_blocking=True),
             bins=self.bins.to(device, non_blocking=True),
             valid=self.valid.to(device, non_blocking=True),
+            future=self.future.to(device, non_blocking=True),
         )
 
 
@@ -54,6 +56,8 @@ class BatchMaker:
     def make(self, indices: Int64[np.ndarray, " batch"], *, number: int) -> Batch:
         """Return the batch of these windows; `number` seeds its augmentation."""
         raw = self.windows.batch(indices)
+        future = raw["future_state"]
+        flat_future = self.processor.encode_state(future.reshape(-1, future.shape[-1]))
         images = raw["images"].reshape(len(indices), -1, *raw["images"].shape[3:])
         if self.augmentation is not None:
             images = self.augmentation(images, np.random.default_rng((self.seed, number)))
@@ -63,6 +67,7 @@ class BatchMaker:
             state=torch.from_numpy(self.processor.encode_state(raw["state"])),
             bins=torch.from_numpy(self.processor.encode_actions(raw["action"])),
             valid=torch.from_numpy(raw["valid"]),
+            future=torch.from_numpy(flat_future.reshape(future.shape)),
         )
 
 

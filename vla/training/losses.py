@@ -44,3 +44,10 @@ def action_token_loss(
     weight = valid.float()[..., None] / (valid.sum().clamp(min=1) * bins.shape[-1])
     accuracy = ((logits.argmax(dim=-1) == bins).float() * weight).sum()
     return (cross_entropy * weight).sum(), accuracy
+
+
+def future_state_loss(
+    predicted: Float[Tensor, "batch future state"], states: Float[Tensor, "batch future state"]
+) -> Float[Tensor, ""]:
+    """Mean absolute error of later states, in normalised units."""
+    return (predicted.float() - states).abs().mean()

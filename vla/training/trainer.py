@@ -82,7 +82,11 @@ class Trainer:
             smoothing_bins=settings.smoothing_bins,
         ).to(self.device)
         step_module = TrainStep(
-            model=model, targets=self.targets, precision=self.precision, device=self.device
+            model=model,
+            targets=self.targets,
+            future_weight=settings.future_weight,
+            precision=self.precision,
+            device=self.device,
         )
         wrapped = wrap(step_module, self.ranks)
         self.train_step = torch.compile(wrapped) if use_compile else wrapped
@@ -174,7 +178,7 @@ class Trainer:
             batch, self.sampler_state = next(batches)
             batch = batch.to(self.device)
             loss, accuracy = self.train_step(
-                batch.images, batch.text_ids, batch.state, batch.bins, batch.valid
+                batch.images, batch.text_ids, batch.state, batch.bins, batch.valid, batch.future
             )
             (loss / settings.accumulate).backward()
             loss_sum += loss.detach() / settings.accumulate
