@@ -191,7 +191,7 @@ class ExportRun:
     bundle: str = MISSING
     tasks: list[str] = MISSING
     env: EnvConfig = MISSING
-    golden_seed: int = 990000
+    golden_seed: int = 800000
     num_golden: int = 12
     replace: bool = False  # whether an existing bundle gives way
 
@@ -212,7 +212,7 @@ class QuickstartRun(TrainRun):
 
     bundle_evaluation: EvaluationConfig = MISSING
     num_golden: int = 12
-    golden_seed: int = 990000
+    golden_seed: int = 800000
     fresh: bool = False  # start over instead of resuming finished stages
 
 
