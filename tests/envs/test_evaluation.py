@@ -115,6 +115,8 @@ def test_a_failing_environment_keeps_the_rows_so_far(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_a_usable_record(tmp_path, number):
     program = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell ignores it
         "from fake_env import PointPolicy\n"
         "from test_evaluation import plan_of, run\n"
         "from pathlib import Path\n"
