@@ -104,7 +104,7 @@ def test_different_scenes_are_no_pairs(quickstart):
     require_same_scenes(evaluation, evaluation)
     other = open_evaluation(quickstart[0] / "evaluation", "right")
     other.plan.env_configs["reach"]["level"] = "heldout"
-    with pytest.raises(ValueError, match=r"'level': \('train', 'heldout'\)"):
+    with pytest.raises(ValueError, match=r"'level': \('none', 'heldout'\)"):
         require_same_scenes(evaluation, other)
 
 

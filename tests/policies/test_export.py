@@ -95,6 +95,7 @@ def test_observations_with_near_ties_are_left_out_of_the_golden_samples(tmp_path
     with torch.no_grad():
         model.action_head.free.weight.zero_()
         model.action_head.free.bias.zero_()
+        model.action_head.mean.zero_()  # in the middle, between the two bins there
     with pytest.raises(ValueError, match="too close to call"):
         export(model, processor, tmp_path / "bundle", observations)
     with pytest.raises(ValueError, match="no golden observations"):

@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite_are_refused(processor):
     model = tiny_model(processor)
     with torch.no_grad():
         model.action_head.free.bias[3] = torch.nan
-    with pytest.raises(ValueError, match=r"'action_head\.bias' holds NaN"):
+    with pytest.raises(ValueError, match=r"'action_head\.free\.bias' holds NaN"):
         VLAPolicy(model=model, processor=processor)
 
 
