@@ -21,7 +21,7 @@ test: lint ## set-up, ruff, pyright and the tests
 lint: setup ## ruff check, ruff format --check, pyright
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
 
 format: setup ## let ruff fix and format
 	$(PY) -m ruff check --fix .
