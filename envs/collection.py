@@ -1,9 +1,9 @@
 """Records demonstrations of scripted experts in worker processes.
 
-The expert is perturbed in a share of the episodes (DART, arXiv:1703.09327): what is executed is its action
-plus noise, what is recorded is the action it meant, so a policy that learns from it has seen how to come back
-to the path. Noise, like the scene, follows from the episode's seed. Only episodes that succeed are handed
-over. This file knows no dataset format: the caller writes what it yields.
+The expert is disturbed in a share of the episodes: what is executed is its action plus a disturbance, what is
+recorded is the action it meant, so a policy that learns from it has seen how to come back to the path. The
+disturbance, like the scene, follows from the episode's seed. Only episodes that succeed are handed over. This
+file knows no dataset format: the caller writes what it yields.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
+from envs.disturbance import Disturbance
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
 from policies.spec import RobotSpec
 
-_NOISE_STREAM = 0x0DA27  # keeps the noise apart from the scene, which is drawn from the seed alone
 _JOBS_QUEUED = 2  # per worker: it goes on while the parent writes
 _JOBS_AHEAD = 5  # per worker: episodes in memory, as they are handed over in the order of the seeds
 
@@ -33,7 +33,7 @@ class DemonstrationEpisode:
     states: Float32[np.ndarray, "time state"]
     actions: Float32[np.ndarray, "time action"]
     success: bool
-    noisy: bool  # whether the executed actions were perturbed
+    noisy: bool  # whether the expert was disturbed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +41,7 @@ class _Demonstrate(Job):
     task: str
     env_config: Mapping[str, Any]
     seed: int
-    noise_std: float
-    noise_probability: float
+    disturbance: Disturbance
     camera_names: tuple[str, ...] | None
     extra_steps: int
 
@@ -55,9 +54,8 @@ class _Demonstrate(Job):
         env.start_episode(seed=self.seed)
         spec = env.robot_spec
         names = spec.camera_names if self.camera_names is None else self.camera_names
-        random = np.random.default_rng([_NOISE_STREAM, self.seed])
-        noisy = bool(random.random() < self.noise_probability)
-        scale = noise_scale(spec, self.noise_std) if noisy else np.zeros(len(spec.action), np.float32)
+        disturbances = self.disturbance.of_episode(spec, seed=self.seed)
+        noisy = disturbances is not None
         images: dict[str, list[np.ndarray]] = {name: [] for name in names}
         states, actions = [], []
         success, steps_left = False, env.max_steps
@@ -67,12 +65,12 @@ class _Demonstrate(Job):
             states.append(env.read_state())
             clean = np.clip(env.expert_action(), spec.action_low, spec.action_high)
             actions.append(clean)
-            noise = scale * random.standard_normal(len(scale), dtype=np.float32)
-            outcome = env.advance(np.clip(clean + noise, spec.action_low, spec.action_high))
+            executed = clean if disturbances is None else clean + next(disturbances)
+            outcome = env.advance(np.clip(executed, spec.action_low, spec.action_high))
             steps_left -= 1
             if outcome.success and not success:
                 success, steps_left = True, self.extra_steps
-                scale = np.zeros_like(scale)
+                disturbances = None
         if not success:
             return None
         return DemonstrationEpisode(
@@ -88,33 +86,11 @@ class _Demonstrate(Job):
         )
 
 
-def is_gripper(spec: RobotSpec) -> Bool[np.ndarray, " action"]:
-    """Return which action channels move a gripper, by their names."""
-    return np.array(["gripper" in name for name in spec.action_names])
-
-
-def noise_scale(spec: RobotSpec, noise_std: float) -> Float32[np.ndarray, " action"]:
-    """Return the standard deviation of the noise in the units of each action channel.
-
-    There is none on a gripper, nor on the turns of an end effector, which would cost grasps and teach little.
-
-    Args:
-        spec: whose action ranges scale the noise.
-        noise_std: share of half the range of a channel.
-    """
-    half_range = (spec.action_high - spec.action_low) / 2
-    still = is_gripper(spec)
-    if spec.action_convention == "end_effector_delta":
-        still = still | np.array([channel.unit == "rad" for channel in spec.action])
-    return (noise_std * half_range * ~still).astype(np.float32)
-
-
 def collect_episodes(
     env_configs: Mapping[str, Mapping[str, Any]],
     seeds_by_task: Mapping[str, Sequence[int]],
     *,
-    noise_std: float,
-    noise_probability: float,
+    disturbance: Disturbance,
     num_workers: int,
     camera_names: Sequence[str] | None = None,
     extra_steps: int = 0,
@@ -126,33 +102,28 @@ def collect_episodes(
     Args:
         env_configs: environment configuration by task.
         seeds_by_task: seeds of the episodes by task, a subset of the tasks of `env_configs`.
-        noise_std: standard deviation of the action noise, as a share of half of each channel's range.
-        noise_probability: share of the episodes that are perturbed.
+        disturbance: of the expert.
         num_workers: recording processes; about one a core.
         camera_names: cameras to record; all of the robot spec when left out.
-        extra_steps: control periods to record after success, without noise.
+        extra_steps: control periods to record after success, undisturbed.
         on_failure: called with task and seed of each episode in which the expert failed.
         env_factory: ``module:function`` that makes an environment from a configuration.
 
     Raises:
-        ValueError: a task has no configuration, or a noise setting is out of range.
+        ValueError: a task has no configuration, or `extra_steps` is negative.
         WorkerError: an environment raised or a worker died; the message tells task and seed.
     """
     unknown = sorted(set(seeds_by_task) - set(env_configs))
     if unknown:
         raise ValueError(f"tasks {unknown} have seeds but no env config; there are {sorted(env_configs)}")
-    if not (noise_std >= 0 and 0 <= noise_probability <= 1 and extra_steps >= 0):
-        raise ValueError(
-            f"noise_std={noise_std}, noise_probability={noise_probability}, extra_steps={extra_steps}; "
-            "need noise_std >= 0, noise_probability in [0, 1], extra_steps >= 0"
-        )
+    if extra_steps < 0:
+        raise ValueError(f"extra_steps is {extra_steps}; it must be at least 0")
     jobs = [
         _Demonstrate(
             task=task,
             env_config=env_configs[task],
             seed=seed,
-            noise_std=noise_std,
-            noise_probability=noise_probability,
+            disturbance=disturbance,
             camera_names=None if camera_names is None else tuple(camera_names),
             extra_steps=extra_steps,
         )

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from envs.collection import DemonstrationEpisode, collect_episodes
+from envs.disturbance import Disturbance
 from envs.registry import make_env
 from experiments import cli, schema
 from experiments.simulation import env_configs
@@ -56,6 +57,7 @@ class Collection:
         return {
             "noise_std": self.settings.noise_std,
             "noise_probability": self.settings.noise_probability,
+            "bump_probability": self.settings.bump_probability,
         }
 
     def missing(self) -> dict[str, int]:
@@ -79,8 +81,11 @@ class Collection:
                 episodes = collect_episodes(
                     self.configs,
                     seeds,
-                    noise_std=self.settings.noise_std,
-                    noise_probability=self.settings.noise_probability,
+                    disturbance=Disturbance(
+                        noise_std=self.settings.noise_std,
+                        probability=self.settings.noise_probability,
+                        bump_probability=self.settings.bump_probability,
+                    ),
                     num_workers=self.settings.num_workers,
                     on_failure=self._count_failure,
                 )
@@ -108,7 +113,8 @@ class Collection:
         if self.failed[task] > 20 and self.failed[task] > 2 * self.kept[task]:
             raise ValueError(
                 f"the expert of {task!r} failed on {self.failed[task]} seeds and succeeded on "
-                f"{self.kept[task]}; lower collect.noise_std (now {self.settings.noise_std})"
+                f"{self.kept[task]}; lower collect.noise_std (now {self.settings.noise_std}) "
+                f"or collect.bump_probability (now {self.settings.bump_probability})"
             )
 
     def table(self) -> str:

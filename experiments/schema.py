@@ -38,8 +38,9 @@ class CollectConfig:
 
     episodes_per_task: int = MISSING  # successful ones
     first_seed: int = 0
-    noise_std: float = MISSING  # of the disturbance of the expert, as a share of the action range
-    noise_probability: float = MISSING  # share of control periods that are disturbed
+    noise_probability: float = MISSING  # share of the episodes in which the expert is disturbed
+    noise_std: float = MISSING  # of the disturbance in each period, as a share of half the action range
+    bump_probability: float = MISSING  # of a few periods' drift to begin in a period of such an episode
     storage: str = MISSING  # video | image
     pixel_format: str = "yuv420p"  # as in LeRobot; yuv444p keeps the colours of small things sharp
     num_workers: int = 2

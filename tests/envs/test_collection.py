@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from fake_env import FACTORY, SPEC, PointEnv
 
-from envs.collection import collect_episodes, noise_scale
+from envs.collection import collect_episodes
+from envs.disturbance import Disturbance, disturbed_range
 from envs.workers import WorkerError
+
+NOISE = Disturbance(noise_std=0.3, probability=0.5)
 
 
 def collect(seeds_by_task, *, configs=None, **options):
     configs = configs or {task: {"task": task} for task in seeds_by_task}
-    options = {"noise_std": 0.3, "noise_probability": 0.5, "num_workers": 2, "env_factory": FACTORY} | options
+    options = {"disturbance": NOISE, "num_workers": 2, "env_factory": FACTORY} | options
     return list(collect_episodes(configs, seeds_by_task, **options))
 
 
@@ -33,7 +36,7 @@ def test_the_order_and_the_content_do_not_depend_on_the_workers():
 
 
 def test_an_episode_holds_a_frame_and_a_state_before_each_action():
-    episode = collect({"point": [3]}, noise_probability=0.0)[0]
+    episode = collect({"point": [3]}, disturbance=Disturbance())[0]
     steps = len(episode.actions)
     assert episode.states.shape == (steps, 2)
     assert episode.success
@@ -46,7 +49,7 @@ def test_an_episode_holds_a_frame_and_a_state_before_each_action():
 
 
 def test_noise_moves_the_arm_but_not_the_labels_nor_the_gripper():
-    noisy = collect({"point": range(6)}, noise_probability=1.0)
+    noisy = collect({"point": range(6)}, disturbance=Disturbance(noise_std=0.3, probability=1.0))
     for episode in noisy:
         assert episode.noisy
         env = PointEnv(task="point")
@@ -61,8 +64,23 @@ def test_noise_moves_the_arm_but_not_the_labels_nor_the_gripper():
             np.testing.assert_allclose(env.expert_action(), action, atol=1e-6)
 
 
-def test_noise_scale_is_a_share_of_half_of_the_range_and_spares_the_gripper():
-    np.testing.assert_allclose(noise_scale(SPEC, 0.4), [0.02, 0.02, 0.0], atol=1e-7)
+def test_disturbances_scale_with_half_of_the_range_and_spare_the_gripper():
+    np.testing.assert_allclose(disturbed_range(SPEC), [0.05, 0.05, 0.0], atol=1e-7)
+
+
+def test_bumps_are_a_few_periods_of_steady_drift():
+    drawn = Disturbance(probability=1.0, bump_probability=0.05).of_episode(SPEC, seed=3)
+    values = np.stack([next(drawn) for _ in range(2000)])
+    moving = np.abs(values).max(axis=1) > 0
+    assert 0.1 < moving.mean() < 0.3
+    assert (values[:, 2] == 0).all()
+    assert np.abs(values).max() <= 0.8 * 0.05 + 1e-6
+    changes = np.flatnonzero((np.diff(values, axis=0) != 0).any(axis=1))
+    assert (np.diff(changes) >= 1).all()
+    assert np.median(np.diff(changes)) >= 3
+    again = Disturbance(probability=1.0, bump_probability=0.05).of_episode(SPEC, seed=3)
+    np.testing.assert_array_equal(values, np.stack([next(again) for _ in range(2000)]))
+    assert Disturbance(noise_std=1.0, probability=0.0).of_episode(SPEC, seed=3) is None
 
 
 def test_failures_are_told_and_left_out():
@@ -86,5 +104,7 @@ def test_errors_name_task_and_seed():
         collect({"point": range(5, 9)}, configs={"point": {"task": "point", "broken": "reset"}})
     with pytest.raises(ValueError, match=r"tasks \['lfit'\] have seeds but no env config"):
         collect({"lfit": [1]}, configs={"lift": {}})
-    with pytest.raises(ValueError, match=r"noise_probability=2\.0"):
-        collect({"point": [1]}, noise_probability=2.0)
+    with pytest.raises(ValueError, match=r"probability=2\.0"):
+        Disturbance(probability=2.0)
+    with pytest.raises(ValueError, match="extra_steps is -1"):
+        collect({"point": [1]}, extra_steps=-1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from envs.collection import collect_episodes
+from envs.disturbance import Disturbance
 from envs.evaluation import EvaluationPlan, evaluate
 from envs.registry import make_env
 
@@ -58,7 +59,7 @@ def test_a_scene_looks_the_same_whatever_was_drawn_before():
 @pytest.fixture(scope="module")
 def episodes():
     seeds = dict.fromkeys(TASKS, SEEDS)
-    return list(collect_episodes(CONFIGS, seeds, noise_std=0.0, noise_probability=0.0, num_workers=2))
+    return list(collect_episodes(CONFIGS, seeds, disturbance=Disturbance(), num_workers=2))
 
 
 def test_the_expert_succeeds_and_its_frames_show_the_scene(episodes):
