@@ -27,6 +27,7 @@ from experiments.evaluate import evaluate_conditions, load_policy
 from vla.data.augment import ImageAugmentation
 from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 from vla.training.metrics import MetricSink
@@ -87,17 +88,19 @@ def build_model(
         raise ValueError(f"camera frames are {height} x {width} pixels; the image tokenizer wants squares")
     torch.manual_seed(seed)
     return VLAModel(
-        vocab_size=processor.vocabulary.size,
-        num_bins=processor.action_tokenizer.num_bins,
-        action_offset=processor.vocabulary.action_offset,
-        bins_per_dim=processor.bins_per_dim,
-        action_horizon=processor.action_horizon,
-        num_images=processor.num_images,
-        image_size=height,
-        state_dim=len(processor.robot_spec.state),
-        max_text_tokens=processor.max_text_tokens,
-        num_future_states=num_future_states,
-        **dataclasses.asdict(model),
+        ModelSizes(
+            vocab_size=processor.vocabulary.size,
+            num_bins=processor.action_tokenizer.num_bins,
+            action_offset=processor.vocabulary.action_offset,
+            bins_per_dim=processor.bins_per_dim,
+            action_horizon=processor.action_horizon,
+            num_images=processor.num_images,
+            image_size=height,
+            state_dim=len(processor.robot_spec.state),
+            max_text_tokens=processor.max_text_tokens,
+            num_future_states=num_future_states,
+            **dataclasses.asdict(model),
+        )
     )
 
 

@@ -1,21 +1,20 @@
 """A bundle as a `Policy`: numpy and onnxruntime, no torch. This is what runs on a robot computer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from onnxruntime.capi import (
     onnxruntime_pybind11_state as runtime_errors,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
 from policies.bundle import Bundle, BundleError, read_bundle
 from policies.conformance import MAX_ACTION_DIFFERENCE
-from policies.interface import Observation
-from policies.spec import RobotSpec
-from vla.tokenizers.processor import Processor
+from policies.token_policy import TokenPolicy
+from vla.tokenizers.processor import ModelInputs
 
 PROVIDERS = ("CPUExecutionProvider",)
 REPLAY_BATCH = 16  # golden samples a forward pass
@@ -29,10 +28,11 @@ LOAD_ERRORS = (
 )
 
 
-class BundlePolicy:
+class BundlePolicy(TokenPolicy):
     """A verified bundle, ready to answer. Made by `load`; one may serve several threads."""
 
     def __init__(self, *, bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
+        super().__init__(processor=bundle.processor)
         self._bundle, self._session = bundle, session
 
     @classmethod
@@ -56,11 +56,6 @@ class BundlePolicy:
         return policy
 
     @property
-    def processor(self) -> Processor:
-        """Everything around the graph."""
-        return self._bundle.processor
-
-    @property
     def provenance(self) -> Mapping[str, Any]:
         """Where the bundle comes from: checkpoint, git revision, exporter versions, date."""
         return self._bundle.provenance
@@ -70,52 +65,11 @@ class BundlePolicy:
         """Sha256 that covers every byte of the bundle, as 64 hexadecimal digits."""
         return self._bundle.bundle_id
 
-    @property
-    def robot_spec(self) -> RobotSpec:
-        """The robot that the policy was trained for."""
-        return self.processor.robot_spec
-
-    @property
-    def frame_offsets(self) -> tuple[int, ...]:
-        """Which frames the policy looks at, in control periods before now, oldest first."""
-        return self.processor.frame_offsets
-
-    @property
-    def action_horizon(self) -> int:
-        """Number of control periods in a predicted chunk."""
-        return self.processor.action_horizon
-
-    def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
-        """Return chunks in the units of `RobotSpec.action`, the first action for the period that starts now.
-
-        Raises:
-            ObservationError: a camera or state dimension of the robot spec is missing or malformed.
-            DecodeError: the generated tokens are no action chunk. Hold the last command.
-        """
-        return self.decode_bins(self.predict_bins(observations))
-
-    def predict_bins(self, observations: Sequence[Observation]) -> Int64[np.ndarray, "batch time action"]:
-        """Return the chosen bin of every action, in [0, num_bins).
-
-        Raises:
-            ObservationError: a camera or state dimension of the robot spec is missing or malformed.
-        """
-        inputs = self.processor.encode(observations)
+    def choose_bins(self, inputs: ModelInputs) -> Int64[np.ndarray, "batch time action"]:
+        """Run the model and return the chosen bin of every action, in [0, num_bins)."""
         feed = {"images": inputs.images, "text_ids": inputs.text_ids, "state": inputs.state}
         (bins,) = self._session.run(["bins"], feed)
-        return np.asarray(bins).astype(
-            np.int64
-        )  # onnxruntime's is C's long long, another type of the same width
-
-    def decode_bins(
-        self, bins: Int64[np.ndarray, "batch time action"]
-    ) -> Float32[np.ndarray, "batch time action"]:
-        """Return the actions of `bins`, in the units of `RobotSpec.action`.
-
-        Raises:
-            DecodeError: a bin is out of range; hold the last command.
-        """
-        return self.processor.decode(bins)
+        return np.asarray(bins).astype(np.int64)  # onnxruntime's is C's long long: another type, as wide
 
 
 def _open_session(bundle: Bundle, *, num_threads: int) -> onnxruntime.InferenceSession:

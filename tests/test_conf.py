@@ -21,6 +21,7 @@ from experiments.cli import explain_config_error
 from experiments.simulation import env_configs
 from experiments.train import trainer_settings
 from vla.data.augment import ImageAugmentation
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.registry import ACTION_TOKENIZERS
 from vla.training.settings import TrainerSettings
@@ -48,16 +49,18 @@ def build(run):
     assert run.action_tokenizer.kind in ACTION_TOKENIZERS
     with torch.device("meta"):
         return VLAModel(
-            vocab_size=600,
-            num_bins=run.action_tokenizer.num_bins,
-            action_offset=300,
-            bins_per_dim=[run.action_tokenizer.num_bins] * 7,
-            action_horizon=run.processor.action_horizon,
-            num_images=len(run.env.cameras) * len(run.processor.frame_offsets),
-            image_size=run.env.image_size,
-            state_dim=6,
-            max_text_tokens=run.processor.max_text_tokens,
-            **vars(run.model),
+            ModelSizes(
+                vocab_size=600,
+                num_bins=run.action_tokenizer.num_bins,
+                action_offset=300,
+                bins_per_dim=[run.action_tokenizer.num_bins] * 7,
+                action_horizon=run.processor.action_horizon,
+                num_images=len(run.env.cameras) * len(run.processor.frame_offsets),
+                image_size=run.env.image_size,
+                state_dim=6,
+                max_text_tokens=run.processor.max_text_tokens,
+                **vars(run.model),
+            )
         )
 
 
@@ -190,7 +193,7 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
         (schema.AugmentationConfig, ImageAugmentation, set()),
         (
             schema.ModelConfig,
-            VLAModel,
+            ModelSizes,
             {
                 "vocab_size",
                 "num_bins",

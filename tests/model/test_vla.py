@@ -6,6 +6,7 @@ import torch
 from vla.model.attention import Attention
 from vla.model.generation import generate
 from vla.model.masks import suffix_bias
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 
 
@@ -24,10 +25,10 @@ def tiny_model(decoding: str = "parallel", **changes: object) -> VLAModel:
         "width": 32,
         "depth": 2,
         "num_heads": 2,
-        "stem_channels": (8, 16),
+        "stem_channels": [8, 16],
         "decoding": decoding,
     }
-    model = VLAModel(**{**sizes, **changes})  # type: ignore[arg-type]
+    model = VLAModel(ModelSizes(**{**sizes, **changes}))  # type: ignore[arg-type]
     for parameter in model.parameters():  # zero-initialised branches would hide faults
         torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
@@ -108,7 +109,7 @@ def test_samples_of_a_batch_do_not_see_one_another() -> None:
 
 def test_hyperparameters_rebuild_the_model() -> None:
     model = tiny_model(patch_size=16)
-    twin = VLAModel(**model.hyperparameters())
+    twin = VLAModel(ModelSizes(**model.sizes.to_json()))
     assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
 
 

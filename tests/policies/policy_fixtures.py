@@ -6,6 +6,7 @@ from torch import nn
 
 from policies.interface import Observation
 from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 
@@ -60,20 +61,22 @@ def tiny_model(processor: Processor, *, decoding="parallel", bins_per_dim=(16, 1
 
 def _random_model(processor, *, decoding, bins_per_dim):
     model = VLAModel(
-        vocab_size=processor.vocabulary.size,
-        num_bins=processor.vocabulary.num_bins,
-        action_offset=processor.vocabulary.action_offset,
-        bins_per_dim=list(bins_per_dim),
-        action_horizon=processor.action_horizon,
-        num_images=processor.num_images,
-        image_size=processor.image_size[0],
-        state_dim=len(processor.robot_spec.state),
-        max_text_tokens=processor.max_text_tokens,
-        width=32,
-        depth=1 if decoding == "parallel" else 2,
-        num_heads=2,
-        stem_channels=(8, 16),
-        decoding=decoding,
+        ModelSizes(
+            vocab_size=processor.vocabulary.size,
+            num_bins=processor.vocabulary.num_bins,
+            action_offset=processor.vocabulary.action_offset,
+            bins_per_dim=list(bins_per_dim),
+            action_horizon=processor.action_horizon,
+            num_images=processor.num_images,
+            image_size=processor.image_size[0],
+            state_dim=len(processor.robot_spec.state),
+            max_text_tokens=processor.max_text_tokens,
+            width=32,
+            depth=1 if decoding == "parallel" else 2,
+            num_heads=2,
+            stem_channels=[8, 16],
+            decoding=decoding,
+        )
     )
     for parameter in model.parameters():
         if parameter.ndim > 1:

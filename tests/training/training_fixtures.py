@@ -10,6 +10,7 @@ from policies.spec import CameraSpec, Channel, RobotSpec
 from vla.data.augment import ImageAugmentation
 from vla.data.windows import Windows, open_windows
 from vla.data.writer import DatasetWriter
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 from vla.training.settings import TrainerSettings, TrainingResult
@@ -68,20 +69,22 @@ def tiny_model(processor: Processor, *, width: int = 32, decoding: str = "parall
     """Return a seeded model that fits the processor."""
     torch.manual_seed(0)
     return VLAModel(
-        vocab_size=processor.vocabulary.size,
-        num_bins=16,
-        action_offset=processor.vocabulary.action_offset,
-        bins_per_dim=[16, 16],
-        action_horizon=3,
-        num_images=1,
-        image_size=32,
-        state_dim=2,
-        max_text_tokens=8,
-        width=width,
-        depth=2,
-        num_heads=2,
-        stem_channels=(8, 16),
-        decoding=decoding,
+        ModelSizes(
+            vocab_size=processor.vocabulary.size,
+            num_bins=16,
+            action_offset=processor.vocabulary.action_offset,
+            bins_per_dim=[16, 16],
+            action_horizon=3,
+            num_images=1,
+            image_size=32,
+            state_dim=2,
+            max_text_tokens=8,
+            width=width,
+            depth=2,
+            num_heads=2,
+            stem_channels=[8, 16],
+            decoding=decoding,
+        )
     )
 
 

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 from vla.model.transformer import RMSNorm
 
-PATCH_SIZES = (16, 24, 32)  # pixels a side of one token
-
 
 class ImageTokenizer(nn.Module):
     """Frames uint8 [batch images h w 3] to tokens [batch images*patches width], with learned positions."""
@@ -34,12 +32,6 @@ class ImageTokenizer(nn.Module):
         patch_size: int = 16,
     ) -> None:
         super().__init__()
-        if patch_size not in PATCH_SIZES:
-            raise ValueError(f"patch_size {patch_size} is none of {PATCH_SIZES}; change conf/model")
-        if image_size % patch_size:
-            raise ValueError(
-                f"image_size {image_size} is no multiple of patch_size {patch_size}; change one of them"
-            )
         first, second = stem_channels
         self.image_size = image_size
         self.num_patches = (image_size // patch_size) ** 2

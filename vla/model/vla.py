@@ -8,8 +8,7 @@ One trunk, two decodings (`decoding`):
 The model receives sizes and arrays. It knows nothing of tokenizers, units, robots or files.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,45 +16,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from vla.model.attention import KeyValue
+from vla.model.heads import BinHead, PhraseEncoder
 from vla.model.image_tokenizer import ImageTokenizer
 from vla.model.masks import suffix_bias
+from vla.model.sizes import ModelSizes
 from vla.model.transformer import RMSNorm, Transformer
 
-DECODINGS = ("parallel", "autoregressive")
 PAD_ID = 0  # id of padding in the vocabulary
 STATE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
-ILLEGAL = (
-    -1e9
-)  # logit of a bin that may not be used: probability 0, and finite, so that 0 * ILLEGAL is no NaN
-
-
-class BinHead(nn.Module):
-    """Logits over ordered bins: a discretised Gaussian, which learns as fast as regression, plus free logits.
-
-    The Gaussian's mean and width are read off the token, as in PixelCNN++ (arXiv:1701.05517); the free logits
-    make any other distribution possible. Bin centres count as -1 to 1.
-    """
-
-    def __init__(self, *, width: int, dims: int, num_bins: int) -> None:
-        super().__init__()
-        self.dims = dims
-        self.free = nn.Linear(width, dims * num_bins)
-        self.mean = nn.Parameter(0.02 * torch.randn(dims, width))
-        self.log_width = nn.Parameter(torch.zeros(dims, width))
-        self.mean_bias = nn.Parameter(torch.zeros(dims))
-        self.log_width_bias = nn.Parameter(torch.full((dims,), -0.7))
-        nn.init.normal_(self.free.weight, std=0.002)
-        nn.init.zeros_(self.free.bias)
-        self.centres: Tensor
-        self.register_buffer("centres", torch.linspace(-1, 1, num_bins), persistent=False)
-
-    def forward(self, tokens: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n dims bins"]:
-        """Return the logits of each dimension."""
-        wide = tokens.float()[..., None, :]  # products, not a Linear: autocast would round the mean to bf16
-        mean = (wide * self.mean).sum(dim=-1) + self.mean_bias
-        log_width = ((wide * self.log_width).sum(dim=-1) + self.log_width_bias).clamp(-4.5, 1.0)
-        distance = (self.centres - mean[..., None]) * torch.exp(-log_width)[..., None]
-        return self.free(tokens).unflatten(-1, (self.dims, -1)) - 0.5 * distance.square()
+ILLEGAL = -1e9  # logit of a bin that may not be used: probability 0, yet finite, as 0 * inf is NaN
 
 
 class Prefix(NamedTuple):
@@ -65,115 +34,49 @@ class Prefix(NamedTuple):
     situation: Tensor  # [batch 1 width] state, places, instruction in one; added to every action token
 
 
-class PhraseEncoder(nn.Module):
-    """Sums up an instruction in one vector: its words, and the phrases of three that stand out."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.norm = RMSNorm(width=width)
-        self.words = nn.Linear(width, width, bias=False)
-        self.phrase = nn.Conv1d(width, width, kernel_size=3, padding=1)
-
-    def forward(self, text: Float[Tensor, "batch text width"]) -> Float[Tensor, "batch width"]:
-        """Return the sum over words, padding being 0, plus the maximum over phrases."""
-        text = self.norm(text)
-        phrases = torch.relu(self.phrase(rearrange(text, "b n d -> b d n"))).amax(dim=-1)
-        return 0.7 * self.words(text).sum(dim=1) + phrases
-
-
 class VLAModel(nn.Module):
-    """A prefix-LM over image, text and state tokens with a suffix of action tokens or action queries.
+    """A prefix-LM over image, text and state tokens with a suffix of action tokens or action queries."""
 
-    Args are sizes: `vocab_size` of the shared id space, `num_bins` of an action dimension, `action_offset`,
-    the id of bin 0, `bins_per_dim`, how many bins each dimension may use, `num_images` frames (frames x
-    cameras), `stem_channels` of the image stem.
-    """
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        num_bins: int,
-        action_offset: int,
-        bins_per_dim: list[int],
-        action_horizon: int,
-        num_images: int,
-        image_size: int,
-        state_dim: int,
-        max_text_tokens: int,
-        width: int = 256,
-        depth: int = 4,
-        num_heads: int = 4,
-        mlp_ratio: int = 4,
-        stem_channels: Sequence[int] = (64, 128),
-        patch_size: int = 16,
-        num_future_states: int = 0,
-        decoding: str = "parallel",
-    ) -> None:
+    def __init__(self, sizes: ModelSizes) -> None:
         super().__init__()
-        if decoding not in DECODINGS:
-            raise ValueError(f"decoding {decoding!r} is none of {DECODINGS}; change conf/model")
-        if not all(1 <= bins <= num_bins for bins in bins_per_dim):
-            raise ValueError(f"bins_per_dim {bins_per_dim} must lie in [1, num_bins={num_bins}]")
-        self._hyperparameters: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "num_bins": num_bins,
-            "action_offset": action_offset,
-            "bins_per_dim": list(bins_per_dim),
-            "action_horizon": action_horizon,
-            "num_images": num_images,
-            "image_size": image_size,
-            "state_dim": state_dim,
-            "max_text_tokens": max_text_tokens,
-            "width": width,
-            "depth": depth,
-            "num_heads": num_heads,
-            "mlp_ratio": mlp_ratio,
-            "stem_channels": list(stem_channels),
-            "patch_size": patch_size,
-            "num_future_states": num_future_states,
-            "decoding": decoding,
-        }
-        self.decoding, self.num_bins, self.action_offset = decoding, num_bins, action_offset
-        self.action_dim, self.action_horizon = len(bins_per_dim), action_horizon
-        if len(stem_channels) != 2:
-            raise ValueError(f"stem_channels {list(stem_channels)} must be two numbers; change conf/model")
-        first, second = stem_channels
+        self.sizes = sizes
+        self.decoding, self.num_bins, self.action_offset = sizes.decoding, sizes.num_bins, sizes.action_offset
+        self.action_dim, self.action_horizon = sizes.action_dim, sizes.action_horizon
+        width, first, second = sizes.width, *sizes.stem_channels
         self.image_tokenizer = ImageTokenizer(
-            num_images=num_images,
-            image_size=image_size,
+            num_images=sizes.num_images,
+            image_size=sizes.image_size,
             width=width,
             stem_channels=(first, second),
-            patch_size=patch_size,
+            patch_size=sizes.patch_size,
         )
         self.phrase_encoder = PhraseEncoder(width=width)
-        self.token_embedding = nn.Embedding(vocab_size, width, padding_idx=PAD_ID)
-        self.text_position = nn.Parameter(torch.randn(max_text_tokens, width) * 0.02)
-        num_state_features = state_dim * (1 + 2 * len(STATE_FREQUENCIES))
+        self.token_embedding = nn.Embedding(sizes.vocab_size, width, padding_idx=PAD_ID)
+        self.text_position = nn.Parameter(torch.randn(sizes.max_text_tokens, width) * 0.02)
+        num_state_features = sizes.state_dim * (1 + 2 * len(STATE_FREQUENCIES))
         num_state_features += self.image_tokenizer.num_places + width
         self.state_tokenizer = nn.Sequential(
             nn.Linear(num_state_features, width), nn.ReLU(), nn.Linear(width, width)
         )
-        self.num_future_states, self.state_dim = num_future_states, state_dim
-        if num_future_states:
+        self.num_future_states, self.state_dim = sizes.num_future_states, sizes.state_dim
+        if sizes.num_future_states:
             self.future_norm = RMSNorm(width=width)
-            self.future_head = nn.Linear(width, num_future_states * state_dim)
-        self.trunk = Transformer(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
-        num_suffix = action_horizon * (1 if decoding == "parallel" else self.action_dim)
+            self.future_head = nn.Linear(width, sizes.num_future_states * sizes.state_dim)
+        self.trunk = Transformer(
+            width=width, depth=sizes.depth, num_heads=sizes.num_heads, mlp_ratio=sizes.mlp_ratio
+        )
+        is_parallel = sizes.decoding == "parallel"
+        num_suffix = sizes.action_horizon * (1 if is_parallel else sizes.action_dim)
         self.suffix_position = nn.Parameter(torch.randn(num_suffix, width) * 0.02)
-        head_dims = self.action_dim if decoding == "parallel" else 1
-        self.action_head = BinHead(width=width, dims=head_dims, num_bins=num_bins)
+        head_dims = sizes.action_dim if is_parallel else 1
+        self.action_head = BinHead(width=width, dims=head_dims, num_bins=sizes.num_bins)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.zeros_(self.token_embedding.weight[PAD_ID])  # padding says nothing
-        legal = torch.arange(num_bins)[None] < torch.tensor(bins_per_dim)[:, None]
+        legal = torch.arange(sizes.num_bins)[None] < torch.tensor(sizes.bins_per_dim)[:, None]
         self.illegal_bias: Tensor
         self.register_buffer(
             "illegal_bias", torch.zeros(legal.shape).masked_fill(~legal, ILLEGAL), persistent=False
         )
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """Return the constructor arguments as JSON-ready data; `VLAModel(**these)` rebuilds the model."""
-        return dict(self._hyperparameters)
 
     def num_parameters(self) -> int:
         """Count all weights."""

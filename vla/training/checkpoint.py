@@ -30,6 +30,7 @@ from vla.files import (
     verify_manifest,
     write_manifest,
 )
+from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 
@@ -73,7 +74,7 @@ def save_checkpoint(
         save_file(
             {name: v.contiguous().cpu() for name, v in training.items()}, staging / "training.safetensors"
         )
-        atomic_write_json(staging / "model.json", model.hyperparameters())
+        atomic_write_json(staging / "model.json", model.sizes.to_json())
         atomic_write_json(staging / "processor.json", processor.to_json())
         atomic_write_json(staging / "state.json", dict(state))
         write_manifest(staging, provenance)
@@ -89,8 +90,7 @@ def load_policy_checkpoint(path: Path) -> PolicyCheckpoint:
     """
     directory = resolve_checkpoint(path)
     manifest = verify_manifest(directory)
-    hyperparameters = json.loads((directory / "model.json").read_text())
-    model = VLAModel(**hyperparameters)
+    model = VLAModel(ModelSizes(**json.loads((directory / "model.json").read_text())))
     load_weights(model, load_averaged(directory), source=directory)
     model.eval()
     processor = Processor.from_json(json.loads((directory / "processor.json").read_text()))
@@ -128,7 +128,7 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
     Raises:
         CheckpointError: it was not; the message names what differs and what to do.
     """
-    wanted = {"model.json": model.hyperparameters(), "processor.json": processor.to_json()}
+    wanted = {"model.json": model.sizes.to_json(), "processor.json": processor.to_json()}
     for name, value in wanted.items():
         stored = json.loads((directory / name).read_text())
         keys = sorted(key for key in stored.keys() | value.keys() if stored.get(key) != value.get(key))

@@ -75,10 +75,10 @@ class Trainer:
         self.precision, why = choose_precision(settings.precision, self.device)
         use_compile, compile_why = choose_compile(settings.compile)
         self._say(f"{model.num_parameters() / 1e6:.2f} M parameters on {self.device}; {why}; {compile_why}")
-        hyper = model.to(self.device).hyperparameters()
+        model.to(self.device)
         self.targets = bin_targets(
-            bins_per_dim=hyper["bins_per_dim"],
-            num_bins=hyper["num_bins"],
+            bins_per_dim=model.sizes.bins_per_dim,
+            num_bins=model.sizes.num_bins,
             smoothing_bins=settings.smoothing_bins,
         ).to(self.device)
         step_module = TrainStep(
