@@ -69,6 +69,7 @@ def build_processor(run: schema.TrainRun, train: Windows) -> Processor:
         action_tokenizer=run.action_tokenizer.kind,
         num_bins=run.action_tokenizer.num_bins,
         frame_offsets=run.processor.frame_offsets,
+        max_committed=run.processor.max_committed,
         max_text_tokens=run.processor.max_text_tokens,
         text_vocab_size=run.processor.text_vocab_size,
         constant_state_dims=run.processor.constant_state_dims,
@@ -98,6 +99,7 @@ def build_model(
             image_size=height,
             state_dim=len(processor.robot_spec.state),
             max_text_tokens=processor.max_text_tokens,
+            max_committed=processor.max_committed,
             num_future_states=num_future_states,
             **dataclasses.asdict(model),
         )

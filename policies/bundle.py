@@ -51,7 +51,7 @@ class BundleError(ValueError):
 class GoldenSamples:
     """Observations and what the policy answered to them, bins and actions, when the bundle was made."""
 
-    observations: Sequence[Observation]  # without committed actions
+    observations: Sequence[Observation]  # what is committed are the first of the actions
     bins: Int64[np.ndarray, "sample time action"]
     actions: Float32[np.ndarray, "sample time action"]  # in the units of RobotSpec.action
 
@@ -95,6 +95,9 @@ def write_bundle(
     arrays["state"] = np.stack([observation.state for observation in golden.observations])
     arrays["instruction"] = np.array([observation.instruction for observation in golden.observations])
     arrays["bins"], arrays["actions"] = golden.bins, golden.actions
+    if processor.max_committed:
+        counts = [len(observation.committed) for observation in golden.observations]
+        arrays["num_committed"] = np.array(counts, dtype=np.int64)
     with (directory / GOLDEN_NAME).open("xb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     write_manifest(directory, provenance, schema_version=SCHEMA_VERSION)
@@ -146,16 +149,7 @@ def _read_golden(path: Path, processor: Processor) -> GoldenSamples:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} cannot be read; export the bundle again: {error}") from error
-    expected = {
-        "state",
-        "instruction",
-        "bins",
-        "actions",
-        *(IMAGE_PREFIX + name for name in spec.camera_names),
-    }
-    if set(arrays) != expected:
-        raise BundleError(f"{path} holds {sorted(arrays)}; robot {spec.name!r} needs {sorted(expected)}")
-    num_samples = len(arrays["bins"]) if arrays["bins"].ndim else 0
+    num_samples = len(arrays["bins"]) if "bins" in arrays and arrays["bins"].ndim else 0
     chunk = (num_samples, processor.action_horizon, len(spec.action))
     frames = (num_samples, len(processor.frame_offsets), *processor.image_size, 3)
     forms = {
@@ -165,18 +159,22 @@ def _read_golden(path: Path, processor: Processor) -> GoldenSamples:
         "instruction": ("str", (num_samples,)),
         **{IMAGE_PREFIX + name: ("uint8", frames) for name in spec.camera_names},
     }
+    if processor.max_committed:
+        forms["num_committed"] = ("int64", (num_samples,))
+    if set(arrays) != set(forms):
+        raise BundleError(f"{path} holds {sorted(arrays)}; robot {spec.name!r} needs {sorted(forms)}")
     for name, (kind, shape) in forms.items():
         array = arrays[name]
         found = "str" if array.dtype.kind == "U" else str(array.dtype)
         if (found, array.shape) != (kind, shape) or not num_samples:
             raise BundleError(f"{path}: {name} is {found}{list(array.shape)} instead of {kind}{list(shape)}")
-    nothing = np.zeros((0, len(spec.action)), dtype=np.float32)
+    counts = arrays.get("num_committed", np.zeros(num_samples, dtype=np.int64))
     observations = [
         Observation(
             images={name: arrays[IMAGE_PREFIX + name][i] for name in spec.camera_names},
             state=arrays["state"][i],
             instruction=str(arrays["instruction"][i]),
-            committed=nothing,
+            committed=arrays["actions"][i, : counts[i]],
             stamp=0.0,
         )
         for i in range(num_samples)

@@ -6,35 +6,13 @@ anything that tells its bins can be compared.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
 from policies.interface import Observation
-from policies.spec import RobotSpec
+from policies.token_policy import TokenPolicy
 
 MAX_ACTION_DIFFERENCE = 1e-5  # of each action channel's range, for two fp32 runs of one policy
-
-
-@runtime_checkable
-class TokenPolicy(Protocol):
-    """A policy that also tells which action bins it chose."""
-
-    @property
-    def robot_spec(self) -> RobotSpec:
-        """The robot that the policy was trained for."""
-        ...
-
-    def predict_bins(self, observations: Sequence[Observation]) -> Int64[np.ndarray, "batch time action"]:
-        """Return the chosen bin of every action."""
-        ...
-
-    def decode_bins(
-        self, bins: Int64[np.ndarray, "batch time action"]
-    ) -> Float32[np.ndarray, "batch time action"]:
-        """Return the actions of `bins`, in the units of `RobotSpec.action`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

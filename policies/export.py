@@ -22,7 +22,7 @@ import jaxtyping
 import numpy as np
 import onnx
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop  # the one private name; pinned with torch
 
@@ -32,12 +32,12 @@ from policies.exported import BundlePolicy
 from policies.interface import Observation
 from policies.vla_policy import VLAPolicy
 from vla.files import publish_directory, staging_directory
-from vla.model.generation import generate, most_likely_bins
+from vla.model.generation import generate, keep_committed, most_likely_bins
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 
 OPSET = 20
-INPUT_NAMES = ("images", "text_ids", "state")
+INPUT_NAMES = ("images", "text_ids", "state", "committed")  # the last only where the policy takes it
 MAX_BATCH = 1024
 # fp32 logits differ by up to 4e-6 between runtimes (facts: deployment, 2.3). A golden token must win by more.
 GOLDEN_MARGIN = 1e-4
@@ -86,7 +86,8 @@ def export_bundle(
         provenance: JSON-ready origin, such as ``{"checkpoint_id": ..., "git_revision": ...}``; exporter
             versions and date are added.
         out_dir: the bundle directory to make.
-        golden_observations: real ones, at least one; their `committed` actions are left out.
+        golden_observations: real ones, at least one; their `committed` actions are replaced, by the first of
+            the policy's own chunk in every second one where it takes them, else by none.
         replace: put the bundle in the place of an existing directory.
 
     Raises:
@@ -138,7 +139,10 @@ def export_graph(model: VLAModel, *, processor: Processor, observations: Sequenc
     inputs = processor.encode(
         [observations[0], observations[0]]
     )  # a batch of 1 would be taken for a constant
-    example = tuple(torch.from_numpy(array) for array in (inputs.images, inputs.text_ids, inputs.state))
+    arrays = [inputs.images, inputs.text_ids, inputs.state]
+    if processor.max_committed:
+        arrays.append(inputs.committed)
+    example, names = tuple(map(torch.from_numpy, arrays)), INPUT_NAMES[: len(arrays)]
     graph_class = _LoopedGeneration if model.decoding == "autoregressive" else _Generation
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet_exporter(), torch.no_grad():
@@ -148,9 +152,9 @@ def export_graph(model: VLAModel, *, processor: Processor, observations: Sequenc
             dynamo=True,
             opset_version=OPSET,
             external_data=False,
-            input_names=INPUT_NAMES,
+            input_names=names,
             output_names=("bins",),
-            dynamic_shapes={name: {0: batch} for name in INPUT_NAMES},
+            dynamic_shapes={name: {0: batch} for name in names},
             verbose=False,
         )
     assert program is not None
@@ -180,8 +184,9 @@ class _Generation(nn.Module):
         images: UInt8[Tensor, "batch images h w 3"],
         text_ids: Int[Tensor, "batch text"],
         state: Tensor,
+        committed: Int[Tensor, "batch time action"] | None = None,
     ) -> Int[Tensor, "batch time action"]:
-        return generate(self.model, images, text_ids, state)
+        return generate(self.model, images, text_ids, state, committed)
 
 
 class _LoopedGeneration(nn.Module):
@@ -202,8 +207,10 @@ class _LoopedGeneration(nn.Module):
         images: UInt8[Tensor, "batch images h w 3"],
         text_ids: Int[Tensor, "batch text"],
         state: Tensor,
+        committed: Int[Tensor, "batch time action"] | None = None,
     ) -> Int[Tensor, "batch time action"]:
         model, batch = self.model, images.shape[0]
+        forced = None if committed is None else committed.reshape(batch, -1)
         prefix = model.read_prefix(images, text_ids, state)
         num_prefix, num_tokens = prefix.cache[0][0].shape[2], model.action_horizon * model.action_dim
         slots, positions = torch.arange(num_prefix + num_tokens + 1), torch.arange(num_tokens)
@@ -222,6 +229,8 @@ class _LoopedGeneration(nn.Module):
             tokens, grown = model.trunk.write(suffix, past, bias=torch.where(seen, 0.0, float("-inf"))[None])
             illegal = model.illegal_bias.index_select(0, (position % model.action_dim).reshape(1))
             bins = most_likely_bins(model.action_head(tokens)[:, 0, 0] + illegal)
+            if forced is not None:
+                bins = keep_committed(forced.index_select(1, position.reshape(1))[:, 0], bins)
             here = (slots[:-1] == num_prefix + position)[None, None, :, None]
             cache = tuple(
                 torch.where(here, entry[:, :, -1:], entry[:, :, :-1]) for pair in grown for entry in pair
@@ -243,18 +252,12 @@ def _golden_samples(policy: VLAPolicy, observations: Sequence[Observation]) -> t
     """
     if not observations:
         raise ValueError("no golden observations; give at least one, best some dozens from real episodes")
-    nothing = np.zeros((0, len(policy.robot_spec.action)), dtype=np.float32)
-    plain = [dataclasses.replace(observation, committed=nothing) for observation in observations]
+    plain = _with_committed(policy, observations)
     kept, bins = [], []
     for start in range(0, len(plain), GOLDEN_BATCH):
         batch = plain[start : start + GOLDEN_BATCH]
         chosen = policy.predict_bins(batch)
-        inputs = policy.processor.encode(batch)
-        arrays = (inputs.images, inputs.text_ids, inputs.state, chosen)
-        with torch.inference_mode():
-            best = policy.model(*(torch.from_numpy(array) for array in arrays)).topk(2, dim=-1).values
-        margin = (best[..., 0] - best[..., 1]).flatten(1).amin(dim=1)
-        for i in np.flatnonzero(margin.numpy() > GOLDEN_MARGIN):
+        for i in np.flatnonzero(_margins(policy, batch, chosen) > GOLDEN_MARGIN):
             kept.append(batch[i])
             bins.append(chosen[i])
     if not kept:
@@ -264,6 +267,33 @@ def _golden_samples(policy: VLAPolicy, observations: Sequence[Observation]) -> t
     golden_bins = np.stack(bins)
     golden = GoldenSamples(observations=kept, bins=golden_bins, actions=policy.decode_bins(golden_bins))
     return golden, len(plain) - len(kept)
+
+
+def _with_committed(policy: VLAPolicy, observations: Sequence[Observation]) -> list[Observation]:
+    """Return the observations, every second one with the first actions of its chunk committed, if it may."""
+    nothing = np.zeros((0, len(policy.robot_spec.action)), dtype=np.float32)
+    plain = [dataclasses.replace(observation, committed=nothing) for observation in observations]
+    most = policy.processor.max_committed
+    for i in range(1, len(plain), 2) if most else ():
+        committed = policy.predict([plain[i]])[0, : 1 + i % most]
+        plain[i] = dataclasses.replace(plain[i], committed=committed)
+    return plain
+
+
+def _margins(
+    policy: VLAPolicy, observations: Sequence[Observation], chosen: Int64[np.ndarray, "batch time action"]
+) -> Float32[np.ndarray, " batch"]:
+    """Return by how much the closest of each observation's choices was won, in logits."""
+    inputs = policy.processor.encode(observations)
+    given = torch.from_numpy(inputs.committed) >= 0
+    arrays = (inputs.images, inputs.text_ids, inputs.state, chosen)
+    with torch.inference_mode():
+        logits, _ = policy.model.forward_with_future(
+            *(torch.from_numpy(array) for array in arrays), num_committed=given[..., 0].sum(dim=1)
+        )
+    best = logits.topk(2, dim=-1).values
+    margins = (best[..., 0] - best[..., 1]).masked_fill(given, float("inf"))
+    return margins.flatten(1).amin(dim=1).numpy()
 
 
 def _strip(graph: onnx.GraphProto) -> None:

@@ -68,6 +68,8 @@ class BundlePolicy(TokenPolicy):
     def choose_bins(self, inputs: ModelInputs) -> Int64[np.ndarray, "batch time action"]:
         """Run the model and return the chosen bin of every action, in [0, num_bins)."""
         feed = {"images": inputs.images, "text_ids": inputs.text_ids, "state": inputs.state}
+        if self.processor.max_committed:
+            feed["committed"] = inputs.committed
         (bins,) = self._session.run(["bins"], feed)
         return np.asarray(bins).astype(np.int64)  # onnxruntime's is C's long long: another type, as wide
 
@@ -99,6 +101,8 @@ def _require_fitting(session: onnxruntime.InferenceSession, bundle: Bundle) -> N
         "state": ("tensor(float)", [len(spec.state)]),
         "bins": ("tensor(int64)", [processor.action_horizon, len(spec.action)]),
     }
+    if processor.max_committed:
+        expected["committed"] = expected["bins"]
     found = {
         node.name: (node.type, node.shape[1:]) for node in (*session.get_inputs(), *session.get_outputs())
     }

@@ -32,12 +32,13 @@ class VLAPolicy(TokenPolicy):
 
     def choose_bins(self, inputs: ModelInputs) -> Int64[np.ndarray, "batch time action"]:
         """Run the model and return the chosen bin of every action, in [0, num_bins)."""
-        images, text_ids, state = (
+        images, text_ids, state, committed = (
             torch.from_numpy(array).to(self._device)
-            for array in (inputs.images, inputs.text_ids, inputs.state)
+            for array in (inputs.images, inputs.text_ids, inputs.state, inputs.committed)
         )
+        given = committed if self.processor.max_committed else None
         with torch.inference_mode():
-            return generate(self.model, images, text_ids, state).cpu().numpy()
+            return generate(self.model, images, text_ids, state, given).cpu().numpy()
 
 
 def _require_fitting(model: VLAModel, processor: Processor) -> None:
@@ -50,6 +51,7 @@ def _require_fitting(model: VLAModel, processor: Processor) -> None:
         "num_images": processor.num_images,
         "state_dim": len(processor.robot_spec.state),
         "max_text_tokens": processor.max_text_tokens,
+        "max_committed": processor.max_committed,
     }
     faults = [f"{key}: {sizes[key]} against {given[key]}" for key in given if sizes[key] != given[key]]
     if len(sizes["bins_per_dim"]) != len(processor.robot_spec.action):

@@ -34,6 +34,7 @@ REQUIRED = {  # what a person has to give
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
+    "serve": ["bundle=b"],
 }
 
 
@@ -204,6 +205,7 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
                 "image_size",
                 "state_dim",
                 "max_text_tokens",
+                "max_committed",
                 "num_future_states",
             },
         ),

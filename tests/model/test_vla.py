@@ -79,6 +79,38 @@ def test_cached_decoding_equals_teacher_forcing() -> None:
     assert torch.equal(logits.argmax(dim=-1), bins)
 
 
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_committed_actions_are_kept_and_change_what_follows(decoding: str) -> None:
+    model = tiny_model(decoding, max_committed=2)
+    images, text_ids, state, bins = inputs(24)
+    nothing = torch.full_like(bins, -1)
+    committed = nothing.clone()
+    committed[:, :2] = bins[:, :2]
+    with torch.no_grad():
+        free = generate(model, images, text_ids, state, nothing)
+        forced = generate(model, images, text_ids, state, committed)
+        assert torch.equal(free, generate(model, images, text_ids, state))
+    assert torch.equal(forced[:, :2], bins[:, :2])
+    assert (forced[:, 2:] != free[:, 2:]).any()
+
+
+def test_parallel_logits_see_committed_steps_and_no_others() -> None:
+    model = tiny_model(max_committed=2)
+    images, text_ids, state, bins = inputs()
+    count = torch.tensor([0, 1, 2])
+
+    def logits(bins: torch.Tensor) -> torch.Tensor:
+        return model.forward_with_future(images, text_ids, state, bins, num_committed=count)[0]
+
+    before = logits(bins)
+    late, early = bins.clone(), bins.clone()
+    late[:, 2:], early[:, 0] = 1 - late[:, 2:], 1 - early[:, 0]
+    torch.testing.assert_close(before, logits(late))
+    changed = (logits(early) - before).abs().amax(dim=(1, 2, 3))
+    assert changed[0] < 1e-5
+    assert (changed[1:] > 1e-4).all()
+
+
 def test_autoregressive_logits_do_not_depend_on_later_actions() -> None:
     model = tiny_model("autoregressive")
     images, text_ids, state, bins = inputs()

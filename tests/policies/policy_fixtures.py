@@ -36,7 +36,7 @@ def tiny_spec() -> RobotSpec:
     )
 
 
-def tiny_processor(frame_offsets=(0,)) -> Processor:
+def tiny_processor(frame_offsets=(0,), max_committed=0) -> Processor:
     rng = np.random.default_rng(0)
     spec = tiny_spec()
     return Processor.fit(
@@ -47,6 +47,7 @@ def tiny_processor(frame_offsets=(0,)) -> Processor:
         action_horizon=4,
         num_bins=16,
         frame_offsets=frame_offsets,
+        max_committed=max_committed,
         max_text_tokens=24,
         text_vocab_size=280,
     )
@@ -71,6 +72,7 @@ def _random_model(processor, *, decoding, bins_per_dim):
             image_size=processor.image_size[0],
             state_dim=len(processor.robot_spec.state),
             max_text_tokens=processor.max_text_tokens,
+            max_committed=processor.max_committed,
             width=32,
             depth=1 if decoding == "parallel" else 2,
             num_heads=2,

@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -44,6 +45,25 @@ def test_an_autoregressive_model_with_history_exports_to_an_equal_bundle(tmp_pat
     bins = policy.predict_bins(fresh)
     assert (bins.max(axis=(0, 1)) < np.array(bins_per_dim)).all()
     assert len(np.unique(bins.reshape(30, -1), axis=0)) > 20, "a constant policy would prove nothing"
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_committed_actions_mean_the_same_to_model_and_bundle(tmp_path, decoding):
+    processor = tiny_processor(max_committed=2)
+    model = tiny_model(processor, decoding=decoding)
+    report = export(model, processor, tmp_path / "bundle", tiny_observations(6))
+    exported = BundlePolicy.load(report.directory)  # replays; half of the samples are committed
+    policy, fresh = VLAPolicy(model=model, processor=processor), tiny_observations(20, seed=9)
+    free = policy.predict(fresh)
+    promised = [
+        dataclasses.replace(observation, committed=chunk[: i % 3])
+        for i, (observation, chunk) in enumerate(zip(fresh, free[::-1], strict=True))
+    ]
+    comparison = compare_policies(policy, exported, promised)
+    assert comparison.passed, comparison.table()
+    for observation, chunk in zip(promised, exported.predict(promised), strict=True):
+        np.testing.assert_array_equal(chunk[: len(observation.committed)], observation.committed)
+    assert (exported.predict(promised) != free).any()
 
 
 def test_a_bf16_model_is_exported_in_fp32_and_left_alone(tmp_path, processor, observations):

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from policies.interface import DecodeError, ObservationError
 from policies.spec import CameraSpec
 from vla.tokenizers.interface import InstructionTooLong
-from vla.tokenizers.processor import Processor
+from vla.tokenizers.processor import NO_BIN, Processor
 from vla.tokenizers.registry import ACTION_TOKENIZERS, action_tokenizer_from_json
 
 INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
@@ -78,13 +78,27 @@ def test_standing_still_and_the_gripper_ends_are_exact(processor) -> None:
     np.testing.assert_array_equal(processor.action_tokenizer.decode(processor.encode_actions(action)), action)
 
 
-def test_the_mask_covers_a_chunk(processor) -> None:
-    mask = processor.legal_action_mask()
-    assert mask.shape == (5 * 3, processor.vocabulary.size)
-    assert (mask.sum(axis=1) == 256).all()
-    assert processor.bins_per_dim == [256, 256, 256]
-    chosen = np.argmax(mask, axis=1)
-    assert processor.vocabulary.vocab_to_action(chosen).tolist() == [0] * 15
+def test_committed_actions_become_bins_and_too_many_are_refused(processor, observation) -> None:
+    assert (processor.encode([observation]).committed == NO_BIN).all()
+    committed = np.array([[0.0, 0.0, 1.0], [0.01, 0.0, 0.0]], dtype=np.float32)
+    promised = altered(observation, committed=committed)
+    with pytest.raises(ObservationError, match=r"2 actions are already committed; .* at most 0"):
+        processor.encode([promised])
+    data = {**processor.to_json(), "max_committed": 2}
+    bins = Processor.from_json(data).encode([promised]).committed[0]
+    np.testing.assert_array_equal(bins[:2], processor.encode_actions(committed[None])[0])
+    assert (bins[2:] == NO_BIN).all()
+    committed[1, 0] = np.nan
+    with pytest.raises(ObservationError, match=r"committed actions: .*nan"):
+        Processor.from_json(data).encode([altered(observation, committed=committed)])
+    with pytest.raises(ValueError, match=r"max_committed is 5; it must lie in \[0, action_horizon 5\)"):
+        Processor.from_json({**data, "max_committed": 5})
+
+
+def test_processors_from_before_committed_actions_still_load(processor) -> None:
+    old = {**processor.to_json(), "schema_version": 1}
+    del old["max_committed"]
+    assert Processor.from_json(old).to_json() == processor.to_json()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +209,7 @@ def test_parts_that_do_not_fit_together_are_refused(processor, robot_spec) -> No
         ),
         ({"state_normalizer": renamed}, r"normaliser is for \('y', 'opening'\)"),
         ({"action_horizon": 0}, "action_horizon is 0"),
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 3}, "schema version 3"),
         ({"surprise": 1}, r"unknown keys \['surprise'\]"),
     ]
     for change, message in cases:

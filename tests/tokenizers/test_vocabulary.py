@@ -28,14 +28,6 @@ def test_action_ids_come_back_and_no_other_id_is_one(case) -> None:
             vocabulary.vocab_to_action(np.array([vocabulary.action_offset, illegal]))
 
 
-def test_the_mask_admits_action_ids_only_at_every_position() -> None:
-    vocabulary = Vocabulary(text_size=10, num_bins=4)
-    mask = vocabulary.legal_action_mask(6)
-    assert mask.shape == (6, vocabulary.size)
-    np.testing.assert_array_equal(np.flatnonzero(mask[5]), vocabulary.action_to_vocab(np.arange(4)))
-    assert (mask == mask[0]).all()
-
-
 @pytest.mark.parametrize(("text_size", "num_bins"), [(0, 4), (4, 0)])
 def test_empty_parts_are_refused(text_size: int, num_bins: int) -> None:
     with pytest.raises(ValueError, match="must be positive"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from training_fixtures import make_processor, make_windows, tiny_model, train_for
 
+from vla.training.batches import BatchMaker
 from vla.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -22,8 +23,10 @@ from vla.training.checkpoint import (
     load_training,
     resolve_checkpoint,
 )
+from vla.training.losses import action_token_loss, bin_targets
 from vla.training.metrics import read_metrics
 from vla.training.settings import NonFiniteLossError, TrainerSettings
+from vla.training.step import TrainStep
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -146,6 +149,29 @@ def test_settings_are_checked() -> None:
         TrainerSettings(num_steps=0, batch_size=1, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"trainer\.learning_rate"):
         TrainerSettings(num_steps=1, batch_size=1, learning_rate=0.0)
+
+
+def test_committed_steps_are_drawn_by_batch_number_and_carry_no_loss(tmp_path: Path) -> None:
+    result = train_for(tmp_path / "run", tmp_path, steps=2, max_committed=2)
+    loaded = load_policy_checkpoint(result.checkpoint)
+    assert loaded.model.sizes.max_committed == loaded.processor.max_committed == 2
+    maker = BatchMaker(windows=make_windows(tmp_path), processor=loaded.processor, augmentation=None, seed=0)
+    batch = maker.make(np.arange(40), number=3)
+    assert set(batch.num_committed.tolist()) == {0, 1, 2}
+    assert torch.equal(batch.num_committed, maker.make(np.arange(40), number=3).num_committed)
+    targets = bin_targets(bins_per_dim=[16, 16], num_bins=16, smoothing_bins=0.0)
+    step = TrainStep(
+        model=loaded.model,
+        targets=targets,
+        future_weight=0.0,
+        precision=torch.float32,
+        device=torch.device("cpu"),
+    )
+    arrays = [batch.images, batch.text_ids, batch.state, batch.bins, batch.valid, batch.future]
+    loss, _ = step(*arrays, torch.full((40,), 2))
+    logits, _ = loaded.model.forward_with_future(*arrays[:4], num_committed=torch.full((40,), 2))
+    wanted, _ = action_token_loss(logits[:, 2:], batch.bins[:, 2:], batch.valid[:, 2:], targets)
+    torch.testing.assert_close(loss, wanted)
 
 
 def test_autoregressive_models_train_too(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def make_windows(directory: Path) -> Windows:
     return open_windows([root], cache_dir=directory / "cache", action_horizon=3, progress=False)
 
 
-def make_processor(windows: Windows) -> Processor:
+def make_processor(windows: Windows, *, max_committed: int = 0) -> Processor:
     """Fit a processor on the toy dataset."""
     return Processor.fit(
         robot_spec=windows.robot_spec,
@@ -60,6 +60,7 @@ def make_processor(windows: Windows) -> Processor:
         instructions=windows.instructions,
         action_horizon=3,
         num_bins=16,
+        max_committed=max_committed,
         max_text_tokens=8,
         text_vocab_size=300,
     )
@@ -79,6 +80,7 @@ def tiny_model(processor: Processor, *, width: int = 32, decoding: str = "parall
             image_size=32,
             state_dim=2,
             max_text_tokens=8,
+            max_committed=processor.max_committed,
             width=width,
             depth=2,
             num_heads=2,
@@ -96,12 +98,13 @@ def train_for(
     now: int | None = None,
     width: int = 32,
     decoding: str = "parallel",
+    max_committed: int = 0,
     **changes: float | str | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
     train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
-    processor = make_processor(windows)
+    processor = make_processor(windows, max_committed=max_committed)
     settings = TrainerSettings(
         num_steps=steps,
         batch_size=8,

@@ -20,23 +20,37 @@ def most_likely_bins(logits: Float[Tensor, "*positions bins"]) -> Int[Tensor, "*
     return torch.where(peak.abs() < LARGEST_LOGIT, logits.argmax(dim=-1), -1)
 
 
+def keep_committed(committed: Int[Tensor, "*positions"], chosen: Int[Tensor, "*positions"]) -> Tensor:
+    """Return what is committed where something is, else what was chosen."""
+    return torch.where(committed >= 0, committed, chosen)
+
+
 def generate(
     model: VLAModel,
     images: UInt8[Tensor, "batch images h w 3"],
     text_ids: Int[Tensor, "batch text"],
     state: Float[Tensor, "batch state"],
+    committed: Int[Tensor, "batch time action"] | None = None,
 ) -> Int[Tensor, "batch time action"]:
-    """Return the most likely bin of every action, in [0, bins_per_dim) of its dimension."""
+    """Return the most likely bin of every action, in [0, bins_per_dim) of its dimension.
+
+    `committed` holds bins that are promised to the robot already, `NO_BIN` elsewhere; they are returned as
+    they are, and the others follow on from them (arXiv:2506.07339, for tokens by forced decoding).
+    """
     prefix = model.read_prefix(images, text_ids, state)
     if model.decoding == "parallel":
-        return most_likely_bins(model.parallel_logits(prefix))
+        chosen = most_likely_bins(model.parallel_logits(prefix, committed))
+        return chosen if committed is None else keep_committed(committed, chosen)
+    forced = None if committed is None else rearrange(committed, "b t a -> b (t a)")
     cache = prefix.cache
     token = torch.zeros_like(model.suffix_position[:1]).expand(images.shape[0], 1, -1)
-    chosen: list[Tensor] = []
+    all_chosen: list[Tensor] = []
     for position in range(model.action_horizon * model.action_dim):
         suffix = (token + model.suffix_position[position] + prefix.situation).to(cache[0][0].dtype)
         tokens, cache = model.trunk.write(suffix, cache)
         bins = most_likely_bins(model.bin_logits(tokens, first_position=position)[:, 0, 0])
-        chosen.append(bins)
+        if forced is not None:
+            bins = keep_committed(forced[:, position], bins)
+        all_chosen.append(bins)
         token = model.token_embedding(bins[:, None] + model.action_offset)
-    return rearrange(torch.stack(chosen, dim=1), "b (t a) -> b t a", a=model.action_dim)
+    return rearrange(torch.stack(all_chosen, dim=1), "b (t a) -> b t a", a=model.action_dim)

@@ -13,7 +13,8 @@ class ModelSizes:
 
     `vocab_size` is that of the shared id space, `action_offset` the id of bin 0, `bins_per_dim` how many of
     `num_bins` each action dimension may use, `num_images` frames x cameras, `stem_channels` those of the
-    image stem's two first convolutions, `patch_size` the pixels a side of an image token.
+    image stem's two first convolutions, `patch_size` the pixels a side of an image token, `max_committed` how
+    many first actions of a chunk may be given instead of chosen.
     """
 
     vocab_size: int
@@ -32,6 +33,7 @@ class ModelSizes:
     stem_channels: list[int] = dataclasses.field(default_factory=lambda: [64, 128])
     patch_size: int = 16
     num_future_states: int = 0
+    max_committed: int = 0
     decoding: str = "parallel"
 
     def __post_init__(self) -> None:

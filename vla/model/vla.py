@@ -23,7 +23,9 @@ from vla.model.sizes import ModelSizes
 from vla.model.transformer import RMSNorm, Transformer
 
 PAD_ID = 0  # id of padding in the vocabulary
-STATE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
+FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # waves over [-1, 1] that tell near numbers apart
+WAVES = 1 + 2 * len(FREQUENCIES)  # features of one number
+NO_BIN = -1  # in committed bins: nothing was promised there
 ILLEGAL = -1e9  # logit of a bin that may not be used: probability 0, yet finite, as 0 * inf is NaN
 
 
@@ -32,6 +34,12 @@ class Prefix(NamedTuple):
 
     cache: list[KeyValue]  # keys and values of each block
     situation: Tensor  # [batch 1 width] state, places, instruction in one; added to every action token
+
+
+def waves(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch features"]:
+    """Return numbers in about [-1, 1] with their sines and cosines, `WAVES` features for each."""
+    angles = torch.cat([values * (frequency * torch.pi) for frequency in FREQUENCIES], dim=-1)
+    return torch.cat((values, angles.sin(), angles.cos()), dim=-1)
 
 
 class VLAModel(nn.Module):
@@ -53,8 +61,7 @@ class VLAModel(nn.Module):
         self.phrase_encoder = PhraseEncoder(width=width)
         self.token_embedding = nn.Embedding(sizes.vocab_size, width, padding_idx=PAD_ID)
         self.text_position = nn.Parameter(torch.randn(sizes.max_text_tokens, width) * 0.02)
-        num_state_features = sizes.state_dim * (1 + 2 * len(STATE_FREQUENCIES))
-        num_state_features += self.image_tokenizer.num_places + width
+        num_state_features = sizes.state_dim * WAVES + self.image_tokenizer.num_places + width
         self.state_tokenizer = nn.Sequential(
             nn.Linear(num_state_features, width), nn.ReLU(), nn.Linear(width, width)
         )
@@ -69,6 +76,8 @@ class VLAModel(nn.Module):
         num_suffix = sizes.action_horizon * (1 if is_parallel else sizes.action_dim)
         self.suffix_position = nn.Parameter(torch.randn(num_suffix, width) * 0.02)
         head_dims = sizes.action_dim if is_parallel else 1
+        if sizes.max_committed and is_parallel:
+            self.committed_tokenizer = nn.Linear(self.action_dim * WAVES, width)
         self.action_head = BinHead(width=width, dims=head_dims, num_bins=sizes.num_bins)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.zeros_(self.token_embedding.weight[PAD_ID])  # padding says nothing
@@ -93,9 +102,7 @@ class VLAModel(nn.Module):
         instruction = self.phrase_encoder(text)
         image_tokens, places = self.image_tokenizer(images, instruction)
         text_tokens = (text + self.text_position).to(image_tokens.dtype)
-        angles = torch.cat([state * (frequency * torch.pi) for frequency in STATE_FREQUENCIES], dim=-1)
-        features = torch.cat((state, angles.sin(), angles.cos()), dim=-1)
-        features = torch.cat((features, 4.0 * places, instruction.float()), dim=-1)
+        features = torch.cat((waves(state), 4.0 * places, instruction.float()), dim=-1)
         situation = self.state_tokenizer(features)[:, None].to(image_tokens.dtype)
         cache = self.trunk.read(torch.cat((image_tokens, text_tokens, situation), dim=1))
         return Prefix(cache=cache, situation=situation)
@@ -130,16 +137,22 @@ class VLAModel(nn.Module):
         text_ids: Int[Tensor, "batch text"],
         state: Float[Tensor, "batch state"],
         bins: Int[Tensor, "batch time action"],
+        *,
+        num_committed: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time action bins"], Float[Tensor, "batch future state"] | None]:
         """Return teacher-forced logits over the bins of every action, and predicted later states if any.
 
-        `bins` are the true action bins; only autoregressive decoding looks at them, each position at those
-        before it.
+        `bins` are the true action bins. Autoregressive decoding looks at them, each position at those before
+        it; parallel decoding only at the first `num_committed` steps of them.
         """
         prefix = self.read_prefix(images, text_ids, state)
         cache = prefix.cache
         future = self._future_states(prefix.situation) if self.num_future_states else None
         if self.decoding == "parallel":
+            if num_committed is not None:
+                steps = torch.arange(bins.shape[1], device=bins.device)
+                bins = bins.masked_fill((steps >= num_committed[:, None])[..., None], NO_BIN)
+                return self.parallel_logits(prefix, bins), future
             return self.parallel_logits(prefix), future
         ids = rearrange(bins, "b t a -> b (t a)")[:, :-1] + self.action_offset
         width = self.suffix_position.shape[-1]
@@ -167,8 +180,18 @@ class VLAModel(nn.Module):
         states = self.future_head(self.future_norm(situation))
         return rearrange(states, "b 1 (f s) -> b f s", s=self.state_dim)
 
-    def parallel_logits(self, prefix: Prefix) -> Float[Tensor, "batch time action bins"]:
-        """Return the logits of all actions in one pass from what `read_prefix` returned."""
+    def parallel_logits(
+        self, prefix: Prefix, committed: Int[Tensor, "batch time action"] | None = None
+    ) -> Float[Tensor, "batch time action bins"]:
+        """Return the logits of all actions in one pass from what `read_prefix` returned.
+
+        `committed` holds the bins that are promised already and `NO_BIN` from there on. Training with them
+        is real-time chunking without any cost at inference (arXiv:2512.05964).
+        """
         queries = prefix.situation + self.suffix_position.to(prefix.situation.dtype)
+        if committed is not None and self.sizes.max_committed:
+            known = (committed >= 0).to(queries.dtype)
+            features = waves(self.action_head.centres[committed.clamp(min=0)])
+            queries = queries + self.committed_tokenizer(features).to(queries.dtype) * known[..., :1]
         tokens, _ = self.trunk.write(queries, prefix.cache)
         return self.bin_logits(tokens)

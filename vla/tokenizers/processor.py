@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from policies.interface import DecodeError, Observation, ObservationError
 from policies.spec import RobotSpec
@@ -20,13 +20,15 @@ from vla.tokenizers.registry import action_tokenizer_from_json, fit_action_token
 from vla.tokenizers.text import TextTokenizer
 from vla.tokenizers.vocabulary import Vocabulary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NO_BIN = -1  # in committed bins: nothing was promised there
 MAX_CLIPPED_SHARE = 0.01  # of a channel's demonstrated actions; more means wrong limits or another unit
 JSON_KEYS = (
     "schema_version",
     "robot_spec",
     "action_horizon",
     "frame_offsets",
+    "max_committed",
     "max_text_tokens",
     "text_tokenizer",
     "action_tokenizer",
@@ -41,6 +43,7 @@ class ModelInputs:
     images: UInt8[np.ndarray, "batch image h w 3"]  # RGB; frames oldest first, cameras in spec order
     text_ids: Int64[np.ndarray, "batch token"]  # vocabulary ids: bos, text, then pad
     state: Float32[np.ndarray, "batch state"]  # normalised, clipped to the normaliser's clip
+    committed: Int64[np.ndarray, "batch time action"]  # bins already promised; NO_BIN from there on
 
 
 class Processor:
@@ -56,12 +59,13 @@ class Processor:
         action_horizon: int,
         max_text_tokens: int = 32,
         frame_offsets: Sequence[int] = (0,),
+        max_committed: int = 0,
     ) -> None:
         self.robot_spec = robot_spec
         self.text_tokenizer, self.action_tokenizer = text_tokenizer, action_tokenizer
         self.state_normalizer = state_normalizer
         self.action_horizon, self.max_text_tokens = action_horizon, max_text_tokens
-        self.frame_offsets = tuple(frame_offsets)
+        self.frame_offsets, self.max_committed = tuple(frame_offsets), max_committed
         self.vocabulary = Vocabulary(text_size=text_tokenizer.vocab_size, num_bins=action_tokenizer.num_bins)
         self._require_consistent()
 
@@ -71,6 +75,11 @@ class Processor:
             raise ValueError(
                 f"action_horizon is {self.action_horizon} and max_text_tokens {self.max_text_tokens}; "
                 f"both must be positive"
+            )
+        if not 0 <= self.max_committed < self.action_horizon:
+            raise ValueError(
+                f"max_committed is {self.max_committed}; it must lie in [0, action_horizon "
+                f"{self.action_horizon}), or no action would be left to choose"
             )
         if not offsets or offsets[-1] != 0 or list(offsets) != sorted(set(offsets), reverse=True):
             raise ValueError(
@@ -106,6 +115,7 @@ class Processor:
         frame_offsets: Sequence[int] = (0,),
         max_text_tokens: int = 32,
         text_vocab_size: int = 512,
+        max_committed: int = 0,
         constant_state_dims: Sequence[str] = (),
     ) -> "Processor":
         """Make a processor from demonstrations: all states and actions, and the distinct instructions.
@@ -135,6 +145,7 @@ class Processor:
             action_horizon=action_horizon,
             max_text_tokens=max_text_tokens,
             frame_offsets=frame_offsets,
+            max_committed=max_committed,
         )
         processor.encode_text(instructions)
         return processor
@@ -160,7 +171,8 @@ class Processor:
 
         Raises:
             ObservationError: no observation, a missing camera or state channel, a wrong image size, dtype or
-                number of frames, NaN in the state, or a too long instruction; the message says which.
+                number of frames, NaN in the state, a too long instruction, or more committed actions than
+                the policy was trained with; the message says which.
         """
         if not observations:
             raise ObservationError("there are no observations to encode")
@@ -173,7 +185,24 @@ class Processor:
             images=images.reshape(len(observations), self.num_images, *self.image_size, 3),
             text_ids=self.encode_text([observation.instruction for observation in observations]),
             state=self.encode_state(np.stack([observation.state for observation in observations])),
+            committed=np.stack([self._committed_bins(observation) for observation in observations]),
         )
+
+    def _committed_bins(self, observation: Observation) -> Int64[np.ndarray, "time action"]:
+        committed = observation.committed
+        if len(committed) > self.max_committed:
+            raise ObservationError(
+                f"{len(committed)} actions are already committed; this policy was trained with at most "
+                f"{self.max_committed} (processor.max_committed). Use a schedule that commits fewer, or "
+                "train with more"
+            )
+        bins = np.full((self.action_horizon, len(self.robot_spec.action)), NO_BIN, dtype=np.int64)
+        if len(committed):
+            try:
+                bins[: len(committed)] = self.encode_actions(committed[None])[0]
+            except ValueError as error:
+                raise ObservationError(f"committed actions: {error}") from error
+        return bins
 
     def encode_text(self, instructions: Sequence[str]) -> Int64[np.ndarray, "batch token"]:
         """Return vocabulary ids [batch, max_text_tokens]: bos, the instruction, then padding.
@@ -227,10 +256,6 @@ class Processor:
             )
         return self.action_tokenizer.decode(bins)
 
-    def legal_action_mask(self) -> Bool[np.ndarray, "position vocab"]:
-        """Return which vocabulary ids each position of a chunk (time-major, then action) admits."""
-        return self.vocabulary.legal_action_mask(self.action_horizon * len(self.robot_spec.action))
-
     def _require_images(self, observation: Observation, *, index: int) -> None:
         height, width = self.image_size
         expected = (len(self.frame_offsets), height, width, 3)
@@ -263,6 +288,7 @@ class Processor:
             "robot_spec": self.robot_spec.to_json(),
             "action_horizon": self.action_horizon,
             "frame_offsets": list(self.frame_offsets),
+            "max_committed": self.max_committed,
             "max_text_tokens": self.max_text_tokens,
             "text_tokenizer": self.text_tokenizer.to_json(),
             "action_tokenizer": self.action_tokenizer.to_json(),
@@ -276,6 +302,8 @@ class Processor:
         Raises:
             ValueError: another schema version, or missing or unknown keys.
         """
+        if data.get("schema_version") == 1:  # before actions could be committed
+            data = {**data, "schema_version": SCHEMA_VERSION, "max_committed": 0}
         require_keys(data, JSON_KEYS, what="processor")
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
@@ -290,6 +318,7 @@ class Processor:
             action_horizon=data["action_horizon"],
             max_text_tokens=data["max_text_tokens"],
             frame_offsets=data["frame_offsets"],
+            max_committed=data["max_committed"],
         )
 
 

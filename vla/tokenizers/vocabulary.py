@@ -8,7 +8,7 @@ shifts them. It knows neither tokenizer.
 """
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from policies.interface import DecodeError
 from vla.tokenizers.bins import first_true
@@ -67,12 +67,3 @@ class Vocabulary:
                 f"[{self.action_offset}, {self.size})"
             )
         return bins
-
-    def legal_action_mask(self, num_positions: int) -> Bool[np.ndarray, "position vocab"]:
-        """Return True where a decoder may choose an id, for each of time * action positions.
-
-        All action ids at every position and nothing else: every action dimension uses all of its bins.
-        """
-        mask = np.zeros((num_positions, self.size), dtype=np.bool_)
-        mask[:, self.action_offset :] = True
-        return mask

@@ -19,6 +19,8 @@ from vla.data.augment import ImageAugmentation
 from vla.data.windows import EpochSampler, Windows
 from vla.tokenizers.processor import Processor
 
+_COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -30,6 +32,7 @@ class Batch:
     bins: Int[Tensor, "batch time action"]
     valid: Bool[Tensor, "batch time"]
     future: Float[Tensor, "batch future state"]  # normalised later states, possibly none
+    num_committed: Int[Tensor, " batch"]  # first steps of the chunk that are given, not to be chosen
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -40,6 +43,7 @@ class Batch:
             bins=self.bins.to(device, non_blocking=True),
             valid=self.valid.to(device, non_blocking=True),
             future=self.future.to(device, non_blocking=True),
+            num_committed=self.num_committed.to(device, non_blocking=True),
         )
 
 
@@ -68,7 +72,14 @@ class BatchMaker:
             bins=torch.from_numpy(self.processor.encode_actions(raw["action"])),
             valid=torch.from_numpy(raw["valid"]),
             future=torch.from_numpy(flat_future.reshape(future.shape)),
+            num_committed=torch.from_numpy(self._draw_committed(len(indices), number)),
         )
+
+    def _draw_committed(self, batch: int, number: int) -> Int64[np.ndarray, " batch"]:
+        """Draw how many actions of each chunk are committed: none in half of them, else any number."""
+        rng = np.random.default_rng((self.seed, number, _COMMITTED_STREAM))
+        drawn = rng.integers(0, self.processor.max_committed + 1, size=batch)
+        return np.where(rng.random(batch) < 0.5, 0, drawn)
 
 
 class Prefetcher:

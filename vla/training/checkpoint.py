@@ -128,13 +128,16 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
     Raises:
         CheckpointError: it was not; the message names what differs and what to do.
     """
-    wanted = {"model.json": model.sizes.to_json(), "processor.json": processor.to_json()}
-    for name, value in wanted.items():
-        stored = json.loads((directory / name).read_text())
-        keys = sorted(key for key in stored.keys() | value.keys() if stored.get(key) != value.get(key))
+    sizes = ModelSizes(**json.loads((directory / "model.json").read_text()))  # fills in what is newer
+    old_processor = Processor.from_json(json.loads((directory / "processor.json").read_text()))
+    for name, stored, value in (
+        ("model", sizes.to_json(), model.sizes.to_json()),
+        ("processor", old_processor.to_json(), processor.to_json()),
+    ):
+        keys = sorted(key for key in value if stored[key] != value[key])
         if keys:
             raise CheckpointError(
-                f"{directory} was written with another {name.removesuffix('.json')}: {keys} differ. "
+                f"{directory} was written with another {name}: {keys} differ. "
                 "Resume with the settings and data of that run, or start in a new run directory"
             )
 

@@ -29,12 +29,25 @@ class TrainStep(nn.Module):
         self.register_buffer("targets", targets, persistent=False)
 
     def forward(
-        self, images: Tensor, text_ids: Tensor, state: Tensor, bins: Tensor, valid: Tensor, future: Tensor
+        self,
+        images: Tensor,
+        text_ids: Tensor,
+        state: Tensor,
+        bins: Tensor,
+        valid: Tensor,
+        future: Tensor,
+        num_committed: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return loss and token accuracy of a batch."""
+        """Return loss and token accuracy of a batch; committed steps are given, so they carry no loss."""
+        committed = num_committed if self.model.sizes.max_committed else None
+        if committed is not None:
+            steps = torch.arange(valid.shape[1], device=valid.device)
+            valid = valid & (steps >= committed[:, None])
         enabled = self.precision is not torch.float32
         with torch.autocast(self.device_type, self.precision, enabled=enabled):
-            logits, future_logits = self.model.forward_with_future(images, text_ids, state, bins)
+            logits, future_logits = self.model.forward_with_future(
+                images, text_ids, state, bins, num_committed=committed
+            )
         loss, accuracy = action_token_loss(logits, bins, valid, self.targets)
         if future_logits is not None:
             loss = loss + self.future_weight * future_state_loss(future_logits, future)

@@ -178,7 +178,13 @@ class Trainer:
             batch, self.sampler_state = next(batches)
             batch = batch.to(self.device)
             loss, accuracy = self.train_step(
-                batch.images, batch.text_ids, batch.state, batch.bins, batch.valid, batch.future
+                batch.images,
+                batch.text_ids,
+                batch.state,
+                batch.bins,
+                batch.valid,
+                batch.future,
+                batch.num_committed,
             )
             (loss / settings.accumulate).backward()
             loss_sum += loss.detach() / settings.accumulate
