@@ -1,0 +1,177 @@
+"""Serves a bundle to robots and benchmarks over websockets, until Ctrl-C or SIGTERM.
+
+    python -m experiments.serve bundle=outputs/bundle
+
+It turns configuration into a server and prints what it does; policies/serving/server.py does it.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import cli, schema
+from policies.exported import BundlePolicy
+from policies.serving.access import Access, read_token, server_tls
+from policies.serving.observation_map import ObservationMap
+from policies.serving.server import OPENPI_PATH, VLA_EVAL_PATH, PolicyServer, ServedPolicy, ServerSettings
+from policies.serving.session import SessionSettings
+from policies.serving.wire import WireLimits
+from policies.spec import RobotSpec
+
+schema.register()
+
+
+def map_maker(
+    config: schema.ObservationMapConfig, default: Callable[[RobotSpec], ObservationMap]
+) -> Callable[[RobotSpec], ObservationMap]:
+    """Return a function from a robot to its map: the configured one, filled in by the default's keys."""
+
+    def make(spec: RobotSpec) -> ObservationMap:
+        named_after_bundle = default(spec)
+        return ObservationMap(
+            cameras=dict(config.cameras) or named_after_bundle.cameras,
+            state=tuple(config.state) or named_after_bundle.state,
+            instruction=config.instruction or named_after_bundle.instruction,
+            layout=config.layout,
+            resize=config.resize,
+            missing_frames=config.missing_frames,
+        )
+
+    return make
+
+
+def access_of(run: schema.ServeRun) -> Access:
+    """Return where to listen and whom to let in.
+
+    Raises:
+        AccessError: strangers could get in; the message says what to add.
+    """
+    return Access(
+        host=run.host,
+        port=run.port,
+        token=read_token(environment_variable=run.token_env, file=_path(run.token_file)),
+        tls=server_tls(certificate=_path(run.tls_cert), key=_path(run.tls_key)),
+        insecure_lan=run.insecure_lan,
+        allowed_origins=tuple(run.allowed_origins),
+    )
+
+
+def settings_of(run: schema.ServeRun) -> ServerSettings:
+    """Return limits, times and maps.
+
+    Raises:
+        ValueError: a limit is impossible.
+    """
+    return ServerSettings(
+        session=SessionSettings(request_timeout_s=run.request_timeout_s, idle_timeout_s=run.idle_timeout_s),
+        limits=WireLimits(max_bytes=run.max_bytes, max_binary_bytes=run.max_bytes),
+        max_connections=run.max_connections,
+        openpi_map=map_maker(run.openpi_map, ObservationMap.openpi),
+        vla_eval_map=map_maker(run.vla_eval_map, ObservationMap.vla_eval),
+        vla_eval_execute_horizon=run.vla_eval_execute_horizon,
+        vla_eval_observation_params=run.vla_eval_observation_params,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def describe(server: PolicyServer, *, access: Access, keys: ObservationMap) -> str:
+    """Return what a person needs to connect to a server that is ready, as lines of text."""
+    assert server.served is not None
+    policy, spec = server.served.policy, server.served.policy.robot_spec
+    host = f"[{access.host}]" if ":" in access.host else access.host  # an IPv6 address
+    address, web = f"{host}:{server.port}", access.scheme.replace("ws", "http")
+    horizon, state_keys = policy.action_horizon, ", ".join(map(repr, keys.state))
+    rows = [
+        ("openpi", f"{access.scheme}://{address}{OPENPI_PATH}"),
+        ("vla-eval", f"{access.scheme}://{address}{VLA_EVAL_PATH}"),
+        ("health", f"{web}://{address}/readyz, /healthz, /metrics"),
+        ("token", "needed (Authorization: Api-Key ...)" if access.token else "none: this machine only"),
+        ("bundle", server.served.policy_id),
+        *(
+            (f"camera {name}", f"uint8[{camera.height}, {camera.width}, 3] at {keys.cameras[name]!r}")
+            for name, camera in zip(spec.camera_names, spec.cameras, strict=True)
+        ),
+        ("state", f"{len(spec.state)} floats at {state_keys}: {', '.join(spec.state_names)}"),
+        ("instruction", f"text at {keys.instruction!r}"),
+        (
+            "actions",
+            f"float32[{horizon}, {len(spec.action)}], {spec.action_convention}, {spec.control_hz:g} Hz",
+        ),
+        (
+            "connect",
+            f'policies.serving.client.RemotePolicy.open("{access.scheme}://{address}"), or openpi-client',
+        ),
+    ]
+    return "\n".join(f"{name:<18}{text}" for name, text in rows)
+
+
+async def _show_status(server: PolicyServer, *, every_s: float) -> None:
+    """Print a line whenever something happened; on a terminal, always the same one."""
+    shown, in_place = "", sys.stdout.isatty()
+    while True:
+        line = server.metrics.line()
+        if line != shown:
+            print(f"\r{line:<{len(shown)}}" if in_place else line, end="" if in_place else "\n", flush=True)
+            shown = line
+        await asyncio.sleep(every_s)
+
+
+def load_bundle(run: schema.ServeRun) -> ServedPolicy:
+    """Return the bundle's policy after its hashes and golden samples were checked.
+
+    Raises:
+        BundleError: it is damaged, or answers its golden samples differently here.
+    """
+    policy = BundlePolicy.load(run.bundle, num_threads=run.num_threads)
+    committed = policy.processor.max_committed
+    return ServedPolicy(policy=policy, policy_id=policy.bundle_id, max_committed=committed)
+
+
+async def serve(run: schema.ServeRun) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        BundleError: the bundle is damaged or answers its golden samples differently here.
+        AccessError: strangers could get in.
+        OSError: the address is taken.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    access, settings = access_of(run), settings_of(run)
+    server = PolicyServer(load=lambda: load_bundle(run), access=access, settings=settings)
+    status: list[asyncio.Task[None]] = []
+
+    def show() -> None:
+        assert server.served is not None
+        keys = settings.openpi_map(server.served.policy.robot_spec)
+        print(describe(server, access=access, keys=keys))
+        status.append(loop.create_task(_show_status(server, every_s=run.status_every_s)))
+
+    print(f"loading {run.bundle}: hashes and golden samples are checked", flush=True)
+    try:
+        await server.run(stop, on_ready=show)
+    finally:
+        for task in status:
+            task.cancel()
+    print(f"\nstopped: {server.metrics.line()}")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="serve")
+def main(config: DictConfig) -> None:
+    """Serve."""
+    logging.getLogger("policies.serving.server").setLevel(logging.INFO)
+    asyncio.run(serve(schema.typed(config, schema.ServeRun)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

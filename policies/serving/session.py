@@ -1,0 +1,238 @@
+"""One connection of the server: reads frames, keeps the newest observation, answers one at a time.
+
+While one request is in inference one more may wait; a newer observation takes its place, and the older is
+answered with the error `superseded`. Every request has a deadline. What goes wrong is answered with a code
+and an id that the log has too; the connection stays usable. It knows nothing of HTTP, tokens or other
+sessions.
+"""
+
+import asyncio
+import functools
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from policies.interface import DecodeError, ObservationError, Policy
+from policies.serving.metrics import ServerMetrics
+from policies.serving.observation_map import RequestError
+from policies.serving.protocols import Notice, Problem, Request, ServerProtocol
+from policies.serving.wire import WireError
+from policies.serving.worker import InferenceWorker
+
+MAX_MESSAGE_CHARACTERS = 400  # of an error's text
+MAX_DOUBLINGS = 5  # of the pause after a malformed frame
+MAX_LOGGED_ERRORS = 20  # of one session's wrong requests; all are counted, and our own errors always logged
+
+
+class BadChunk(ValueError):
+    """A policy answered with something that must not reach a robot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionSettings:
+    """Times in seconds, and how much nonsense a client may send."""
+
+    request_timeout_s: float = 2.0  # from an observation's arrival to its answer
+    idle_timeout_s: float = 300.0  # between two complete frames of a client
+    send_timeout_s: float = 5.0  # for a client to read what it is sent
+    max_malformed: int = 16  # frames in a row that are no messages; then the connection is closed
+    malformed_pause_s: float = 0.05  # before reading on after such a frame; doubles with each in a row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """What all sessions share."""
+
+    policy: Policy
+    worker: InferenceWorker
+    metrics: ServerMetrics
+    settings: SessionSettings
+    clock: Callable[[], float]  # monotonic [s]
+    logger: logging.Logger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inferred:
+    """A checked chunk and when its inference started and ended, by the monotonic clock [s]."""
+
+    actions: Float32[np.ndarray, "time action"]
+    started: float
+    ended: float
+
+
+class Session:
+    """One connection after its handshake; `run` lives as long as it does."""
+
+    def __init__(
+        self, *, connection: ServerConnection, protocol: ServerProtocol, backend: Backend, name: str
+    ) -> None:
+        self._connection, self._protocol, self._backend, self._name = connection, protocol, backend, name
+        self._waiting: Request | None = None
+        self._arrived = asyncio.Event()
+        self._previous_total_s: float | None = None
+        self._num_errors = 0
+
+    async def run(self) -> None:
+        """Greet, then serve until the peer leaves, idles or misbehaves."""
+        try:
+            greeting = self._protocol.greeting()
+            if greeting is not None:
+                await self._send(greeting)
+            async with asyncio.TaskGroup() as group:
+                answering = group.create_task(self._answer_requests())
+                await self._read_frames()
+                answering.cancel()
+        except* ConnectionClosed:
+            pass
+
+    async def _read_frames(self) -> None:
+        settings, num_malformed = self._backend.settings, 0
+        while num_malformed < settings.max_malformed:
+            try:
+                async with asyncio.timeout(settings.idle_timeout_s):
+                    frame = await self._connection.recv()
+            except TimeoutError:
+                self._backend.logger.info("idle session=%s", self._name)
+                await self._connection.close(CloseCode.GOING_AWAY, "idle")
+                return
+            try:
+                await self._take(frame)
+                num_malformed = 0
+            except WireError as error:
+                num_malformed += 1
+                await self._report(error, seq=None)
+                pause = settings.malformed_pause_s * 2 ** min(num_malformed - 1, MAX_DOUBLINGS)
+                await asyncio.sleep(pause)  # its own frames wait in its socket; nobody else's do
+        self._backend.logger.warning("closed session=%s reason=malformed frames", self._name)
+        await self._connection.close(CloseCode.POLICY_VIOLATION, "too many malformed frames")
+
+    async def _take(self, frame: str | bytes) -> None:
+        parsed = self._protocol.parse(frame, received=self._backend.clock())
+        if parsed.starts_episode:
+            self._backend.metrics.counts["episodes"] += 1
+        if isinstance(parsed, Notice):
+            if parsed.reply is not None:
+                await self._send(parsed.reply)
+            return
+        self._backend.metrics.counts["received"] += 1
+        superseded, self._waiting = self._waiting, parsed
+        self._arrived.set()
+        if superseded is not None:
+            await self._send_problem("superseded", "a newer observation came", seq=superseded.seq)
+
+    async def _send(self, frame: str | bytes) -> None:
+        """Send, or cut off a client that does not read; whoever waits for its frames is told then."""
+        try:
+            async with asyncio.timeout(self._backend.settings.send_timeout_s):
+                await self._connection.send(frame)
+        except TimeoutError:
+            self._backend.logger.warning("cut off session=%s reason=it does not read", self._name)
+            self._connection.transport.abort()
+
+    async def _answer_requests(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            request, self._waiting = self._waiting, None
+            if request is not None:
+                await self._answer(request)
+
+    async def _answer(self, request: Request) -> None:
+        backend = self._backend
+        remaining = request.received + backend.settings.request_timeout_s - backend.clock()
+        job = backend.worker.submit(functools.partial(self._infer, request))
+        try:
+            await asyncio.wait([job.future], timeout=max(0.0, remaining))
+            if not job.future.done():
+                await self._send_problem(
+                    "deadline",
+                    f"no answer within {backend.settings.request_timeout_s:g} s",
+                    seq=request.seq,
+                )
+                return
+        finally:
+            backend.worker.cancel(job)
+        error = job.future.exception()
+        if error is not None:
+            await self._report(error, seq=request.seq)
+            return
+        await self._send_answer(request, job.future.result())
+
+    async def _send_answer(self, request: Request, inferred: Inferred) -> None:
+        timing = {
+            "infer_ms": (inferred.ended - inferred.started) * 1e3,
+            "queue_ms": (inferred.started - request.received) * 1e3,
+        }
+        if self._previous_total_s is not None:
+            timing["prev_total_ms"] = self._previous_total_s * 1e3
+        await self._send(self._protocol.answer(request, inferred.actions, timing))
+        self._previous_total_s = self._backend.clock() - request.received
+        self._backend.metrics.answer(
+            request_s=self._previous_total_s,
+            queue_s=inferred.started - request.received,
+            inference_s=inferred.ended - inferred.started,
+        )
+
+    def _infer(self, request: Request) -> Inferred:
+        """Map, predict and check; the worker's thread runs this."""
+        started, policy = self._backend.clock(), self._backend.policy
+        observation = self._protocol.observation_map.to_observation(
+            request.message,
+            spec=policy.robot_spec,
+            frame_offsets=policy.frame_offsets,
+            stamp=request.received,
+        )
+        actions = checked_chunk(policy, policy.predict([observation]))
+        return Inferred(actions=actions, started=started, ended=self._backend.clock())
+
+    async def _report(self, error: BaseException, *, seq: int | None) -> None:
+        """Tell the peer of an error: in words if the request was wrong, by its id alone if we were."""
+        match error:
+            case WireError() | RequestError():
+                await self._send_problem(error.code, str(error), seq=seq)
+            case ObservationError():
+                await self._send_problem("observation", str(error), seq=seq)
+            case DecodeError():
+                await self._send_problem("no_action", "the policy found no action; hold", seq=seq)
+            case BadChunk():
+                await self._send_problem("bad_action", str(error), seq=seq)
+            case _:
+                await self._send_problem("internal", "see the server's log", seq=seq, cause=error)
+
+    async def _send_problem(
+        self, code: str, message: str, *, seq: int | None, cause: BaseException | None = None
+    ) -> None:
+        problem = Problem(
+            code=code, message=message[:MAX_MESSAGE_CHARACTERS], correlation_id=secrets.token_hex(6)
+        )
+        self._backend.metrics.error(code)
+        self._num_errors += 1
+        if cause is not None or self._num_errors <= MAX_LOGGED_ERRORS:
+            line, text = "error session=%s id=%s code=%s: %s", ascii(problem.message)
+            self._backend.logger.warning(line, self._name, problem.correlation_id, code, text, exc_info=cause)
+        await self._send(self._protocol.error(problem, seq=seq))
+
+
+def checked_chunk(policy: Policy, chunks: Any) -> Float32[np.ndarray, "time action"]:
+    """Return the only chunk of a batch of one.
+
+    Raises:
+        BadChunk: it has another shape or dtype than the policy promised, or holds NaN or an infinity.
+    """
+    expected = (1, policy.action_horizon, len(policy.robot_spec.action))
+    if not isinstance(chunks, np.ndarray) or chunks.dtype != np.float32 or chunks.shape != expected:
+        found = (
+            f"{chunks.dtype}{list(chunks.shape)}" if isinstance(chunks, np.ndarray) else type(chunks).__name__
+        )
+        raise BadChunk(f"the policy answered {found} instead of float32{list(expected)}")
+    if not np.isfinite(chunks).all():
+        raise BadChunk("the policy answered NaN or an infinity")
+    return chunks[0]

@@ -1,0 +1,99 @@
+"""Images on their way from the wire to a policy: unpacking PNG and JPEG under limits, and resizing.
+
+The size is read from the file's own header and compared with what was announced before a pixel is
+decompressed. It knows nothing of cameras; `policies.serving.observation_map` does.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from policies.serving.wire import PackedImage, WireError
+
+RESIZE_MODES = ("stretch", "pad")
+_DECODER_ERRORS = (
+    OSError,  # truncated or damaged data; UnidentifiedImageError is one
+    SyntaxError,  # Pillow's word for a broken PNG
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def unpack_image(packed: PackedImage, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decompress an RGB image.
+
+    Args:
+        packed: the image as it was sent.
+        max_pixels: the largest height times width that is decompressed.
+
+    Raises:
+        WireError: it is larger than allowed, not what was announced, not RGB with 8 bits, or damaged.
+    """
+    if len(packed.shape) != 3 or packed.shape[2] != 3:
+        raise WireError(
+            "image_form", f"an image is announced as {list(packed.shape)}; [height, width, 3] is read"
+        )
+    height, width, _ = packed.shape
+    if height * width > max_pixels or height * width == 0:
+        raise WireError(
+            "image_size", f"image of {height}x{width} pixels; between 1 and {max_pixels} are read"
+        )
+    try:
+        with Image.open(io.BytesIO(packed.data), formats=[packed.format.upper()]) as image:
+            if image.size != (width, height) or image.mode != "RGB":
+                raise WireError(
+                    "image_form",
+                    f"an image announced as {height}x{width} RGB holds {image.size[1]}x{image.size[0]} "
+                    f"{image.mode}",
+                )
+            return np.asarray(image, dtype=np.uint8)
+    except WireError:
+        raise
+    except UnidentifiedImageError as error:
+        raise WireError("image_data", f"an image announced as {packed.format} is none") from error
+    except _DECODER_ERRORS as error:
+        raise WireError(
+            "image_data", f"a {packed.format} image is damaged ({type(error).__name__})"
+        ) from error
+
+
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"], *, height: int, width: int, mode: str
+) -> UInt8[np.ndarray, "new_h new_w 3"]:
+    """Return the image at another size, bilinearly.
+
+    `stretch` changes the aspect ratio; `pad` keeps it and fills with black, as openpi's `resize_with_pad`.
+
+    Raises:
+        ValueError: `mode` is none of `RESIZE_MODES`.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"resize mode {mode!r} is none of {RESIZE_MODES}")
+    if image.shape[:2] == (height, width):
+        return image
+    if mode == "stretch":
+        return _scaled(image, height=height, width=width)
+    scale = min(height / image.shape[0], width / image.shape[1])
+    inner_height = min(height, max(1, int(image.shape[0] * scale)))
+    inner_width = min(width, max(1, int(image.shape[1] * scale)))
+    canvas = np.zeros((height, width, 3), dtype=np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    inner = _scaled(image, height=inner_height, width=inner_width)
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas
+
+
+def _scaled(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    scaled = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(scaled, dtype=np.uint8)

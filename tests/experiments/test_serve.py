@@ -1,0 +1,150 @@
+"""`python -m experiments.serve`: it tells how to connect, serves, and ends well; its maps are complete."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+
+from experiments import schema
+from experiments.serve import access_of, map_maker, serve, settings_of
+from policies.exported import BundlePolicy
+from policies.serving.access import AccessError
+from policies.serving.client import RemotePolicy
+from policies.serving.observation_map import ObservationMap
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
+MAPS = sorted(path.stem for path in (ROOT / "conf" / "observation_map").glob("*.yaml"))
+
+
+def composed(*overrides):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return schema.typed(compose("serve", [f"bundle={BUNDLE}", *overrides]), schema.ServeRun)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def program(*arguments):
+    """The program as a user starts it, without a token of the user's own."""
+    environment = {key: value for key, value in os.environ.items() if key != "VLA_SERVE_TOKEN"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.serve", f"bundle={BUNDLE}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process, words):
+    """All lines up to the one with these words."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError(f"{words!r} never came:\n{''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_tells_how_to_connect_serves_and_ends_with_code_0(number, tmp_path):
+    port = free_port()
+    with program(f"port={port}", f"out_dir={tmp_path}", "status_every_s=0.05") as process:
+        printed = read_until(process, "no request yet")
+        for words in (f"ws://127.0.0.1:{port}/vla-eval", "'observation/wrist'", "text at 'prompt'"):
+            assert words in printed
+        policy = BundlePolicy.load(BUNDLE)
+        assert policy.bundle_id in printed
+        with RemotePolicy.open(f"ws://127.0.0.1:{port}", expected_policy_id=policy.bundle_id) as remote:
+            observation = policy._bundle.golden.observations[0]
+            np.testing.assert_array_equal(remote.predict([observation]), policy.predict([observation]))
+            assert "request p50" in read_until(process, "1 answered")
+        process.send_signal(number)
+        assert "stopped" in read_until(process, "stopped")
+        assert process.wait(timeout=60) == 0
+
+
+def test_an_open_door_ends_with_a_message(tmp_path):
+    with program("port=0", f"out_dir={tmp_path}", "host=0.0.0.0") as process:
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "there is no token" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("tls_cert=a.pem",), "both tls_cert and tls_key"),
+        (("openpi_map.resize=crop",), "choose one of refuse, stretch, pad"),
+        (("+openpi_map.cameras.top=image",), r"\['top'\]"),
+        (("vla_eval_execute_horizon=5",), "vla_eval_execute_horizon is 5"),
+        (("max_bytes=0",), "max_bytes is 0"),
+        (("bundle=tests",), "no usable bundle"),
+    ],
+)
+def test_a_wrong_configuration_ends_with_a_message(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        asyncio.run(serve(composed("port=0", *overrides)))
+
+
+def test_a_taken_port_ends_with_a_message(tmp_path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        program(f"port={taken.getsockname()[1]}", f"out_dir={tmp_path}") as process,
+    ):
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "address already in use" in printed
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_composes(name):
+    run = composed(f"observation_map@openpi_map={name}")
+    spec = BundlePolicy.load(BUNDLE, verify=False).robot_spec
+    made = map_maker(run.openpi_map, ObservationMap.openpi)(spec)
+    if name == "bundle":
+        assert made == ObservationMap.openpi(spec)
+    if name != "aloha":  # four cameras of its own
+        made.require_fitting(spec)
+    assert made.state
+    assert made.instruction == "prompt"
+
+
+def test_single_keys_can_be_given_on_the_command_line():
+    run = composed(
+        "+openpi_map.cameras={exterior: a, wrist: b.c}", "openpi_map.state=[s, t]", "openpi_map.layout=chw"
+    )
+    spec = BundlePolicy.load(BUNDLE, verify=False).robot_spec
+    made = settings_of(run).openpi_map(spec)
+    assert made.cameras == {"exterior": "a", "wrist": "b.c"}
+    assert (made.state, made.instruction, made.layout) == (("s", "t"), "prompt", "chw")
+
+
+def test_a_token_and_tls_open_the_network(monkeypatch):
+    monkeypatch.setenv("VLA_SERVE_TOKEN", "a token of some length")
+    tls = ROOT / "tests" / "golden" / "tls"
+    access = access_of(composed("host=0.0.0.0", f"tls_cert={tls}/valid.pem", f"tls_key={tls}/valid.key"))
+    assert access.scheme == "wss"
+    assert access_of(composed("host=0.0.0.0", "insecure_lan=true")).scheme == "ws"
+    with pytest.raises(AccessError, match="TLS"):
+        access_of(composed("host=0.0.0.0"))
