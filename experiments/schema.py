@@ -13,23 +13,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments import schema_robot
+from experiments.schema_env import EnvConfig
+
 Schema = TypeVar("Schema")
 
 
 class UnknownKey(HydraException):
     """A key was added that no program reads."""
-
-
-@dataclass
-class EnvConfig:
-    """Arguments of `envs.registry.make_env`, the task apart."""
-
-    family: str = MISSING
-    image_size: int = MISSING  # pixels, both sides
-    cameras: list[str] = MISSING
-    render_quality: str = MISSING  # fast | full
-    level: str = MISSING  # which colours, textures and lights: see envs/tabletop
-    wording: str = MISSING  # which instruction templates: train | heldout
 
 
 @dataclass
@@ -41,6 +32,7 @@ class CollectConfig:
     noise_probability: float = MISSING  # share of the episodes in which the expert is disturbed
     noise_std: float = MISSING  # of the disturbance in each period, as a share of half the action range
     bump_probability: float = MISSING  # of a few periods' drift to begin in a period of such an episode
+    twin_share: float | None = None  # while recording, in place of the env's: more lessons in shapes
     storage: str = MISSING  # video | image
     pixel_format: str = "yuv420p"  # as in LeRobot; yuv444p keeps the colours of small things sharp
     num_workers: int = 2
@@ -209,6 +201,44 @@ class CompareRun:
 
 
 @dataclass
+class ObservationMapConfig:
+    """`policies.serving.observation_map.ObservationMap`; what is left empty is derived from the bundle."""
+
+    cameras: dict[str, str] = field(default_factory=dict)  # camera of the bundle -> the client's key
+    state: list[str] = field(default_factory=list)  # keys whose numbers, joined, are the state
+    instruction: str = ""
+    layout: str = "hwc"  # hwc | chw
+    resize: str = "refuse"  # other image sizes: refuse | stretch | pad
+    missing_frames: str = "refuse"  # one image where the policy looks at several: refuse | repeat
+
+
+@dataclass
+class ServeRun:
+    """`python -m experiments.serve`."""
+
+    out_dir: str = MISSING
+    bundle: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    token_env: str = "VLA_SERVE_TOKEN"  # environment variable that holds the token
+    token_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    insecure_lan: bool = False  # accept plain text beyond this machine
+    allowed_origins: list[str] = field(default_factory=list)  # web pages that may connect
+    num_threads: int = 1  # of one inference
+    openpi_map: ObservationMapConfig = MISSING
+    vla_eval_map: ObservationMapConfig = MISSING
+    vla_eval_execute_horizon: int = 1  # actions handed out of a chunk; 0 sends the whole chunk
+    vla_eval_observation_params: dict[str, Any] = field(default_factory=dict)  # for benchmarks' constructors
+    request_timeout_s: float = 2.0
+    idle_timeout_s: float = 300.0
+    max_connections: int = 16  # 1: the first client is the only one
+    max_bytes: int = 8388608  # of one frame
+    status_every_s: float = 2.0
+
+
+@dataclass
 class QuickstartRun(TrainRun):
     """`python -m experiments.quickstart`: all of `TrainRun`, then export and evaluation of the bundle."""
 
@@ -218,13 +248,26 @@ class QuickstartRun(TrainRun):
     fresh: bool = False  # start over instead of resuming finished stages
 
 
+@dataclass
+class BenchmarkRun(TrainRun):
+    """`python -m experiments.benchmark`: what a training run has, to be timed instead."""
+
+    part: str = MISSING  # simulation | data | training | latency
+    repeats: int = 20  # of every short measurement
+    first_seed: int = 600000
+
+
 ROOTS = {
     "collect": CollectRun,
     "train": TrainRun,
     "evaluate": EvaluateRun,
     "export": ExportRun,
     "compare": CompareRun,
+    "serve": ServeRun,
     "quickstart": QuickstartRun,
+    "benchmark": BenchmarkRun,
+    "control": schema_robot.ControlRun,
+    "delay_table": schema_robot.DelayTableRun,
 }
 
 
@@ -232,6 +275,8 @@ def register() -> None:
     """Make the schemas known to Hydra as `collect_schema`, `train_schema` and so on."""
     for name, schema in ROOTS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    for name, schema in schema_robot.ROBOTS.items():
+        ConfigStore.instance().store(group="robot", name=f"{name}_schema", node=schema)
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
@@ -258,14 +303,16 @@ def _require_known(node: Any, *, prefix: str) -> None:
 
 def keys_of(name: str) -> tuple[str, ...]:
     """Return the keys of the schema class of that name; none if there is no such class."""
-    candidate = getattr(sys.modules[__name__], name, None)
-    if not (isinstance(candidate, type) and dataclasses.is_dataclass(candidate)):
-        return ()
-    return tuple(entry.name for entry in dataclasses.fields(candidate))
+    owner = _classes().get(name)
+    return () if owner is None else tuple(entry.name for entry in dataclasses.fields(owner))
 
 
 def all_keys() -> tuple[str, ...]:
     """Return the keys of all schema classes."""
-    module = vars(sys.modules[__name__]).values()
-    classes = [value for value in module if isinstance(value, type) and dataclasses.is_dataclass(value)]
-    return tuple(sorted({entry.name for owner in classes for entry in dataclasses.fields(owner)}))
+    return tuple(sorted({entry.name for owner in _classes().values() for entry in dataclasses.fields(owner)}))
+
+
+def _classes() -> dict[str, Any]:
+    """Return all schema classes by name."""
+    values = [*vars(sys.modules[__name__]).values(), *vars(schema_robot).values()]
+    return {one.__name__: one for one in values if isinstance(one, type) and dataclasses.is_dataclass(one)}

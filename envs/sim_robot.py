@@ -1,0 +1,158 @@
+"""A simulated task as a `Robot`: observed and commanded over time, with the faults that real ones have.
+
+Time comes from a clock, real or simulated. Physics advances a control period for every period that passes;
+one for which no command came is spent holding. Frames can arrive late, unevenly or not at all. The robot
+knows its environment and the clock's two methods, but no policy and no controller.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from envs.base import ManipulationEnv
+from policies.interface import Observation
+from policies.spec import RobotSpec
+
+
+@runtime_checkable
+class Timer(Protocol):
+    """What the robot needs of a clock."""
+
+    def now(self) -> float:
+        """Return the time [s]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SensorFaults:
+    """What is wrong with the way from the cameras to the computer."""
+
+    latency_s: float = 0.0  # from capture to arrival
+    jitter_s: float = 0.0  # more latency, drawn evenly between 0 and this for each observation
+    drop_probability: float = 0.0  # share of observations that never arrive
+
+    def __post_init__(self) -> None:
+        if min(self.latency_s, self.jitter_s) < 0 or not 0 <= self.drop_probability < 1:
+            raise ValueError(
+                f"{self}: latency_s and jitter_s must not be negative, drop_probability must be in [0, 1)"
+            )
+
+
+class SimRobot:
+    """A manipulation environment that time passes for. Its episode begins with the first observation.
+
+    Args:
+        env: the task; `start_episode` has been called.
+        clock: its periods are control periods of the environment.
+        faults: of the sensors.
+        seed: of the faults' randomness.
+    """
+
+    def __init__(
+        self, *, env: ManipulationEnv, clock: Timer, faults: SensorFaults | None = None, seed: int = 0
+    ) -> None:
+        self._env, self._clock = env, clock
+        self._faults = SensorFaults() if faults is None else faults
+        self._rng = np.random.default_rng(seed)
+        self._period_s = 1.0 / env.robot_spec.control_hz
+        self._begun: float | None = None
+        self._on_the_way: deque[tuple[float, Observation]] = deque()  # arrival time
+        self._newest: Observation | None = None
+        self._captured_step = -1
+        self._hold = self._first_hold()
+        self.success = False  # whether the goal has been reached
+        self.is_over = False  # whether the episode has ended, by success or by time
+        self.num_held = 0  # periods for which no command came
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """What the robot offers and accepts."""
+        return self._env.robot_spec
+
+    @property
+    def instruction(self) -> str:
+        """What the episode asks for."""
+        return self._env.instruction
+
+    def warm_up(self) -> None:
+        """Draw once with every camera before time counts: the first picture takes long."""
+        for name in self.robot_spec.camera_names:
+            self._env.render_camera(name)
+
+    def observe(self) -> Observation:
+        """Return the newest observation that has arrived."""
+        now = self._clock.now()
+        self._catch_up(now)
+        if self._env.num_steps > self._captured_step:
+            self._captured_step = self._env.num_steps
+            self._capture(now)
+        while self._on_the_way and self._on_the_way[0][0] <= now + 1e-9:
+            arrived = self._on_the_way.popleft()[1]
+            if self._newest is None or arrived.stamp > self._newest.stamp:
+                self._newest = arrived
+        assert self._newest is not None, "the first observation always arrives"
+        return self._newest
+
+    def command(self, action: Float32[np.ndarray, " action"]) -> None:
+        """Execute one action in the period that has begun; a second one for the same period comes too late.
+
+        Raises:
+            ValueError: the action is not finite or has the wrong shape.
+        """
+        passed = self._catch_up(self._clock.now())
+        self._hold = self._holding(action)
+        if self._env.num_steps <= passed:
+            self._advance(action)
+
+    def stop(self) -> None:
+        """Let the arm come to rest where it is; the simulated servos hold it."""
+
+    def _catch_up(self, now: float) -> int:
+        """Spend the periods that have passed without a command, and return how many have passed in all."""
+        if self._begun is None:
+            self._begun = now
+        passed = int(np.floor((now - self._begun) / self._period_s + 0.25))
+        while self._env.num_steps < passed and not self.is_over:
+            self.num_held += 1
+            self._advance(self._hold)
+        return passed
+
+    def _advance(self, action: Float[np.ndarray, " action"]) -> None:
+        outcome = self._env.advance(action)
+        self.success = self.success or outcome.success
+        self.is_over = self.is_over or outcome.terminated or outcome.truncated
+
+    def _capture(self, now: float) -> None:
+        is_first = self._newest is None and not self._on_the_way
+        dropped = self._rng.random() < self._faults.drop_probability
+        delay = self._faults.latency_s + self._rng.uniform(0.0, 1.0) * self._faults.jitter_s
+        if dropped and not is_first:
+            return
+        names = self.robot_spec.camera_names
+        observation = Observation(
+            images={name: self._env.render_camera(name)[None] for name in names},
+            state=self._env.read_state(),
+            instruction=self._env.instruction,
+            committed=np.zeros((0, len(self.robot_spec.action)), np.float32),
+            stamp=now,
+        )
+        if is_first:  # the robot was there before the clock was looked at
+            self._newest = observation
+        else:
+            self._on_the_way.append((now + delay, observation))
+
+    def _first_hold(self) -> Float32[np.ndarray, " action"]:
+        """Return the action that changes nothing at the start, with the gripper open."""
+        spec = self.robot_spec
+        opens_high = spec.gripper_sign == "positive_opens"
+        fully_open = spec.action_high if opens_high else spec.action_low
+        return self._holding(fully_open)
+
+    def _holding(self, action: Float[np.ndarray, " action"]) -> Float32[np.ndarray, " action"]:
+        """Return the action that stays where an action led to; a gripper's channel is named gripper."""
+        spec = self.robot_spec
+        keeps = [spec.action_convention == "joint_target" or "gripper" in name for name in spec.action_names]
+        return np.where(keeps, action, 0.0).astype(np.float32)

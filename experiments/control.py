@@ -1,0 +1,221 @@
+"""Drives a robot with a policy: observes, infers beside the loop, filters, commands, records.
+
+    python -m experiments.control bundle=outputs/bundle robot=sim task=reach env.level=none
+    python -m experiments.control server=ws://127.0.0.1:8000 robot=sim schedule=rtc robot.latency_s=0.05
+
+    python -m experiments.control replay=outputs/control/one task=reach env.level=none
+
+Writes `recording.jsonl` and `report.html`. Ctrl-C presses the emergency stop. Knows how to build and show a
+run; the controller is in `policies/runtime`.
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from envs.registry import make_env
+from envs.sim_robot import SensorFaults, SimRobot
+from experiments import cli, schema
+from experiments.control_report import live_line, summarise, write_control_page
+from experiments.robot_parts import (
+    SlowedPolicy,
+    build_controller,
+    chosen_task,
+    drive,
+    open_policy,
+    safety_limits,
+    task_config,
+)
+from experiments.schema_robot import ControlRun, SimRobotConfig
+from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
+from policies.runtime.controller import Controller
+from policies.runtime.inference import ThreadedInference
+from policies.runtime.recorder import PeriodRecord, Recorder, audit_recording, read_recording, replay
+
+schema.register()
+
+SHOW_EVERY_S = 0.2  # on a terminal; elsewhere, a line every 5 s
+LOG_EVERY_S = 5.0
+
+
+class LiveLine:
+    """Shows the state of a run, in one line that is written over where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._every_s = SHOW_EVERY_S if self._is_terminal else LOG_EVERY_S
+        self._shown_at = -float("inf")
+        self._recent: deque[float] = deque(maxlen=40)
+        self._clamps = 0
+        self._state = ""
+
+    def show(self, record: PeriodRecord) -> None:
+        """Show a period if it is time to, or if the state has changed."""
+        self._recent.append(record.now)
+        self._clamps += bool(record.clamps)
+        if record.now - self._shown_at < self._every_s and record.state == self._state:
+            return
+        span = self._recent[-1] - self._recent[0]
+        rate = (len(self._recent) - 1) / span if span > 0 else 0.0
+        line = live_line(record, rate_hz=rate, clamps=self._clamps)
+        print(
+            f"\r\033[K{line}" if self._is_terminal else line,
+            end="" if self._is_terminal else "\n",
+            flush=True,
+        )
+        self._shown_at, self._state = record.now, record.state
+
+    def close(self) -> None:
+        """Leave the line behind."""
+        if self._is_terminal:
+            print()
+
+
+@contextlib.contextmanager
+def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
+    """Build the simulated robot of a run, and close its environment in the end.
+
+    Raises:
+        ValueError: the task, or a key of the environment, is unknown.
+    """
+    assert isinstance(run.robot, SimRobotConfig), "robot.kind was looked at"
+    env = make_env(task_config(run))
+    try:
+        env.start_episode(seed=run.seed)
+        faults = SensorFaults(
+            latency_s=run.robot.latency_s,
+            jitter_s=run.robot.jitter_s,
+            drop_probability=run.robot.drop_probability,
+        )
+        yield SimRobot(env=env, clock=clock, faults=faults, seed=run.seed)
+    finally:
+        env.close()
+
+
+@contextlib.contextmanager
+def stop_on_signals(controller: Controller) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM press the emergency stop; the run then ends by itself."""
+
+    def press(_number: int, _frame: FrameType | None) -> None:
+        controller.press_emergency_stop()
+
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def control_sim(run: ControlRun, run_dir: Path) -> SimRobot:
+    """Drive the simulated robot of a run to the end of its episode; return it.
+
+    Raises:
+        ValueError: the configuration makes no sense.
+        PolicyUnavailable: the policy server is not there.
+        ArmingRefused: the robot never became ready.
+    """
+    clock = MonotonicClock()
+    opened = open_policy(
+        bundle=run.bundle, server=run.server, token_env=run.token_env, num_threads=run.num_threads
+    )
+    with opened as (policy, max_committed), open_sim(run, clock) as robot:
+        if run.inference_delay_s > 0:
+            policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
+        robot.warm_up()
+        limits = safety_limits(run.robot)
+        instruction = robot.instruction if run.instruction is None else run.instruction
+        about = {"instruction": instruction, "schedule": run.schedule, "limits": limits.to_json()}
+        inference = ThreadedInference(policy=policy, clock=clock)
+        with Recorder(run_dir, spec=robot.robot_spec, about=about) as recorder, closing(inference):
+            controller = build_controller(
+                robot=robot,
+                policy=policy,
+                inference=inference,
+                limits=limits,
+                max_committed=max_committed,
+                schedule=run.schedule,
+                execute_horizon=run.execute_horizon,
+                anchored=run.anchored,
+                instruction=instruction,
+                watchdog=run.watchdog,
+                stream=run.stream,
+                clock=clock,
+                recorder=recorder,
+            )
+            said = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
+            print(f"{said}; Ctrl-C stops the robot", flush=True)
+            with stop_on_signals(controller), closing(LiveLine()) as line:
+                drive(
+                    controller,
+                    is_over=lambda: robot.is_over,
+                    max_periods=round(run.max_seconds / controller.period_s),
+                    on_period=line.show,
+                )
+    return robot
+
+
+def replay_sim(run: ControlRun, path: Path) -> None:
+    """Send the commands of a recording to the simulated robot, in simulated time, and say how it ended.
+
+    Raises:
+        ValueError: there is no recording, or its robot, limits or task are others.
+    """
+    recording, limits, clock = read_recording(path), safety_limits(run.robot), SimulatedClock()
+    broken = len(audit_recording(recording, limits))
+    if broken:
+        raise ValueError(f"{broken} commands in {path} break the limits of this robot; nothing was sent")
+    with open_sim(run, clock) as robot:
+        told = recording.about.get("instruction")
+        if told != (robot.instruction if run.instruction is None else run.instruction):
+            raise ValueError(
+                f"the recording is of {told!r}, this is {robot.instruction!r}; give its task and seed"
+            )
+        count = replay(recording, robot=robot, clock=clock)
+        print(f"{count} commands sent again; goal {'reached' if robot.success else 'not reached'}")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="control")
+def main(config: DictConfig) -> None:
+    """Drive the robot and report."""
+    run = schema.typed(config, ControlRun)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if run.robot.kind != "sim":
+        raise ValueError(
+            f"robot kind {run.robot.kind!r} is unknown; choose from {tuple(schema.schema_robot.ROBOTS)}"
+        )
+    if run.replay is not None:
+        replay_sim(run, Path(run.replay))
+        return
+    began = time.monotonic()
+    robot = control_sim(run, run_dir)
+    recording = read_recording(run_dir)
+    write_control_page(
+        run_dir / "report.html",
+        recording,
+        title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
+        command=shlex.join(["python", "-m", "experiments.control", *sys.argv[1:]]),
+    )
+    outcome = "reached" if robot.success else "not reached"
+    rows = [
+        ["goal", outcome],
+        *summarise(recording).rows(),
+        ["wall time", f"{time.monotonic() - began:.1f} s"],
+    ]
+    print("\n".join(f"{name:<42}{value}" for name, value in rows))
+    print(f"recording: {run_dir / 'recording.jsonl'}\nreport: {run_dir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

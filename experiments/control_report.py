@@ -1,0 +1,255 @@
+"""What a recording says: numbers for the terminal and one HTML page. Reads recordings, drives nothing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from envs.charts import Series
+from envs.report import Chart, Charts, Headline, Section, Table, write_report
+from experiments.report_pages import closing_sections, machine
+from policies.runtime.limits import SafetyLimits, Violation
+from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
+
+_MAX_EVENTS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlSummary:
+    """The numbers of one run."""
+
+    periods: int
+    seconds: float
+    rate_hz: float  # of the loop
+    missed: int
+    states: Counter[str]  # periods by state
+    chunks: int
+    inference_ms: tuple[float, float, float]  # median, 90th and 99th percentile; NaN without chunks
+    max_chunk_age_s: float
+    clamps: Counter[str]  # commands by "kind:channel"
+    seam_jump: float  # largest change of the target where chunks meet, as a share of an action's range
+    inner_jump: float  # the same within chunks
+    violations: Sequence[Violation]
+    end: str  # the last state, and why
+
+    def rows(self) -> list[list[str]]:
+        """Return name and value of each number."""
+        median, p90, p99 = self.inference_ms
+        states = ", ".join(f"{name} {count}" for name, count in self.states.items())
+        clamped = ", ".join(f"{name} {count}" for name, count in self.clamps.most_common(6)) or "none"
+        return [
+            ["ended", self.end],
+            ["control periods", f"{self.periods} in {self.seconds:.1f} s, {self.rate_hz:.1f} Hz"],
+            ["missed deadlines", str(self.missed)],
+            ["periods by state", states],
+            ["chunks", str(self.chunks)],
+            ["inference, median / p90 / p99", f"{median:.0f} / {p90:.0f} / {p99:.0f} ms"],
+            ["oldest action executed", f"{self.max_chunk_age_s:.2f} s"],
+            [
+                "largest jump at a seam / within a chunk",
+                f"{self.seam_jump:.0%} / {self.inner_jump:.0%} of range",
+            ],
+            ["clamped commands", clamped],
+            ["limits broken by commands sent", str(len(self.violations))],
+        ]
+
+
+def summarise(recording: Recording) -> ControlSummary:
+    """Compute a run's numbers.
+
+    Raises:
+        ValueError: the recording has no periods or lacks the limits.
+    """
+    periods = recording.periods
+    if not periods or "limits" not in recording.about:
+        raise ValueError("the recording has no periods, or its header lacks the limits; nothing to summarise")
+    seconds = periods[-1].now - periods[0].now
+    times = [1e3 * one.inference_s for one in periods if one.inference_s is not None]
+    seam, inner = _target_jumps(recording)
+    last = periods[-1]
+    return ControlSummary(
+        periods=len(periods),
+        seconds=seconds,
+        rate_hz=(len(periods) - 1) / seconds if seconds > 0 else 0.0,
+        missed=last.missed,
+        states=Counter(one.state for one in periods),
+        chunks=len(times),
+        inference_ms=_percentiles(times),
+        max_chunk_age_s=max((one.chunk_age_s or 0.0 for one in periods), default=0.0),
+        clamps=Counter(clamp for one in periods for clamp in one.clamps),
+        seam_jump=max(seam, default=0.0),
+        inner_jump=max(inner, default=0.0),
+        violations=audit_recording(recording, _limits(recording)),
+        end=f"{last.state}: {last.reason}" if last.reason else last.state,
+    )
+
+
+def _limits(recording: Recording) -> SafetyLimits:
+    return SafetyLimits.from_json(recording.about["limits"])
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if not values:
+        return float("nan"), float("nan"), float("nan")
+    median, p90, p99 = np.percentile(values, [50, 90, 99])
+    return float(median), float(p90), float(p99)
+
+
+def _target_jumps(recording: Recording) -> tuple[list[float], list[float]]:
+    """Return changes from one target to the next, where chunks meet and within them; grippers left out."""
+    limits = _limits(recording)
+    spec = recording.robot_spec
+    span = np.where(limits.is_gripper, np.inf, spec.action_high - spec.action_low)
+    seam, inner = [], []
+    for before, after in zip(recording.periods, recording.periods[1:], strict=False):
+        if before.target is None or after.target is None or None in (*before.target, *after.target):
+            continue
+        first, second = np.array(before.target, float), np.array(after.target, float)
+        if first.shape == second.shape == span.shape:
+            jump = float((np.abs(second - first) / span).max())
+            (inner if before.chunk_seq == after.chunk_seq else seam).append(jump)
+    return seam, inner
+
+
+def _motion_charts(recording: Recording) -> list[Chart]:
+    """Return a chart for every channel that the state measures: commanded and measured position."""
+    began = recording.periods[0].now
+    charts = []
+    for column, channel in enumerate(_limits(recording).channels):
+        if channel.measured_by is None:
+            continue
+        state = recording.robot_spec.state_names.index(channel.measured_by)
+        sent = [(one.now - began, one.position[column]) for one in recording.periods if one.position]
+        seen = [
+            (one.observation_stamp - began, one.measured[state])
+            for one in recording.periods
+            if one.measured is not None and one.observation_stamp is not None
+        ]
+        series = [_series("commanded", sent), _series("measured", seen)]
+        unit = recording.robot_spec.action[column].unit
+        charts.append(
+            Chart(
+                caption=channel.measured_by, series=series, x_label="time [s]", y_label=f"position [{unit}]"
+            )
+        )
+    return charts
+
+
+def _series(name: str, points: Sequence[tuple[float, float]]) -> Series:
+    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points])
+
+
+def _timing_charts(recording: Recording) -> list[Chart]:
+    began = recording.periods[0].now
+    ages = [
+        (one.now - began, 1e3 * one.chunk_age_s) for one in recording.periods if one.chunk_age_s is not None
+    ]
+    took = [
+        (one.now - began, 1e3 * one.inference_s) for one in recording.periods if one.inference_s is not None
+    ]
+    late = [(one.now - began, 1e3 * one.late_s) for one in recording.periods]
+    lines = (
+        ("age of the action's chunk", ages),
+        ("inference", took),
+        ("start of the period after its time", late),
+    )
+    return [
+        Chart(caption=f"{name} [ms]", series=[_series(name, points)], x_label="time [s]", y_label="ms")
+        for name, points in lines
+        if points
+    ]
+
+
+def _seam_charts(recording: Recording) -> list[Chart]:
+    """Return the speed that was asked for and that was sent, by channel; seams show as jumps of the first."""
+    began, limits = recording.periods[0].now, _limits(recording)
+    charts = []
+    for column, channel in enumerate(limits.channels):
+        if channel.kind == "gripper":
+            continue
+        asked = [
+            (one.now - began, value)
+            for one in recording.periods
+            if one.target is not None and len(one.target) > column
+            for value in [one.target[column]]
+            if value is not None
+        ]
+        sent = [(one.now - began, one.commanded[column]) for one in recording.periods if one.commanded]
+        spec = recording.robot_spec.action[column]
+        charts.append(
+            Chart(
+                caption=channel.name,
+                series=[_series("target", asked), _series("commanded", sent)],
+                x_label="time [s]",
+                y_label=f"action [{spec.unit}]",
+            )
+        )
+    return charts
+
+
+def _events(recording: Recording) -> list[list[str]]:
+    began = recording.periods[0].now
+    rows = [[f"{one.now - began:.2f}", event] for one in recording.periods for event in one.events]
+    if len(rows) > _MAX_EVENTS:
+        rows = [
+            *rows[: _MAX_EVENTS // 2],
+            ["...", f"{len(rows) - _MAX_EVENTS} more"],
+            *rows[-_MAX_EVENTS // 2 :],
+        ]
+    return rows
+
+
+def write_control_page(path: Path, recording: Recording, *, title: str, command: str) -> None:
+    """Write the page of one run; it needs no other file.
+
+    Raises:
+        ValueError: there is nothing in the recording.
+    """
+    summary = summarise(recording)
+    broken = len(summary.violations)
+    sections: list[Section] = [
+        Table(title="The run", header=["what", ""], rows=summary.rows()),
+        Charts(
+            title="Commanded and measured",
+            charts=_motion_charts(recording),
+            note="Commanded: what was sent, summed up where actions are changes.",
+        ),
+        Charts(
+            title="Targets, seams and what was made of them",
+            charts=_seam_charts(recording),
+            note="Where chunks meet, targets jump; the safety filter keeps commands within limits.",
+        ),
+        Charts(title="Time", charts=_timing_charts(recording)),
+        Table(
+            title="Clamped commands",
+            header=["limit and channel", "commands"],
+            rows=[[name, str(count)] for name, count in summary.clamps.most_common()] or [["none", "0"]],
+        ),
+        Table(title="Events", header=["time [s]", "event"], rows=_events(recording)),
+        *closing_sections([(command, "this run")]),
+    ]
+    headlines = [
+        Headline(
+            label="limits broken", value=str(broken), met=broken == 0, note="by commands sent; aim: none"
+        ),
+        Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
+        Headline(
+            label="inference, median",
+            value=f"{summary.inference_ms[0]:.0f} ms",
+            note=f"{summary.chunks} chunks",
+        ),
+        Headline(label="rate", value=f"{summary.rate_hz:.1f} Hz", note=summary.end),
+    ]
+    write_report(path, title=title, subtitle=machine(), headlines=headlines, sections=sections)
+
+
+def live_line(record: PeriodRecord, *, rate_hz: float, clamps: int) -> str:
+    """Return the line that the terminal shows while a robot runs."""
+    age = "-" if record.chunk_age_s is None else f"{1e3 * record.chunk_age_s:.0f} ms"
+    reason = f"  {record.reason[:60]}" if record.state in ("HOLD", "STOPPED", "FAULT") else ""
+    return (
+        f"{record.state:<8} {rate_hz:5.1f} Hz  chunk age {age:>7}  missed {record.missed:>3}  "
+        f"clamps {clamps:>4}{reason}"
+    )

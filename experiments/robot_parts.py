@@ -1,0 +1,255 @@
+"""Builds what the programs that drive robots have in common, from their configuration.
+
+It also knows the course of one run, from the first observation to rest. The parts themselves are in
+`policies/runtime`.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from envs.registry import nearest
+from experiments.schema_robot import ControlRun, DelayTableRun, RobotConfig, StreamConfig, WatchdogConfig
+from experiments.simulation import env_configs
+from policies.interface import Observation, Policy, Robot
+from policies.runtime.chunking import make_schedule
+from policies.runtime.clock import Clock
+from policies.runtime.controller import ArmingRefused, Controller
+from policies.runtime.inference import Inference
+from policies.runtime.limits import GRIPPER, ChannelLimits, SafetyLimits
+from policies.runtime.recorder import PeriodRecord, Recorder
+from policies.runtime.safety import SafetyFilter
+from policies.runtime.states import LATCHED, State
+from policies.runtime.stream import StreamLimits
+from policies.runtime.watchdog import WatchdogLimits
+from policies.spec import RobotSpec
+
+ARMING_PERIODS = 40  # how long to wait for a live stream of observations
+RECONNECT_S = 0.2  # how long one inference tries to find its server again
+
+
+def safety_limits(config: RobotConfig) -> SafetyLimits:
+    """Return a robot's limits.
+
+    Raises:
+        ValueError: a limit makes no sense; the message names the channel.
+    """
+    channels = tuple(
+        ChannelLimits(name=name, **dataclasses.asdict(one)) for name, one in config.limits.items()
+    )
+    return SafetyLimits(
+        channels=channels,
+        refuse_position_factor=config.refuse_position_factor,
+        refuse_speed_factor=config.refuse_speed_factor,
+        leash=config.leash,
+    )
+
+
+def chosen_task(run: ControlRun | DelayTableRun) -> str:
+    """Return the task to do.
+
+    Raises:
+        ValueError: it is none of the environment's; the message names the nearest.
+    """
+    if run.task is None:
+        return run.tasks[0]
+    if run.task not in run.tasks:
+        raise ValueError(f"task {run.task!r} is unknown; {nearest(run.task, run.tasks)}")
+    return run.task
+
+
+def task_config(run: ControlRun | DelayTableRun) -> dict[str, Any]:
+    """Return the `make_env` configuration of the task to do."""
+    return env_configs(run.env, [chosen_task(run)])[chosen_task(run)]
+
+
+class RemoteForWorker:
+    """A remote policy that finds its server again by itself, a short try for each inference.
+
+    It runs in the inference worker, so nobody waits for it. Whether the robot goes on is not its business:
+    failed inferences hold and stop the robot, and people arm it again.
+    """
+
+    def __init__(self, *, url: str, token: str | None) -> None:
+        from policies.serving.client import RemotePolicy  # here, as it needs websockets
+
+        self._remote = RemotePolicy.open(url, token=token)
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """The robot that the policy was trained for."""
+        return self._remote.robot_spec
+
+    @property
+    def frame_offsets(self) -> tuple[int, ...]:
+        """Which frames the policy looks at."""
+        return self._remote.frame_offsets
+
+    @property
+    def action_horizon(self) -> int:
+        """Number of control periods in a predicted chunk."""
+        return self._remote.action_horizon
+
+    @property
+    def max_committed(self) -> int:
+        """How many promised actions it can be told."""
+        return self._remote.max_committed
+
+    def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
+        """Ask the server, after connecting again if need be; errors are those of `RemotePolicy`."""
+        if not self._remote.connected:
+            self._remote.reconnect(within_s=RECONNECT_S)
+        return self._remote.predict(observations)
+
+    def close(self) -> None:
+        """Hang up; an inference under way fails."""
+        self._remote.close()
+
+
+class SlowedPolicy:
+    """A policy that takes longer: for showing what delay does, in real time."""
+
+    def __init__(self, policy: Policy, *, delay_s: float) -> None:
+        self._policy, self._delay_s = policy, delay_s
+        self.robot_spec, self.frame_offsets = policy.robot_spec, policy.frame_offsets
+        self.action_horizon = policy.action_horizon
+
+    def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
+        """Answer as the policy does, later."""
+        chunks = self._policy.predict(observations)
+        time.sleep(self._delay_s)
+        return chunks
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy, and how many promised actions it can be told."""
+
+    policy: Policy
+    max_committed: int
+
+
+@contextlib.contextmanager
+def open_policy(
+    *, bundle: str | None, server: str | None, token_env: str, num_threads: int
+) -> Iterator[LoadedPolicy]:
+    """Open a bundle in this process, or connect to a policy server and hang up in the end.
+
+    Raises:
+        ValueError: none or both are given, or the bundle is damaged.
+        PolicyUnavailable: the server is not there, or refuses.
+    """
+    if (bundle is None) == (server is None):
+        raise ValueError(f"give either bundle=... or server=..., not bundle={bundle} and server={server}")
+    if server is not None:
+        with contextlib.closing(RemoteForWorker(url=server, token=os.environ.get(token_env))) as remote:
+            yield LoadedPolicy(remote, remote.max_committed)
+        return
+    from policies.exported import BundlePolicy
+
+    assert bundle is not None, "checked above"
+    loaded = BundlePolicy.load(bundle, num_threads=num_threads)
+    yield LoadedPolicy(loaded, loaded.processor.max_committed)
+
+
+def build_controller(
+    *,
+    robot: Robot,
+    policy: Policy,
+    inference: Inference,
+    limits: SafetyLimits,
+    max_committed: int,
+    schedule: str,
+    execute_horizon: int,
+    anchored: bool,
+    instruction: str,
+    watchdog: WatchdogConfig,
+    stream: StreamConfig,
+    clock: Clock,
+    recorder: Recorder | None = None,
+) -> Controller:
+    """Put a controller together.
+
+    Raises:
+        SpecMismatch: policy and robot differ.
+        ValueError: `execute_horizon` is beyond the policy's horizon, or a setting makes no sense.
+    """
+    spec = robot.robot_spec
+    policy.robot_spec.require_same(spec, mine="the policy", theirs="the robot")
+    if not 1 <= execute_horizon <= policy.action_horizon:
+        raise ValueError(
+            f"execute_horizon is {execute_horizon}; it must lie in [1, {policy.action_horizon}], "
+            "as the policy predicts that many actions"
+        )
+    grippers = tuple(
+        channel.measured_by
+        for channel in limits.channels
+        if channel.kind == GRIPPER and channel.measured_by is not None
+    )
+    return Controller(
+        robot=robot,
+        inference=inference,
+        schedule=make_schedule(
+            schedule,
+            period_s=1.0 / spec.control_hz,
+            execute_horizon=execute_horizon,
+            num_actions=len(spec.action),
+            max_committed=max_committed,
+        ),
+        safety=SafetyFilter(spec=spec, limits=limits),
+        instruction=instruction,
+        frame_offsets=policy.frame_offsets,
+        clock=clock,
+        watchdog=WatchdogLimits(**dataclasses.asdict(watchdog)),
+        stream=StreamLimits(**dataclasses.asdict(stream), may_jump=grippers),
+        anchored=anchored,
+        recorder=recorder,
+    )
+
+
+def drive(
+    controller: Controller,
+    *,
+    is_over: Callable[[], bool],
+    max_periods: int,
+    on_period: Callable[[PeriodRecord], None],
+) -> None:
+    """Arm, start, and run until the task is over or the robot has stopped, then until it is at rest.
+
+    Args:
+        controller: IDLE.
+        is_over: asked after every period.
+        max_periods: after so many the task counts as over.
+        on_period: told of every period.
+
+    Raises:
+        ArmingRefused: observations did not come, or the robot stands out of its range.
+    """
+    has_started = False
+
+    def after(record: PeriodRecord) -> bool:
+        nonlocal has_started
+        on_period(record)
+        if not has_started:
+            has_started = _try_to_start(controller, is_last_try=record.index >= ARMING_PERIODS)
+        elif is_over() or record.index >= max_periods:
+            controller.finish()  # changes nothing if it has been stopped
+        return not (has_started and controller.state in (State.IDLE, *LATCHED) and controller.is_at_rest)
+
+    controller.run(after)
+
+
+def _try_to_start(controller: Controller, *, is_last_try: bool) -> bool:
+    try:
+        controller.arm()
+    except ArmingRefused:
+        if is_last_try:
+            raise
+        return False
+    controller.start()
+    return True

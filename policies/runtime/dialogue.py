@@ -1,0 +1,152 @@
+"""The controller's exchange with a policy: asks when the schedule wants it, keeps what may be used.
+
+It brings together where the policy runs (inference.py), which answers count (`ResultGate`) and when which
+action is due (chunking.py), and remembers since when answers fail, are missing or are refused. It judges
+nothing; watchdog.py does.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32
+
+from policies.runtime.anchoring import DeltaAnchor
+from policies.runtime.chunking import Chunk, PlannedAction, Schedule
+from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
+from policies.runtime.safety import UnsafeCommand
+from policies.runtime.stream import Intake
+
+
+class Dialogue:
+    """One policy's answers, from one start of the robot to the next.
+
+    Args:
+        inference: where the policy runs.
+        schedule: when to ask, and what is due.
+        instruction: what the policy is told.
+        num_actions: numbers in an action.
+        anchor: between what policies say and what the schedule keeps.
+        require_sane: raises UnsafeCommand for a chunk that must not be executed, not even in part.
+    """
+
+    def __init__(
+        self,
+        *,
+        inference: Inference,
+        schedule: Schedule,
+        instruction: str,
+        num_actions: int,
+        anchor: DeltaAnchor,
+        require_sane: Callable[[Float32[np.ndarray, "time action"]], None],
+    ) -> None:
+        self._inference, self._schedule, self._instruction = inference, schedule, instruction
+        self._gate = ResultGate(num_actions=num_actions)
+        self._anchor, self._require_sane = anchor, require_sane
+        self._started_at = 0.0
+        self._asked_stamp = -math.inf  # of the observation last asked about since the start
+        self._last_seq = 0
+        self._has_chunk = False
+        self.failing_since: float | None = None
+        self.starved_since: float | None = None
+        self.refused_since: float | None = None
+        self.failure = ""  # or refusal, whichever came last
+        self.counts: Counter[str] = Counter()
+
+    def start(self, now: float) -> None:
+        """Forget everything before now; answers to earlier questions no longer count."""
+        self._schedule.clear()
+        self._gate.reset(next_seq=self._last_seq + 1)
+        self._started_at, self._asked_stamp, self._has_chunk = now, -math.inf, False
+        self.failing_since = self.starved_since = self.refused_since = None
+        self.failure = ""
+
+    def drop_plan(self) -> None:
+        """Forget what was to be executed; a question that is under way still counts."""
+        self._schedule.clear()
+
+    def next_action(self, now: float) -> PlannedAction | None:
+        """Return what is to be executed in the period that starts now."""
+        return self._schedule.next_action(now)
+
+    def note_plan(self, now: float, *, is_empty: bool, is_seeing: bool) -> None:
+        """Remember since when there has been nothing to execute and nothing else explains it."""
+        may_wait = self._schedule.waits or not self._has_chunk
+        is_explained = self.failing_since is not None or self.refused_since is not None or not is_seeing
+        if not is_empty or may_wait or is_explained:
+            self.starved_since = None
+        elif self.starved_since is None:
+            self.starved_since = now
+
+    def note_refusal(self, now: float, reason: str) -> None:
+        """Remember that an action was refused; the rest of its chunk is not tried."""
+        self.failure = reason
+        self.refused_since = now if self.refused_since is None else self.refused_since
+        self._schedule.clear()
+
+    def note_execution(self) -> None:
+        """Remember that an action was accepted."""
+        self.refused_since = None
+
+    @property
+    def has_died(self) -> bool:
+        """Whether no answer will ever come again."""
+        return self._inference.has_died
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest unanswered question was asked, or the start if that is later; None without one."""
+        since = self._inference.waiting_since
+        return None if since is None else max(since, self._started_at)
+
+    def ask(self, intake: Intake) -> None:
+        """Ask about the newest observation if the schedule wants it and the last answer is there."""
+        observation = intake.newest
+        if observation is None:
+            return
+        is_new = observation.stamp > self._asked_stamp or self.failing_since is not None
+        is_first = self._asked_stamp == -math.inf  # replaces a question from before the start
+        if not is_new or not (is_first or self._inference.waiting_since is None):
+            return
+        if self._schedule.wants_chunk(observation.stamp):
+            promised = self._anchor.to_actions(self._schedule.promise(observation.stamp), observation.stamp)
+            self._asked_stamp = observation.stamp
+            self._last_seq = self._inference.submit(intake.for_policy(self._instruction, promised))
+
+    def collect(self, now: float, *, is_active: bool) -> tuple[float | None, list[str]]:
+        """Take in answers. Only an active controller uses them.
+
+        Returns:
+            How long the inference of a chunk that came took [s], if one came, and what is worth noting.
+        """
+        inference_s, notes = None, []
+        for result in self._inference.poll():
+            try:
+                if self._take(result, now, is_active=is_active):
+                    inference_s = result.finished_at - result.submitted_at
+            except BadResult as bad:
+                self.counts[f"{bad.kind} answers"] += 1
+                notes.append(f"{bad.kind} answer: {bad}")
+                if bad.kind in ("failed", "bad chunk", "unsafe") and is_active:
+                    self.failing_since = now if self.failing_since is None else self.failing_since
+                    self.failure = str(bad)
+        return inference_s, notes
+
+    def _take(self, result: InferenceResult, now: float, *, is_active: bool) -> bool:
+        chunk = self._gate.admit(result)
+        if not is_active:
+            return False
+        try:
+            self._require_sane(chunk.actions)
+        except UnsafeCommand as refusal:
+            raise BadResult("unsafe", str(refusal)) from refusal
+        positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
+        # The robot has stood still until the first chunk, so that one is as good now as at its capture.
+        begins = chunk.stamp if self._has_chunk else now
+        if not self._schedule.add(Chunk(actions=positions, stamp=begins, seq=chunk.seq), now):
+            age = now - chunk.stamp
+            raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")
+        self.failing_since, self._has_chunk = None, True
+        self.counts["chunks"] += 1
+        return True

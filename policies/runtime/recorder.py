@@ -1,0 +1,259 @@
+"""The record of a controlled run: a JSON line a period, readable after a crash, and frames before a stop.
+
+`recording.jsonl` starts with a header and gets a line each period, handed to the system at once: if the
+program dies, at worst the last line is torn, and it is left out when read. Frames are kept in memory for the
+last seconds only and written, whole or not at all, when the robot stops for a reason. Nothing here looks at
+what the numbers mean, apart from `audit_recording`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from policies.interface import Observation, Robot
+from policies.runtime.chunking import PlannedAction
+from policies.runtime.clock import Clock
+from policies.runtime.limits import SafetyLimits, Violation, audit
+from policies.runtime.safety import SafeCommand
+from policies.spec import RobotSpec
+
+RECORDING_FILE = "recording.jsonl"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeriodRecord:
+    """One control period. Times are of the controller's clock [s]; None where there was nothing."""
+
+    index: int
+    now: float
+    late_s: float  # how long after its time the period began
+    state: str
+    reason: str  # of a hold, stop or fault
+    observation_stamp: float | None
+    measured: list[float] | None  # the robot's state
+    target: (
+        list[float | None] | None
+    )  # what was asked of the safety filter; None for a number that is not finite
+    commanded: list[float] | None  # what the robot was sent
+    position: list[float] | None  # commanded position of every channel after it
+    start: list[float] | None  # commanded position before it, in the first period after arming
+    chunk_seq: int | None
+    chunk_index: int | None
+    chunk_age_s: float | None
+    inference_s: float | None  # from request to arrival, of a chunk that arrived in this period
+    clamps: list[str]
+    events: list[str]
+    missed: int  # periods so far that were skipped or began late
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def plain(values: Any) -> list[float | None]:
+    """Return numbers for JSON, None in place of those that are not finite or no numbers at all."""
+    try:
+        flat = np.asarray(values, np.float64).ravel()[:64]
+    except (TypeError, ValueError):
+        return []
+    return [float(value) if math.isfinite(value) else None for value in flat]
+
+
+def period_record(
+    *,
+    index: int,
+    now: float,
+    late_s: float,
+    state: str,
+    reason: str,
+    observation: Observation | None,
+    planned: PlannedAction | None,
+    target: Any,
+    command: SafeCommand | None,
+    start: list[float] | None,
+    period_s: float,
+    inference_s: float | None,
+    events: list[str],
+    missed: int,
+) -> PeriodRecord:
+    """Put the record of a period together from what the parts of the controller said."""
+    return PeriodRecord(
+        index=index,
+        now=now,
+        late_s=late_s,
+        state=state,
+        reason=reason,
+        observation_stamp=None if observation is None else observation.stamp,
+        measured=None if observation is None else [float(value) for value in observation.state],
+        target=None if target is None else plain(target),
+        commanded=None if command is None else [float(value) for value in command.action],
+        position=None if command is None else [float(value) for value in command.position],
+        start=None if command is None else start,
+        chunk_seq=None if planned is None else planned.seq,
+        chunk_index=None if planned is None else planned.index,
+        chunk_age_s=None if planned is None else planned.index * period_s,
+        inference_s=inference_s,
+        clamps=[] if command is None else list(command.clamps),
+        events=events,
+        missed=missed,
+    )
+
+
+class Recorder:
+    """Writes the recording of one run into a directory.
+
+    Args:
+        directory: made if it does not exist; a recording that is there already is replaced.
+        spec: the robot.
+        about: whatever else a reader should know, JSON-ready.
+        dump_s: how many seconds of frames are kept for `dump`.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+
+    def __init__(
+        self, directory: Path, *, spec: RobotSpec, about: Mapping[str, Any], dump_s: float = 2.0
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._frames: deque[Observation] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
+        self._file = (directory / RECORDING_FILE).open("wb")
+        self._write({"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)})
+
+    def append(self, record: PeriodRecord) -> None:
+        """Write one period. Does not wait for the disk: the control loop must not."""
+        self._write(record.to_json())
+
+    def see(self, observation: Observation) -> None:
+        """Keep an observation for a later `dump`."""
+        if not self._frames or observation.stamp > self._frames[-1].stamp:
+            self._frames.append(observation)
+
+    def dump(self, name: str) -> Path | None:
+        """Write the frames and states of the last seconds to ``<name>.npz``; None if there are none."""
+        if not self._frames:
+            return None
+        arrays = {
+            "stamp": np.array([one.stamp for one in self._frames]),
+            "state": np.stack([one.state for one in self._frames]),
+        }
+        for camera in self._frames[-1].images:
+            arrays[f"images_{camera}"] = np.stack([one.images[camera][-1] for one in self._frames])
+        path = self.directory / f"{name}.npz"
+        partial = self.directory / f".{name}.partial"
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        return path
+
+    def close(self) -> None:
+        """Bring everything to the disk; safe to call more than once."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, data: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(data, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """A recording that was read back."""
+
+    robot_spec: RobotSpec
+    about: Mapping[str, Any]
+    periods: Sequence[PeriodRecord]
+
+
+def read_recording(path: Path) -> Recording:
+    """Read a recording, or the directory that holds it, without a torn last line.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is of another schema version, or a line in the middle is damaged; the message says so.
+    """
+    path = path / RECORDING_FILE if path.is_dir() else path
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn, or empty
+    if not lines:
+        raise ValueError(f"{path} has no header; it is no recording, or was cut off at once")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    header, names = rows[0], {field.name for field in dataclasses.fields(PeriodRecord)}
+    if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} starts with {str(header)[:80]!r}; this program reads version {SCHEMA_VERSION}"
+        )
+    for number, row in enumerate(rows[1:], start=2):
+        if not isinstance(row, dict) or set(row) != names:
+            raise ValueError(f"{path}, line {number}: a period has the keys {sorted(names)}")
+    return Recording(
+        robot_spec=RobotSpec.from_json(header["robot_spec"]),
+        about=header["about"],
+        periods=[PeriodRecord(**row) for row in rows[1:]],
+    )
+
+
+def audit_recording(recording: Recording, limits: SafetyLimits) -> list[Violation]:
+    """Return every limit that a command sent to the robot broke, by an arithmetic of its own (limits.py).
+
+    `index` of a violation is that of the period. Commands between two armings form a motion from rest.
+    """
+    found: list[Violation] = []
+    sent = [period for period in recording.periods if period.commanded is not None]
+    beginnings = [i for i, period in enumerate(sent) if period.start is not None]
+    if sent and (not beginnings or beginnings[0] != 0):
+        raise ValueError("the recording has commands before the first arming; it is damaged")
+    for first, end in zip(beginnings, [*beginnings[1:], len(sent)], strict=True):
+        motion = sent[first:end]
+        violations = audit(
+            np.array([period.commanded for period in motion], np.float32),
+            start=np.array(motion[0].start, np.float64),
+            spec=recording.robot_spec,
+            limits=limits,
+        )
+        found += [dataclasses.replace(one, index=motion[one.index].index) for one in violations]
+    return found
+
+
+def replay(recording: Recording, *, robot: Robot, clock: Clock) -> int:
+    """Send the recorded commands to a robot again, at their times after the first period; return how many.
+
+    Raises:
+        SpecMismatch: the recording is of another robot.
+    """
+    recording.robot_spec.require_same(robot.robot_spec, mine="the recording", theirs="this robot")
+    sent = [period for period in recording.periods if period.commanded is not None]
+    begun = clock.now()
+    robot.observe()
+    for period in sent:
+        clock.sleep_until(begun + period.now - recording.periods[0].now)
+        robot.command(np.array(period.commanded, np.float32))
+    robot.stop()
+    return len(sent)

@@ -1,0 +1,241 @@
+"""The programs that drive robots: configuration, the course of a run, the page, the delay table."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+
+from envs.registry import make_env
+from envs.sim_robot import SensorFaults
+from envs.tabletop.env import TabletopEnv
+from experiments import schema, schema_robot
+from experiments.control_report import summarise, write_control_page
+from experiments.delay_table import (
+    SettingsDiffer,
+    read_delay_rows,
+    require_same_settings,
+    run_episode,
+    run_missing,
+    success_rows,
+    write_page,
+)
+from experiments.delay_table import cells as cells_of
+from experiments.robot_parts import chosen_task, open_policy, safety_limits, task_config
+from policies.runtime.limits import ChannelLimits, SafetyLimits
+from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
+from policies.runtime.stream import StreamLimits
+from policies.runtime.watchdog import WatchdogLimits
+from policies.spec import SpecMismatch
+
+ZEROS = [0.0] * 5
+
+
+def composed(root, *overrides):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return schema.typed(compose(root, list(overrides)), schema.ROOTS[root])
+
+
+class ExpertPolicy:
+    """Repeats what the task's expert would do now; it looks at the environment, not at the observation."""
+
+    frame_offsets, action_horizon = (0,), 8
+
+    def __init__(self, env):
+        self.env, self.robot_spec, self.num_asked = env, env.robot_spec, 0
+
+    def predict(self, observations):
+        self.num_asked += 1
+        step = self.env.expert_action()
+        decay = 0.7 ** np.arange(8)[:, None]
+        chunk = np.where(np.arange(7) < 6, step * decay, step).astype(np.float32)
+        return chunk[None]
+
+
+@pytest.mark.parametrize(
+    ("config", "constructor", "made_elsewhere"),
+    [
+        (schema_robot.WatchdogConfig, WatchdogLimits, set()),
+        (schema_robot.StreamConfig, StreamLimits, {"may_jump"}),
+        (schema_robot.ChannelLimitsConfig, ChannelLimits, {"name"}),
+    ],
+)
+def test_every_limit_can_be_configured_and_defaults_agree(config, constructor, made_elsewhere):
+    ours = {field.name: field.default for field in dataclasses.fields(config)}
+    theirs = inspect.signature(constructor).parameters
+    assert set(ours) | made_elsewhere == set(theirs)
+    for name, default in ours.items():
+        assert theirs[name].default in (default, inspect.Parameter.empty), name
+
+
+def test_the_faults_of_the_sensors_can_be_configured():
+    own = {field.name for field in dataclasses.fields(schema_robot.SimRobotConfig)}
+    common = {field.name for field in dataclasses.fields(schema_robot.RobotConfig)}
+    assert own - common == set(inspect.signature(SensorFaults).parameters)
+
+
+def test_the_limits_of_the_simulated_robot_fit_the_tabletop_and_survive_json():
+    run = composed("control", "bundle=b")
+    env = TabletopEnv(task="reach", image_size=16)
+    limits = safety_limits(run.robot)
+    limits.require_fitting(env.robot_spec)
+    assert SafetyLimits.from_json(limits.to_json()) == limits
+    reach = env.robot_spec.action_high[:3] * env.robot_spec.control_hz
+    speeds = [channel.velocity for channel in limits.channels[:3]]
+    np.testing.assert_allclose(speeds, reach, rtol=1e-6)  # what the policy may ask for is not clamped
+
+
+def test_a_task_that_is_not_there_and_a_policy_that_is_not_given_are_named():
+    with pytest.raises(ValueError, match="did you mean 'reach'"):
+        chosen_task(composed("control", "task=raech"))
+    assert chosen_task(composed("control")) == "reach"
+    nothing = open_policy(bundle=None, server=None, token_env="NONE", num_threads=1)
+    with pytest.raises(ValueError, match="either bundle"), nothing:
+        pass
+
+
+def test_a_policy_for_other_cameras_is_refused(table):
+    run, _, env, *_ = table
+    other = ExpertPolicy(env)
+    other.robot_spec = dataclasses.replace(env.robot_spec, cameras=env.robot_spec.cameras[::-1])
+    with pytest.raises(SpecMismatch, match="cameras"):
+        run_episode(
+            env,
+            other,
+            max_committed=0,
+            run=run,
+            limits=safety_limits(run.robot),
+            schedule="sync",
+            delay_ms=0.0,
+            seed=1,
+        )
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of two cells and two episodes, by the expert, in 16 pixels."""
+    run = composed(
+        "delay_table",
+        "bundle=b",
+        "env.level=none",
+        "env.image_size=16",
+        "delays_ms=[0,100]",
+        "schedules=[sync,async]",
+        "episodes=1",
+    )
+    directory = tmp_path_factory.mktemp("table")
+    env = make_env(task_config(run))
+    policy = ExpertPolicy(env)
+    settings = {"max_committed": 0, "run": run, "limits": safety_limits(run.robot), "run_dir": directory}
+    rows = run_missing(env, policy, **settings)
+    yield run, directory, env, policy, settings, rows
+    env.close()
+
+
+def test_the_expert_reaches_its_goal_through_the_controller_at_any_delay(table):
+    _, _, _, _, _, rows = table
+    assert [(row.schedule, row.delay_ms) for row in rows] == [
+        ("sync", 0.0), ("async", 0.0), ("sync", 100.0), ("async", 100.0)
+    ]  # fmt: skip
+    assert all(row.success and row.end == "IDLE" and row.violations == 0 for row in rows)
+    periods = {(row.schedule, row.delay_ms): row.periods for row in rows}
+    assert periods["sync", 100.0] > periods["sync", 0.0]  # it waits
+    assert periods["async", 100.0] < periods["sync", 100.0]
+
+
+def test_a_table_continues_and_simulated_time_repeats_itself(table, tmp_path):
+    _, directory, env, policy, settings, rows = table
+    asked = policy.num_asked
+    assert run_missing(env, policy, **settings) == rows
+    assert policy.num_asked == asked, "finished episodes were run again"
+    path = directory / "rows.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # a torn last line
+    assert len(read_delay_rows(path)) == len(rows) - 1
+    assert run_missing(env, policy, **settings) == rows, "the same episode came out otherwise"
+
+
+def test_a_directory_with_other_settings_is_refused(table, tmp_path):
+    run = table[0]
+    require_same_settings(tmp_path, run, bundle_id="a" * 64)
+    require_same_settings(tmp_path, dataclasses.replace(run, episodes=50), bundle_id="a" * 64)
+    with pytest.raises(SettingsDiffer, match="bundle"):
+        require_same_settings(tmp_path, run, bundle_id="b" * 64)
+    with pytest.raises(SettingsDiffer, match="execute_horizon"):
+        require_same_settings(tmp_path, dataclasses.replace(run, execute_horizon=2), bundle_id="a" * 64)
+
+
+def test_the_table_and_its_page_show_rates_with_intervals(table, tmp_path):
+    run, _, _, _, _, rows = table
+    assert success_rows(cells_of(rows)) == [
+        ["sync"] + ["100% [21, 100]"] * 2,
+        ["async"] + ["100% [21, 100]"] * 2,
+    ]
+    write_page(tmp_path / "report.html", rows, run=run, command="python -m experiments.delay_table")
+    page = (tmp_path / "report.html").read_text()
+    assert "100% [21, 100]" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def record(index, **changes):
+    plain = PeriodRecord(
+        index=index,
+        now=0.05 * index,
+        late_s=0.0,
+        state="RUNNING",
+        reason="",
+        observation_stamp=0.05 * index,
+        measured=[0.5, 0.0, 0.1, 0.0, 1.0, 1.0],
+        target=[0.01, *ZEROS, 1.0],
+        commanded=[0.01, *ZEROS, 1.0],
+        position=[0.5, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0],
+        start=[0.5, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0] if index == 0 else None,
+        chunk_seq=1 + index // 4,
+        chunk_index=index % 4,
+        chunk_age_s=0.05 * (index % 4),
+        inference_s=0.04 if index % 4 == 0 else None,
+        clamps=[],
+        events=[],
+        missed=0,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def recording(directory, records):
+    limits = safety_limits(composed("control").robot)
+    spec = TabletopEnv(task="reach", image_size=16).robot_spec
+    with Recorder(directory, spec=spec, about={"limits": limits.to_json()}) as recorder:
+        for one in records:
+            recorder.append(one)
+    return read_recording(directory)
+
+
+def test_a_summary_counts_what_was_recorded(tmp_path):
+    records = [record(index) for index in range(8)]
+    records[5] = record(5, clamps=["velocity:delta_x"], missed=2, events=["<b>odd</b>"])
+    records[4] = record(4, target=[0.02, *ZEROS, 1.0])
+    records[7] = record(7, missed=2, state="HOLD", reason="no action is left")
+    summary = summarise(recording(tmp_path, records))
+    assert (summary.periods, summary.chunks, summary.missed) == (8, 2, 2)
+    assert summary.rate_hz == pytest.approx(20.0)
+    assert summary.inference_ms == pytest.approx((40.0, 40.0, 40.0))
+    assert summary.seam_jump == pytest.approx(0.2, rel=1e-5)  # 0.01 of 0.05 m, from period 3 to 4
+    assert summary.clamps == {"velocity:delta_x": 1}
+    assert summary.end == "HOLD: no action is left"
+    assert summary.violations == []
+    assert dict(summary.rows())["limits broken by commands sent"] == "0"
+
+
+def test_a_command_that_broke_a_limit_shows_in_the_page(tmp_path):
+    records = [record(index) for index in range(8)]
+    records[6] = record(6, commanded=[0.2, *ZEROS, 1.0], events=["<script>alert(1)</script>"])
+    written = recording(tmp_path, records)
+    assert {one.kind for one in summarise(written).violations} >= {"velocity", "acceleration"}
+    write_control_page(
+        tmp_path / "report.html", written, title="a run", command="python -m experiments.control"
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "tile missed" in page
+    assert "<script>" not in page
+    assert "tcp_x" in page

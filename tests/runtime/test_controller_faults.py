@@ -1,0 +1,188 @@
+"""Every fault of robot, cameras and policy that the controller has to survive, on a simulated clock."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from control_fixtures import DT, Harness
+
+from policies.interface import DecodeError
+from policies.runtime.states import State
+
+
+def test_stale_observations_hold_then_stop_and_nothing_is_inferred_on_them(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.is_silent = True
+    assert run.until(State.HOLD, at_most=8) <= 6  # 0.25 s
+    asked = len(run.policy.seen)
+    assert run.until(State.STOPPED, at_most=30) <= 16  # 1 s in all
+    assert len(run.policy.seen) == asked
+    assert run.violations() == []
+
+
+def test_a_hold_ends_by_itself_when_observations_come_back(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.is_silent = True
+    run.until(State.HOLD, at_most=8)
+    run.arm.is_silent = False
+    assert run.until(State.RUNNING, at_most=3) <= 2
+    assert run.violations() == []
+
+
+def test_a_jump_of_the_state_is_a_fault(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.position[0] += 1.5
+    run.steps(1)
+    assert run.state is State.FAULT
+    assert "jumped" in run.controller.reason
+    assert run.arm.num_stops == 1
+
+
+def test_a_frozen_camera_holds_while_the_arm_moves(tmp_path):
+    run = Harness(tmp_path).started()
+    run.policy.answer = lambda observation: np.tile(np.float32([0.02, 0.0, 1.0]), (8, 1))
+    run.arm.is_frozen = True
+    periods = run.until(State.HOLD, at_most=30)
+    assert periods > 3
+    assert "front is frozen" in run.controller.reason
+    run.arm.is_frozen = False
+    run.until(State.RUNNING, at_most=4)
+
+
+def test_a_frame_that_does_not_change_while_the_arm_rests_is_no_problem(tmp_path):
+    run = Harness(tmp_path)
+    run.policy.answer = lambda observation: np.tile(np.float32([0.0, 0.0, 1.0]), (8, 1))
+    run.arm.is_frozen = True
+    run.started(40)
+    assert run.state is State.RUNNING
+
+
+def test_a_black_camera_holds_at_once_and_stops_in_the_end(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.is_black = True
+    run.steps(1)
+    assert run.state is State.HOLD
+    assert "front is black" in run.controller.reason
+    run.until(State.STOPPED, at_most=45)
+    assert run.violations() == []
+
+
+@pytest.mark.parametrize("what", ["size", "dtype", "camera", "nan"])
+def test_malformed_observations_count_as_none(tmp_path, what):
+    def broken(observation):
+        frame = observation.images["front"]
+        if what == "nan":
+            return dataclasses.replace(observation, state=np.float32([0.0, np.nan, 1.0]))
+        edited = {"size": {"front": frame[:, :4]}, "camera": {"left": frame}, "dtype": {"front": frame / 255}}
+        object.__setattr__(observation, "images", edited[what])  # past the type check, as a driver would be
+        return observation
+
+    run = Harness(tmp_path).started()
+    run.arm.edit = broken
+    run.until(State.HOLD, at_most=8)
+    run.until(State.STOPPED, at_most=20)
+    assert run.controller.counts["rejected observations"] > 10
+    assert run.violations() == []
+
+
+def test_an_exception_in_the_policy_holds_and_the_next_good_answer_resumes(tmp_path):
+    run = Harness(tmp_path).started()
+    good = run.policy.answer
+
+    def fail(observation):
+        raise DecodeError("token 7 is no action")
+
+    run.policy.answer = fail
+    run.until(State.HOLD, at_most=5)
+    assert "DecodeError: token 7" in run.controller.reason
+    run.policy.answer = good
+    assert run.until(State.RUNNING, at_most=3) <= 2
+    assert run.violations() == []
+
+
+def test_a_policy_that_keeps_failing_is_stopped(tmp_path):
+    run = Harness(tmp_path).started()
+
+    def fail(observation):
+        raise ConnectionError("the server has gone")
+
+    run.policy.answer = fail
+    run.until(State.HOLD, at_most=5)
+    assert run.until(State.STOPPED, at_most=20) <= 12  # 0.5 s
+    assert run.violations() == []
+
+
+@pytest.mark.parametrize("schedule", ["sync", "async"])
+def test_a_policy_that_never_answers_stops_the_robot_by_the_deadline(tmp_path, schedule):
+    run = Harness(tmp_path, schedule=schedule, silent_stop_s=1.0).started()
+    run.delay_s = 1e9
+    assert run.until(State.STOPPED, at_most=40) <= 27
+    assert run.violations() == []
+
+
+def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
+    run = Harness(tmp_path, starved_stop_s=5.0).started()
+    run.delay_s = 9 * DT  # the horizon is 8
+    run.steps(30)
+    assert run.controller.counts["stale answers"] >= 2
+    assert run.state is State.HOLD
+    assert run.violations() == []
+
+
+BAD_CHUNKS = {
+    "nan": np.full((8, 3), np.nan, np.float32),
+    "wrong size": np.zeros((8, 2), np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+    "flat": np.zeros(3, np.float32),
+    "words": "left, please",
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHUNKS)
+def test_what_is_no_chunk_never_reaches_the_filter(tmp_path, name):
+    run = Harness(tmp_path).started()
+    run.policy.answer = lambda observation: BAD_CHUNKS[name]
+    run.until(State.HOLD, at_most=5)
+    assert run.controller.counts["bad chunk answers"] >= 1
+    assert not any(kind.startswith("clamped refused") for kind in run.controller.counts)
+    run.until(State.STOPPED, at_most=20)
+    assert run.violations() == []
+
+
+def test_a_command_far_beyond_its_limits_is_refused_and_holds(tmp_path):
+    run = Harness(tmp_path).started()
+    good = run.policy.answer
+    run.policy.answer = lambda observation: np.tile(np.float32([0.5, 0.0, 1.0]), (8, 1))
+    run.until(State.HOLD, at_most=5)
+    assert run.controller.counts["clamped refused velocity"] >= 1
+    run.policy.answer = good
+    run.until(State.RUNNING, at_most=3)
+    assert run.violations() == []
+
+
+def test_an_adversarial_policy_never_gets_a_bad_command_through(tmp_path):
+    rng = np.random.default_rng(5)
+    run = Harness(tmp_path, failing_stop_s=1e3, refused_stop_s=1e3, starved_stop_s=1e3).started()
+
+    def answer(observation):
+        kind = rng.integers(6)
+        chunk = rng.uniform(-0.025, 0.025, (8, 3)).astype(np.float32)
+        chunk[:, 2] = rng.integers(0, 2)
+        if kind == 0:
+            chunk *= 10
+        elif kind == 1:
+            chunk[rng.integers(8), rng.integers(3)] = rng.choice([np.nan, np.inf])
+        elif kind == 2:
+            chunk = chunk[:, :2]
+        elif kind == 3:
+            chunk[:] = np.float32([rng.choice([-1, 1]) * 0.025, rng.choice([-1, 1]) * 0.025, 1.0])
+        elif kind == 4:
+            raise OSError("no route to host")
+        return chunk
+
+    run.policy.answer = answer
+    run.steps(300)
+    assert run.violations() == []
+    assert all(np.isfinite(command).all() and command.shape == (3,) for command in run.arm.commands)
+    assert run.controller.counts["times RUNNING"] > 5
+    assert run.controller.counts["times HOLD"] > 5
