@@ -20,7 +20,7 @@ from envs.collection import DemonstrationEpisode, collect_episodes
 from envs.disturbance import Disturbance
 from envs.registry import make_env
 from experiments import cli, schema
-from experiments.simulation import env_configs
+from experiments.simulation import env_configs, env_settings
 from experiments.tables import format_table
 from vla.data.writer import DatasetWriter
 
@@ -33,11 +33,13 @@ class Collection:
     def __init__(
         self, *, root: Path, env: schema.EnvConfig, tasks: Sequence[str], collect: schema.CollectConfig
     ) -> None:
+        if collect.twin_share is not None:
+            env = dataclasses.replace(env, twin_share=collect.twin_share)
         self.settings, self.configs = collect, env_configs(env, tasks)
         probe = make_env(self.configs[tasks[0]])  # also finds wrong tasks, keys and a missing GL early
         spec = probe.robot_spec
         probe.close()
-        info = {"env": dataclasses.asdict(env), **self._noise()}
+        info = {"env": env_settings(env), **self._noise()}
         self.writer = DatasetWriter(
             root,
             robot_spec=spec,

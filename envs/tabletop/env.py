@@ -1,13 +1,12 @@
 """The tabletop environments: one robot arm, one scene, seven tasks, told apart by instructions."""
 
-import difflib
 from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from envs.base import ManipulationEnv
+from envs.base import ManipulationEnv, require_choice
 from envs.rendering import Renderer, apply_quality
 from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
 from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
@@ -73,6 +72,7 @@ class TabletopEnv(ManipulationEnv):
         render_quality: "fast", or "full" with shadows, multisampling and reflections.
         level: "none" is one fixed look; "train" and "heldout" vary textures, colours, light and camera.
         wording: "train" or "heldout" instructions; `reset(options={"wording": ...})` overrides it.
+        twin_share: of the objects that take another's colour, so that only the shape word tells them apart.
         max_steps: control periods before an episode is truncated; the task's own number if None.
         video_height, video_width: size of `render_video_frame` [pixels].
         render_mode: Gymnasium's; "rgb_array" makes `render` return the video frame.
@@ -92,17 +92,20 @@ class TabletopEnv(ManipulationEnv):
         render_quality: str = "fast",
         level: str = "train",
         wording: str = "train",
+        twin_share: float = 0.2,
         max_steps: int | None = None,
         video_height: int = 240,
         video_width: int = 320,
         render_mode: str | None = None,
     ) -> None:
-        _require_choice("task", task, TASKS)
+        require_choice("task", task, TASKS)
         for camera in cameras:
-            _require_choice("camera", camera, CAMERAS)
+            require_choice("camera", camera, CAMERAS)
         if not cameras or image_size < 8:
             raise ValueError(f"need at least one camera and 8 pixels, got cameras={cameras}, {image_size=}")
-        self._task = _TASKS[task]()
+        if not 0.0 <= twin_share <= 1.0:
+            raise ValueError(f"twin_share is {twin_share}; it is a share in [0, 1]")
+        self._task = _TASKS[task](twin_share=twin_share)
         super().__init__(
             robot_spec=make_robot_spec(image_size=image_size, cameras=tuple(cameras)),
             task=task,
@@ -126,7 +129,7 @@ class TabletopEnv(ManipulationEnv):
 
     def _reset_scene(self, options: dict[str, Any]) -> str:
         for key in options:
-            _require_choice("reset option", key, OPTIONS)
+            require_choice("reset option", key, OPTIONS)
         wording = options.get("wording", self.wording)
         wordings(self.task, wording)
         # The task is part of the seed: the same seed gives different scenes in different tasks.
@@ -192,7 +195,7 @@ class TabletopEnv(ManipulationEnv):
 
     def render_camera(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
         """Return what a camera of the robot spec sees now."""
-        _require_choice("camera", name, self.robot_spec.camera_names)
+        require_choice("camera", name, self.robot_spec.camera_names)
         return self._draw(name, self._image_size, self._image_size)
 
     def render_video_frame(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -204,10 +207,3 @@ class TabletopEnv(ManipulationEnv):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-def _require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
-    if given not in choices:
-        close = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{what} {given!r} is unknown; {hint}choose from {choices}")

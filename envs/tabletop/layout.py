@@ -6,7 +6,6 @@ from jaxtyping import Float, Float64
 from envs.tabletop.scene import COLOURS, SHAPES
 
 MIN_SPACING_M = 0.105  # between the middles of two objects; an open gripper fits between
-TWIN_SHARE = 0.2  # of the objects that share their colour with another, so that the shape word matters
 _MAX_TRIES = 2000
 
 
@@ -84,15 +83,15 @@ def scatter_with_free_ways(
 
 
 def draw_names(
-    rng: np.random.Generator, *, count: int, colours: list[str] | None = None
+    rng: np.random.Generator, *, count: int, twin_share: float, colours: list[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Draw distinct (colour, shape) pairs; colours differ except for about one in five."""
+    """Draw distinct (colour, shape) pairs, of which about a share of `twin_share` take another's colour."""
     palette = list(COLOURS) if colours is None else colours
     names: list[tuple[str, str]] = []
     while len(names) < count:
         used = [colour for colour, _ in names]
         fresh = [colour for colour in palette if colour not in used]
-        twin = bool(used) and (rng.random() < TWIN_SHARE or not fresh)
+        twin = bool(used) and (rng.random() < twin_share or not fresh)
         name = (str(rng.choice(used if twin else fresh)), str(rng.choice(list(SHAPES))))
         if name not in names:
             names.append(name)

@@ -31,10 +31,16 @@ class Start:
 
 
 class Task(abc.ABC):
-    """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`."""
+    """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`.
+
+    `twin_share` is that of the objects that take another's colour, so that the shape word matters.
+    """
 
     name: ClassVar[str]
     max_steps: ClassVar[int]
+
+    def __init__(self, *, twin_share: float) -> None:
+        self.twin_share = twin_share
 
     @abc.abstractmethod
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:

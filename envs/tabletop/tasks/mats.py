@@ -5,7 +5,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.tabletop.experts import HOVER_M, OPEN, Hand, approach, carry, holds, move, ramp, retreat, wrapped
+from envs.tabletop.arm import MAX_OPENING
+from envs.tabletop.experts import Grasp, Hand, approach, carry, holds, move, ramp, retreat, wrapped
 from envs.tabletop.layout import draw_names, scatter, scatter_with_free_ways
 from envs.tabletop.randomization import Level, draw_tint
 from envs.tabletop.scene import COLOURS, MAT_HALF_SIZE, NUM_MATS
@@ -13,6 +14,7 @@ from envs.tabletop.stage import Stage
 from envs.tabletop.tasks.base import MIN_GRASP_HEIGHT_M, Goal, Task, add_objects, grasp_of, is_settled
 
 _CLEARANCE_M = 0.078  # of a pushed object's path from the other objects
+_LOOSE_M = 0.008  # how much wider than the object the fingers stay when they push it
 _ON_TABLE_M = 0.015  # an object whose underside is below this stands on the table
 BOWL = -1  # as a goal's target, instead of a mat's index
 
@@ -39,7 +41,7 @@ def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 
 class Push(Task):
     """Bring the named object's middle over the named mat, without lifting it.
 
-    The open fingers straddle the object and drag it along; they never close on it.
+    The fingers close loosely around the object and drag it along.
     """
 
     name: ClassVar[str] = "push"
@@ -71,7 +73,7 @@ class Push(Task):
 
     def _draw_names(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         while True:
-            names = draw_names(rng, count=3)
+            names = draw_names(rng, count=3, twin_share=self.twin_share)
             if all(shape in self.shapes for _, shape in names):
                 return names
 
@@ -84,29 +86,30 @@ class Push(Task):
         return _is_on_mat(stage, goal.thing, goal.target)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
-        """Lower the open fingers around the object, then drag it along between them."""
-        middle = stage.object_position(goal.thing)
+        """Lower the fingers around the object, close them loosely, then drag it along between them.
+
+        That the fingers have closed tells approach from dragging, in the state as in the pictures.
+        """
+        form, middle = stage.things[goal.thing].form, stage.object_position(goal.thing)
         to_go = (stage.mat_position(goal.target) - middle)[:2]
-        distance = float(np.linalg.norm(to_go))
-        # Turn the hand so that the line between the fingers points along the way, unless nearly there.
+        # Turn the hand so that the line between the fingers points along the way, across two faces of a
+        # cube, unless nearly there.
         yaw = float(np.arctan2(-to_go[0], to_go[1]))
-        yaw_error = wrapped(yaw - hand.angles[2], np.pi) * ramp(distance, 0.02, 0.05)
-        across = np.array([np.cos(hand.angles[2]), np.sin(hand.angles[2])])
-        offset = middle[:2] - hand.position[:2]
-        lateral = float(np.dot(offset, across))
-        axial = float(np.linalg.norm(offset - lateral * across))
-        height = max(stage.things[goal.thing].form.half_height - 0.004, MIN_GRASP_HEIGHT_M)
-        rise = height - float(hand.position[2])
-        if rise > -0.022 and axial < 0.034 and abs(lateral) < 0.022:
-            return move(
-                hand,
-                np.array([*(to_go + lateral * across), rise]),
-                yaw_error=yaw_error,
-                gripper=OPEN,
-                speed=0.014,
-            )
-        rise += HOVER_M * ramp(float(np.linalg.norm(offset)), 0.010, 0.05)
-        return move(hand, np.array([*offset, rise]), yaw_error=yaw_error, gripper=OPEN)
+        if form.turns:
+            yaw -= wrapped(yaw - stage.object_yaw(goal.thing), np.pi / 2)
+        nearness = ramp(float(np.linalg.norm(to_go)), 0.02, 0.05)
+        yaw_error = wrapped(yaw - hand.angles[2], np.pi) * nearness
+        height = max(form.half_height - 0.004, MIN_GRASP_HEIGHT_M)
+        around = Grasp(
+            position=np.array([*middle[:2], height]),
+            yaw=hand.angles[2] + yaw_error,
+            width=form.width + _LOOSE_M,
+        )
+        loosely = around.width / MAX_OPENING
+        if not holds(hand, around):
+            return approach(hand, around, closed=loosely)
+        way = np.array([*(to_go + middle[:2] - hand.position[:2]), height - hand.position[2]])
+        return move(hand, way, yaw_error=yaw_error, gripper=loosely, speed=0.014)
 
 
 class Place(Task):
@@ -128,7 +131,7 @@ class Place(Task):
             keep_off=tuple(receptacles),
             keep_off_distance=0.13,
         )
-        names = draw_names(rng, count=3)
+        names = draw_names(rng, count=3, twin_share=self.twin_share)
         add_objects(stage, rng, level, names, places)
         targets: list[int] = []
         colours = _draw_mat_colours(rng, names, NUM_MATS)
