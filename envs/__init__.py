@@ -2,6 +2,8 @@
 
 import gymnasium
 
+from envs.metaworld_tasks import MT50
+
 _TABLETOP_IDS = {
     "vla/TabletopReach-v0": "reach",
     "vla/TabletopPush-v0": "push",
@@ -15,3 +17,11 @@ _TABLETOP_IDS = {
 for _id, _task in _TABLETOP_IDS.items():
     if _id not in gymnasium.registry:
         gymnasium.register(id=_id, entry_point="envs.tabletop.env:TabletopEnv", kwargs={"task": _task})
+
+for _task in MT50:
+    if f"vla/MetaWorld-{_task}-v0" not in gymnasium.registry:
+        gymnasium.register(
+            id=f"vla/MetaWorld-{_task}-v0",
+            entry_point="envs.metaworld:MetaWorldEnv",
+            kwargs={"task": _task},
+        )

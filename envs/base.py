@@ -7,6 +7,7 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 """
 
 import abc
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +31,36 @@ class StepOutcome:
     truncated: bool
 
 
+def require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
+    """Check that a name is one of the choices.
+
+    Raises:
+        ValueError: it is not; the message names the nearest one and all choices.
+    """
+    if given not in choices:
+        close = difflib.get_close_matches(str(given), choices, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{what} {given!r} is unknown; {hint}choose from {choices}")
+
+
 class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     """One robot, one task and, from `reset` on, one instruction.
 
     Reward is 1 in the period in which success is reached and 0 in all others. The episode terminates when
-    the goal has held for `SUCCESS_HOLD_STEPS` periods in a row and is truncated after `max_steps` periods.
+    the goal has held for `success_hold_steps` periods in a row and is truncated after `max_steps` periods.
     Stepping on after either is allowed (recorders keep a few frames of the robot at rest).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
-        self, *, robot_spec: RobotSpec, task: str, max_steps: int, render_mode: str | None = None
+        self,
+        *,
+        robot_spec: RobotSpec,
+        task: str,
+        max_steps: int,
+        success_hold_steps: int = SUCCESS_HOLD_STEPS,
+        render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(
@@ -49,9 +68,12 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
             )
         if max_steps < 1:
             raise ValueError(f"max_steps is {max_steps}; it must be at least 1 control period")
+        if success_hold_steps < 1:
+            raise ValueError(f"success_hold_steps is {success_hold_steps}; it must be at least 1 period")
         self.robot_spec = robot_spec
         self.task = task
         self.max_steps = max_steps
+        self.success_hold_steps = success_hold_steps
         self.render_mode = render_mode
         self.instruction = ""
         self.num_steps = 0  # control periods since reset
@@ -130,7 +152,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
         self._apply(self._checked(action))
         self.num_steps += 1
         self._held_steps = self._held_steps + 1 if self._goal_holds() else 0
-        first_success = not self._succeeded and self._held_steps >= SUCCESS_HOLD_STEPS
+        first_success = not self._succeeded and self._held_steps >= self.success_hold_steps
         self._succeeded = self._succeeded or first_success
         return StepOutcome(
             reward=float(first_success),

@@ -5,7 +5,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("mujoco", "numpy", "gymnasium", "torch", "onnxruntime")
+_PACKAGES = ("mujoco", "numpy", "gymnasium", "metaworld", "torch", "onnxruntime")
 
 
 def software_versions() -> dict[str, str]:

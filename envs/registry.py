@@ -6,11 +6,27 @@ It knows the families and the keys that each accepts; the families' modules are 
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from envs.base import ManipulationEnv
 
-FAMILIES = ("tabletop",)
+if TYPE_CHECKING:
+    from envs.metaworld import MetaWorldEnv
+
+FAMILIES = ("tabletop", "metaworld")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskGroups:
+    """How the results of a family are summed up besides task by task: a word for a group, tasks by group."""
+
+    kind: str
+    tasks: Mapping[str, tuple[str, ...]]
+
+
+class FamilyNotInstalled(RuntimeError):
+    """A family of environments needs a package that is not installed; the message holds the line to run."""
 
 
 def nearest(name: str, choices: tuple[str, ...] | list[str]) -> str:
@@ -23,11 +39,25 @@ def nearest(name: str, choices: tuple[str, ...] | list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {list(choices)}"
 
 
+def task_groups(family: str) -> TaskGroups | None:
+    """Return the published groups of a family's tasks, or nothing for a family without.
+
+    >>> {name: len(tasks) for name, tasks in task_groups("metaworld").tasks.items()}
+    {'easy': 28, 'medium': 11, 'hard': 6, 'very hard': 5}
+    """
+    if family == "metaworld":
+        from envs.metaworld_tasks import TIERS
+
+        return TaskGroups(kind="tier", tasks=TIERS)
+    return None
+
+
 def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
     """Build an environment from ``{"family": ..., "task": ..., ...}``; other keys are its constructor's.
 
     Raises:
         ValueError: the family, the task or a key is unknown; the message names the nearest one.
+        FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
     """
     arguments = dict(config)
     family = arguments.pop("family", None)
@@ -35,6 +65,8 @@ def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
         from envs.tabletop.env import TabletopEnv
 
         env_class = TabletopEnv
+    elif family == "metaworld":
+        env_class = _metaworld()
     else:
         raise ValueError(f"env family {family!r} is unknown; {nearest(str(family), FAMILIES)}")
     accepted = list(inspect.signature(env_class.__init__).parameters)[1:]
@@ -46,3 +78,15 @@ def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
     if "cameras" in arguments:
         arguments["cameras"] = tuple(arguments["cameras"])
     return env_class(**arguments)
+
+
+def _metaworld() -> type["MetaWorldEnv"]:
+    try:
+        from envs.metaworld import MetaWorldEnv
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "metaworld":
+            raise
+        raise FamilyNotInstalled(
+            "env family 'metaworld' needs Meta-World; run .venv/bin/pip install -e '.[metaworld]'"
+        ) from error
+    return MetaWorldEnv

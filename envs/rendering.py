@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 RenderQuality = Literal["fast", "full"]
+_SHARED_SIZE = 64  # pixels; frames are drawn into buffers of their own, so any will do
 APT_LINE = "apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 
 
@@ -97,7 +98,20 @@ _open_renderers: "weakref.WeakSet[Renderer]" = weakref.WeakSet()
 @functools.cache
 def _close_all_at_exit() -> None:
     """Have renderers that nobody closed freed before OpenGL itself ends, which otherwise prints errors."""
-    atexit.register(lambda: [renderer.close() for renderer in list(_open_renderers)])
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(_open_renderers):
+        renderer.close()
+    if _shared_context.cache_info().currsize:
+        _shared_context().free()
+
+
+@functools.cache
+def _shared_context() -> Any:
+    """Return the context of all renderers of this process that share one; it lives as long as the process."""
+    return make_gl_context(_SHARED_SIZE, _SHARED_SIZE)
 
 
 class Renderer:
@@ -106,19 +120,24 @@ class Renderer:
     Args:
         model: the compiled model; call `apply_quality` on it first.
         max_height, max_width: size of the largest frame that will be asked for, in pixels.
+        share_context: use one OpenGL context with all others of this process that ask for it, so that the
+            driver compiles its shaders once (0.25 s of CPU time for each context). All must then be used in
+            one thread.
     """
 
-    def __init__(self, *, model: mujoco.MjModel, max_height: int, max_width: int) -> None:
+    def __init__(
+        self, *, model: mujoco.MjModel, max_height: int, max_width: int, share_context: bool = False
+    ) -> None:
         self._model = model
         model.vis.global_.offheight = max_height
         model.vis.global_.offwidth = max_width
         self._max_size = (max_height, max_width)
-        self._gl: Any = make_gl_context(max_width, max_height)
+        self._shares_context = share_context
+        self._gl: Any = _shared_context() if share_context else make_gl_context(max_width, max_height)
         self._gl.make_current()
         self._context: mujoco.MjrContext | None = mujoco.MjrContext(
             model, mujoco.mjtFontScale.mjFONTSCALE_100.value
         )
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=max(100, model.ngeom + 20))
         self._options = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
@@ -140,6 +159,7 @@ class Renderer:
         if height > self._max_size[0] or width > self._max_size[1]:
             raise ValueError(f"a frame of {height}x{width} exceeds the renderer's {self._max_size}")
         self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._camera.fixedcamid = camera_id
         mujoco.mjv_updateScene(
             self._model,
@@ -162,4 +182,5 @@ class Renderer:
             self._gl.make_current()
             self._context.free()
             self._context = None
-            self._gl.free()
+            if not self._shares_context:
+                self._gl.free()

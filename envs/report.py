@@ -150,6 +150,12 @@ class Success:
             f"<tr><th>{html.escape(task)}</th>" + "".join(self._cell(name, task) for name in self.evaluations)
             for task in tasks
         ]
+        groups = next((one.groups for one in self.evaluations.values()), {})
+        rows += [
+            f'<tr class="total"><th>{html.escape(group.label(name))}</th>'
+            + "".join(self._group_cell(column, name) for column in self.evaluations)
+            for name, group in groups.items()
+        ]
         rows.append(
             '<tr class="total"><th>mean over tasks</th>'
             + "".join(self._mean_cell(name) for name in self.evaluations)
@@ -168,6 +174,12 @@ class Success:
 
     def _cell(self, name: str, task: str) -> str:
         result = self.evaluations[name].tasks.get(task)
+        if result is None:
+            return "<td>&ndash;</td>"
+        return self._bar(name, result.success_rate, result.interval, result.successes, result.episodes)
+
+    def _group_cell(self, name: str, group: str) -> str:
+        result = self.evaluations[name].groups.get(group)
         if result is None:
             return "<td>&ndash;</td>"
         return self._bar(name, result.success_rate, result.interval, result.successes, result.episodes)

@@ -15,8 +15,9 @@ import numpy as np
 
 from envs.episodes import EpisodeRow, read_rows
 from envs.provenance import software_versions
+from envs.registry import TaskGroups, task_groups
 from envs.rollout import CONDITIONS, EpisodeRequest
-from envs.statistics import Interval, wilson_interval
+from envs.statistics import Interval, interval_of_mean, wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,36 @@ class TaskResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GroupResult:
+    """Success of a group of tasks: the mean over its tasks, with the Wilson 95 % interval of its episodes."""
+
+    num_tasks: int  # that have episodes
+    group_size: int  # all tasks of the group
+    episodes: int
+    successes: int
+    success_rate: float
+    interval: Interval
+
+    @classmethod
+    def of(cls, results: Sequence[TaskResult], *, group_size: int) -> "GroupResult":
+        """Sum up at least one task of a group."""
+        successes, episodes = sum(r.successes for r in results), sum(r.episodes for r in results)
+        return cls(
+            num_tasks=len(results),
+            group_size=group_size,
+            episodes=episodes,
+            successes=successes,
+            success_rate=float(np.mean([result.success_rate for result in results])),
+            interval=wilson_interval(successes, episodes),
+        )
+
+    def label(self, name: str) -> str:
+        """Return how a table calls the group, for example ``easy (28 tasks)`` or ``easy (2 of 28 tasks)``."""
+        some = "" if self.num_tasks == self.group_size else f"{self.num_tasks} of "
+        return f"{name} ({some}{self.group_size} tasks)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The rows of an evaluation, in the order of tasks and seeds, and what follows from them."""
 
@@ -127,6 +158,36 @@ class Evaluation:
         return float(np.mean([result.success_rate for result in self.tasks.values()]))
 
     @property
+    def task_groups(self) -> TaskGroups | None:
+        """The groups by which the family of the environments is reported, if it has any."""
+        families = {str(config.get("family", "")) for config in self.plan.env_configs.values()}
+        return task_groups(families.pop()) if len(families) == 1 else None
+
+    @property
+    def groups(self) -> dict[str, GroupResult]:
+        """Result by group, for the groups of which a task has rows; empty for a family without groups."""
+        tasks, groups = self.tasks, self.task_groups
+        if groups is None:
+            return {}
+        return {
+            name: GroupResult.of([tasks[task] for task in group if task in tasks], group_size=len(group))
+            for name, group in groups.tasks.items()
+            if any(task in tasks for task in group)
+        }
+
+    @property
+    def group_mean(self) -> tuple[float, Interval] | None:
+        """Mean over groups of their success rates, with its interval; only when no task of any is missing."""
+        groups, results = self.task_groups, self.groups
+        if groups is None or len(results) < len(groups.tasks):
+            return None
+        if any(result.num_tasks < result.group_size for result in results.values()):
+            return None
+        rates = [result.success_rate for result in results.values()]
+        interval = interval_of_mean(rates, [result.interval for result in results.values()])
+        return sum(rates) / len(rates), interval
+
+    @property
     def pooled_interval(self) -> Interval:
         """Wilson 95 % interval of all episodes pooled; that of the mean when tasks have as many episodes."""
         return wilson_interval(sum(row.success for row in self.rows), len(self.rows))
@@ -145,11 +206,21 @@ class Evaluation:
             "mean_success_rate": self.mean_success_rate,
             "pooled_wilson_95": dataclasses.asdict(self.pooled_interval),
             "tasks": {task: dataclasses.asdict(result) for task, result in self.tasks.items()},
+            **self._groups_to_json(),
             "plan": self.plan.to_json(),
             "wall_s": self.wall_s,
             "versions": software_versions(),
             "videos": [dataclasses.asdict(video) for video in self.videos],
         }
+
+    def _groups_to_json(self) -> dict[str, Any]:
+        groups, mean = self.task_groups, self.group_mean
+        if groups is None:
+            return {}
+        summed = {name: dataclasses.asdict(result) for name, result in self.groups.items()}
+        if mean is not None:
+            summed["mean"] = {"success_rate": mean[0], "interval": dataclasses.asdict(mean[1])}
+        return {f"{groups.kind}s": summed}
 
 
 def load_evaluation(run_dir: Path) -> Evaluation:
@@ -192,19 +263,38 @@ def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
     table = [header]
     for task in evaluation.tasks:
         table.append([task, *(_cell(column.tasks.get(task)) for column in columns)])
-    table.append(["mean over tasks", *(_mean_cell(column) for column in columns)])
-    widths = [max(len(row[index]) for row in table) for index in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-    rule = "  ".join("-" * width for width in widths)
+    sums = [*_group_rows(columns), ["mean over tasks", *(_mean_cell(column) for column in columns)]]
+    widths = [max(len(row[index]) for row in (*table, *sums)) for index in range(len(header))]
+    head, *tasks, rule = (_line(row, widths) for row in (*table, ["-" * width for width in widths]))
     note = "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled."
-    return "\n".join(line.rstrip() for line in (lines[0], rule, *lines[1:-1], rule, lines[-1], note))
+    return "\n".join((head, rule, *tasks, rule, *(_line(row, widths) for row in sums), note))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _group_rows(columns: Sequence[Evaluation]) -> list[list[str]]:
+    """Return a row a group and one for their mean, if the family of the first column has groups."""
+    groups = columns[0].task_groups
+    if groups is None:
+        return []
+    rows = [
+        [result.label(name), *(_cell(column.groups.get(name)) for column in columns)]
+        for name, result in columns[0].groups.items()
+    ]
+    means = [column.group_mean for column in columns]
+    if any(mean is not None for mean in means):
+        cells = ["-" if mean is None else f"{'':7} {_percent(*mean)}" for mean in means]
+        rows.append([f"mean over {groups.kind}s", *cells])
+    return rows
 
 
 def _percent(rate: float, interval: Interval) -> str:
     return f"{100 * rate:5.1f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
-def _cell(result: TaskResult | None) -> str:
+def _cell(result: TaskResult | GroupResult | None) -> str:
     if result is None:
         return "-"
     return f"{result.successes:3d}/{result.episodes:<3d} {_percent(result.success_rate, result.interval)}"

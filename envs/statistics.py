@@ -5,6 +5,7 @@ normal approximations mislead near 0 % and 100 %, where robot policies live. Sta
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -55,6 +56,29 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == trials else (centre + spread) / scale
     return Interval(low=low, high=high)
+
+
+def interval_of_mean(rates: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Return the interval of the mean of independent rates, each with an interval of its own.
+
+    It has the confidence of the given intervals, by the method of variance estimates recovery (Zou and
+    Donner 2008, Statistics in Medicine 27:1693), which keeps the asymmetry of Wilson's intervals.
+
+    Raises:
+        ValueError: there are no rates, or not as many intervals as rates.
+
+    >>> tiers = [wilson_interval(45, 50), wilson_interval(20, 50)]
+    >>> interval = interval_of_mean([0.9, 0.4], tiers)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.566, 0.725)
+    """
+    if not rates or len(rates) != len(intervals):
+        raise ValueError(f"{len(rates)} rates and {len(intervals)} intervals; need as many, and at least one")
+    mean = sum(rates) / len(rates)
+    pairs = list(zip(rates, intervals, strict=True))
+    below = math.sqrt(sum((rate - interval.low) ** 2 for rate, interval in pairs)) / len(rates)
+    above = math.sqrt(sum((interval.high - rate) ** 2 for rate, interval in pairs)) / len(rates)
+    return Interval(low=mean - below, high=mean + above)
 
 
 def mcnemar_p_value(only_a: int, only_b: int) -> float:

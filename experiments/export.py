@@ -5,6 +5,7 @@
 Golden observations are rendered in the environments. Knows nothing of the graph; policies/export.py does.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +38,11 @@ def export_checkpoint(
         CheckpointError: there is no checkpoint.
     """
     loaded = load_policy_checkpoint(checkpoint)
+    chosen = tasks[:: math.ceil(len(tasks) / num_golden)]
     observations = sample_observations(
         env,
-        tasks,
-        num_per_task=max(1, num_golden // len(tasks)),
+        chosen,
+        num_per_task=math.ceil(num_golden / len(chosen)),
         first_seed=golden_seed,
         num_frames=len(loaded.processor.frame_offsets),
     )

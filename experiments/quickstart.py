@@ -160,10 +160,13 @@ def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
     >>> overrides({"tasks": ["reach", "lift"], "level": "train"}, prefix="x.")
     ['x.tasks=[reach,lift]', 'x.level=train']
     """
-    return [
-        f"{prefix}{key}={'[' + ','.join(map(str, value)) + ']' if isinstance(value, list) else value}"
-        for key, value in values.items()
-    ]
+    return [f"{prefix}{key}={_as_override(value)}" for key, value in values.items()]
+
+
+def _as_override(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)
 
 
 def start_over(out_dir: Path) -> None:

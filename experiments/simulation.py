@@ -17,6 +17,13 @@ STEPS_BETWEEN_OBSERVATIONS = (
 )
 
 
+def env_settings(env: EnvConfig) -> dict[str, Any]:
+    """Return what is the same for all tasks: the arguments of `make_env`, the task apart."""
+    given = {key: value for key, value in dataclasses.asdict(env).items() if value is not None}
+    del given["tasks"]
+    return given
+
+
 def env_configs(env: EnvConfig, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the `make_env` configuration of every task.
 
@@ -25,7 +32,8 @@ def env_configs(env: EnvConfig, tasks: Sequence[str]) -> dict[str, dict[str, Any
     """
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"tasks is {list(tasks)}; name at least one task, and each once")
-    return {task: {**dataclasses.asdict(env), "task": task} for task in tasks}
+    settings = env_settings(env)
+    return {task: {**settings, "task": task} for task in tasks}
 
 
 def sample_observations(

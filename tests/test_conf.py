@@ -34,6 +34,8 @@ REQUIRED = {  # what a person has to give
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
+    "benchmark": ["part=data"],
+    "delay_table": ["bundle=b"],
     "serve": ["bundle=b"],
 }
 
@@ -74,7 +76,19 @@ def test_every_program_composes_to_its_schema(root):
 def test_every_recipe_composes_and_builds(recipe):
     run = schema.typed(composed("train", [f"experiment={recipe}"]), schema.TrainRun)
     build(run)
+    if run.env.family == "metaworld":
+        pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install -e '.[metaworld]'")
     make_env(env_configs(run.env, run.tasks)[run.tasks[0]]).close()
+
+
+@pytest.mark.parametrize("choice", ["tabletop", "metaworld/mt10", "metaworld/mt50", "metaworld/drawer-open"])
+def test_an_environment_choice_brings_its_tasks_to_every_program(choice):
+    for root in ("collect", "train", "evaluate", "export"):
+        run = schema.typed(composed(root, [f"env={choice}"]), schema.ROOTS[root])
+        assert run.env.family == choice.split("/")[0]
+        assert run.tasks == run.env.tasks != []
+        configs = env_configs(run.env, run.tasks)
+        assert all("tasks" not in config and None not in config.values() for config in configs.values())
 
 
 def test_the_quickstart_builds():

@@ -1,0 +1,215 @@
+"""Meta-World's 50 tasks (arXiv:1910.10897, package `metaworld`) as environments of ours.
+
+An adapter: scenes, physics, success and experts are Meta-World's and untouched; seeding, units, pictures and
+instructions are ours. What it changes is said where it does. Tasks and wordings are data in
+metaworld_tasks.py and metaworld_instructions.py; metaworld_drawing.py draws.
+"""
+
+import sys
+import warnings
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+from jaxtyping import Float32, UInt8
+from metaworld.env_dict import ENV_CLS_MAP
+from metaworld.policies import ENV_POLICY_MAP
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+from envs.base import ManipulationEnv, require_choice
+from envs.metaworld_drawing import model_to_draw
+from envs.metaworld_instructions import phrase, wordings
+from envs.metaworld_tasks import MT50, swapped_task
+from envs.rendering import Renderer
+from policies.spec import CameraSpec, Channel, RobotSpec
+
+CAMERAS = ("corner2", "topview", "gripperPOV", "corner", "corner3", "corner4", "behindGripper")
+OPTIONS = ("wording",)
+_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # turned by half a turn here
+# The view of Seo et al. 2022 (arXiv:2206.14244), which VLA papers use; the original is farther away.
+_CORNER2_POSITION = (0.75, 0.075, 0.7)
+_NUM_STATE = 4  # of Meta-World's observation: hand x, y, z [m] and gripper opening in [0, 1]
+
+
+def make_robot_spec(simulation: SawyerXYZEnv, *, image_size: int, cameras: tuple[str, ...]) -> RobotSpec:
+    """Return what Meta-World's robot looks like from outside; limits and rate are those of the simulation."""
+    space = simulation._HAND_SPACE
+    step = float(simulation.action_scale)
+    return RobotSpec(
+        name="sawyer_metaworld",
+        cameras=tuple(CameraSpec(name=name, height=image_size, width=image_size) for name in cameras),
+        state=(
+            *(
+                Channel(name=f"hand_{axis}", unit="m", low=float(space.low[i]), high=float(space.high[i]))
+                for i, axis in enumerate("xyz")
+            ),
+            Channel(name="gripper_opening", unit="1", low=0.0, high=1.0),
+        ),
+        action=(
+            *(Channel(name=f"delta_{axis}", unit="m", low=-step, high=step) for axis in "xyz"),
+            Channel(name="gripper_effort", unit="1", low=-1.0, high=1.0),
+        ),
+        control_hz=1.0 / float(simulation.dt),
+        action_convention="end_effector_delta",
+        gripper_sign="positive_closes",
+    )
+
+
+def make_simulation(
+    task: str, *, render_mode: str | None = None, camera_name: str | None = None, image_size: int = 480
+) -> SawyerXYZEnv:
+    """Return Meta-World's environment, its goal visible to the expert and its layout drawn from a seed.
+
+    `render_mode`, `camera_name` and `image_size` [pixels] are for its own renderer, which ours replaces.
+    """
+    simulation = ENV_CLS_MAP[f"{task}-v3"](
+        render_mode=render_mode, camera_name=camera_name, width=image_size, height=image_size
+    )
+    simulation._partially_observable = False
+    del simulation.sawyer_observation_space  # cached for a hidden goal, which it would clip to zero
+    simulation._set_task_called = True
+    simulation._freeze_rand_vec = False
+    simulation.seeded_rand_vec = True
+    simulation.max_path_length = sys.maxsize  # our base class counts the steps
+    simulation.model.camera("corner2").pos[:] = _CORNER2_POSITION
+    return simulation
+
+
+class MetaWorldEnv(ManipulationEnv):
+    """A Sawyer arm with a gripper, one of Meta-World's 50 tasks, objects and goal placed by the seed.
+
+    Actions move the commanded hand by x, y, z [m] and close the gripper with an effort in [-1, 1] (negative
+    opens), at 80 Hz. The state is the hand's position [m] and the gripper's opening. An episode ends as soon
+    as Meta-World reports success; several tasks do not hold it. The frames of the corner cameras, which
+    Meta-World draws upside down, are turned by half a turn.
+
+    Args:
+        task: one of `TASKS`.
+        image_size: height and width of every camera's frames [pixels].
+        cameras: which of `CAMERAS` the robot has; those alone are drawn.
+        render_quality: "simplified" (a coarse robot, no shadows), "fast" (no shadows) or "full".
+        wording: "train" or "heldout" instructions; `reset(options={"wording": ...})` overrides it.
+        max_steps: control periods before an episode is truncated.
+        video_height, video_width: size of `render_video_frame` [pixels].
+        render_mode: Gymnasium's; "rgb_array" makes `render` return the video frame.
+
+    Raises:
+        ValueError: an argument is not among the choices; the message names them.
+    """
+
+    TASKS: ClassVar[tuple[str, ...]] = MT50
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 (gymnasium's)
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        image_size: int = 96,
+        cameras: tuple[str, ...] = ("corner2",),
+        render_quality: str = "simplified",
+        wording: str = "train",
+        max_steps: int = 400,
+        video_height: int = 240,
+        video_width: int = 240,
+        render_mode: str | None = None,
+    ) -> None:
+        require_choice("task", task, MT50)
+        for camera in cameras:
+            require_choice("camera", camera, CAMERAS)
+        if not cameras or image_size < 8:
+            raise ValueError(f"need at least one camera and 8 pixels, got cameras={cameras}, {image_size=}")
+        wordings(task, wording)  # raises on an unknown one
+        self._simulation = make_simulation(task)
+        super().__init__(
+            robot_spec=make_robot_spec(self._simulation, image_size=image_size, cameras=tuple(cameras)),
+            task=task,
+            max_steps=max_steps,
+            success_hold_steps=1,
+            render_mode=render_mode,
+        )
+        self.wording = wording
+        self._expert = ENV_POLICY_MAP[f"{task}-v3"]()
+        self._image_size, self._video_size = image_size, (video_height, video_width)
+        self._drawn = model_to_draw(self._simulation.model, render_quality)
+        self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
+        # From the actions of our spec to Meta-World's, which lie in [-1, 1].
+        self._to_native = 1.0 / self.robot_spec.action_high.astype(np.float64)
+        self._seen = np.zeros(39)  # Meta-World's last observation; the expert knows all of it
+        self._reports_success = False
+        self._swapped_instruction = ""
+
+    @property
+    def simulation(self) -> SawyerXYZEnv:
+        """Meta-World's own environment, for those who compare with it."""
+        return self._simulation
+
+    def _reset_scene(self, options: dict[str, Any]) -> str:
+        for key in options:
+            require_choice("reset option", key, OPTIONS)
+        wording = options.get("wording", self.wording)
+        index = int(self.np_random.integers(1000))
+        instruction = phrase(self.task, wording, index)
+        simulation = self._simulation
+        simulation.seed(int(self.np_random.integers(2**31)))
+        self._seen, _ = simulation.reset()
+        # Meta-World moves bodies and goal after its last computation of poses: bring them up to date.
+        mujoco.mj_kinematics(simulation.model, simulation.data)
+        mujoco.mj_camlight(simulation.model, simulation.data)
+        self._reports_success = False
+        self._swapped_instruction = phrase(swapped_task(self.task), wording, index)
+        return instruction
+
+    def _apply(self, action: Float32[np.ndarray, " action"]) -> None:
+        native = (action * self._to_native).astype(np.float32)
+        self._seen, _, _, _, info = self._simulation.step(native)
+        self._reports_success = bool(info["success"])
+
+    def _goal_holds(self) -> bool:
+        return self._reports_success
+
+    def expert_action(self) -> Float32[np.ndarray, " action"]:
+        """Return the action of Meta-World's scripted policy, clipped to the limits as the simulation does."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that actions will be clipped
+            native = self._expert.get_action(self._seen)
+        return (np.clip(native, -1.0, 1.0) / self._to_native).astype(np.float32)
+
+    def swapped_instruction(self) -> str:
+        """Return the instruction of another task: of the same scene, or of one that looks alike.
+
+        What it asks for may be impossible in this scene, or fulfilled from the start.
+        """
+        return self._swapped_instruction
+
+    def read_state(self) -> Float32[np.ndarray, " state"]:
+        """Return hand position [m] and gripper opening."""
+        space = self.observation_space["state"]  # pyright: ignore[reportIndexIssue]
+        return np.clip(self._seen[:_NUM_STATE].astype(np.float32), space.low, space.high)
+
+    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        if self._renderer is None:
+            self._renderer = Renderer(
+                model=self._drawn,
+                max_height=max(self._image_size, self._video_size[0]),
+                max_width=max(self._image_size, self._video_size[1]),
+                share_context=True,
+            )
+        frame = self._renderer.render(
+            self._simulation.data, camera_id=self._drawn.camera(camera).id, height=height, width=width
+        )
+        return np.ascontiguousarray(frame[::-1, ::-1]) if camera in _UPSIDE_DOWN else frame
+
+    def render_camera(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Return what a camera of the robot spec sees now."""
+        require_choice("camera", name, self.robot_spec.camera_names)
+        return self._draw(name, self._image_size, self._image_size)
+
+    def render_video_frame(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the view of `corner2`, larger, for people."""
+        return self._draw("corner2", *self._video_size)
+
+    def close(self) -> None:
+        """Free the OpenGL context. Safe to call more than once."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

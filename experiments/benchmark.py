@@ -1,0 +1,99 @@
+"""Measures the project's speed beside what the machine can do at most, measured in the same run.
+
+    python -m experiments.benchmark simulation          (or data, training, latency)
+    python -m experiments.benchmark training model=vla_small trainer.batch_size=64
+
+Prints a table and writes it as JSON and Markdown. Measure on a machine that does nothing else. Knows nothing
+of how things are timed: experiments/benchmarks does.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments import cli, schema
+from experiments.benchmarks.measure import Row, save, terminal_table
+from experiments.collect import collect_dataset
+
+schema.register()
+
+
+def simulation(run: schema.BenchmarkRun) -> list[Row]:
+    """Time the first task of the environment, seen by its first camera.
+
+    Raises:
+        ValueError: the environment is not Meta-World, whose own package is what ours is compared with.
+    """
+    if run.env.family != "metaworld":
+        raise ValueError(f"this part compares Meta-World with its own package; {run.env.family!r} has none")
+    from experiments.benchmarks.simulation import measure
+
+    return measure(
+        task=run.tasks[0],
+        image_size=run.env.image_size,
+        camera=run.env.cameras[0],
+        execute_horizon=run.evaluation.execute_horizon,
+        seed=run.first_seed,
+        repeats=run.repeats,
+    )
+
+
+def data(run: schema.BenchmarkRun) -> list[Row]:
+    """Time the making of batches."""
+    from experiments.benchmarks.data import measure
+
+    _record(run)
+    return measure(run, repeats=run.repeats)
+
+
+def training(run: schema.BenchmarkRun) -> list[Row]:
+    """Time the trainer."""
+    from experiments.benchmarks.training import measure
+
+    _record(run)
+    return measure(run, repeats=run.repeats)
+
+
+def latency(run: schema.BenchmarkRun) -> list[Row]:
+    """Time a policy."""
+    from experiments.benchmarks.latency import measure
+
+    _record(run)
+    return measure(run, repeats=run.repeats, first_seed=run.first_seed)
+
+
+PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {
+    "simulation": simulation,
+    "data": data,
+    "training": training,
+    "latency": latency,
+}
+
+
+def _record(run: schema.BenchmarkRun) -> None:
+    if run.record:
+        collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="benchmark")
+def main(config: DictConfig) -> None:
+    """Measure one part."""
+    run = schema.typed(config, schema.BenchmarkRun)
+    if run.part not in PARTS:
+        raise ValueError(f"part is {run.part!r}; choose from {tuple(PARTS)}")
+    rows = PARTS[run.part](run)
+    command = shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]])
+    path = save(rows, part=run.part, command=command, out_dir=Path(HydraConfig.get().runtime.output_dir))
+    print(terminal_table(rows))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in PARTS:
+        sys.argv[1] = f"part={sys.argv[1]}"
+    cli.run(main)

@@ -1,0 +1,78 @@
+"""Meta-World as data: tiers, wordings, configuration files. Runs without Meta-World installed."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from envs.metaworld_instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
+from envs.metaworld_tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
+from envs.registry import FamilyNotInstalled, make_env, task_groups
+
+CONF = Path(__file__).parents[2] / "conf" / "env" / "metaworld"
+
+
+def test_the_tiers_are_the_published_ones():
+    assert {name: len(tasks) for name, tasks in TIERS.items()} == {
+        "easy": 28,
+        "medium": 11,
+        "hard": 6,
+        "very hard": 5,
+    }
+    assert len(MT50) == len(set(MT50)) == 50
+    assert set(MT10) < set(MT50)
+    assert task_groups("metaworld").tasks == TIERS
+    assert task_groups("tabletop") is None
+
+
+def test_no_two_tasks_share_a_wording():
+    assert set(TRAIN_WORDINGS) == set(HELDOUT_WORDINGS) == set(MT50)
+    texts = [text for table in (TRAIN_WORDINGS, HELDOUT_WORDINGS) for task in MT50 for text in table[task]]
+    assert len(texts) == len(set(texts))
+    assert all(re.fullmatch(r"[a-z][a-z ,']*[a-z]", text) for text in texts)
+
+
+@pytest.mark.parametrize("task", MT50)
+def test_a_task_has_paraphrases_and_another_task_to_be_confused_with(task):
+    assert 3 <= len(TRAIN_WORDINGS[task]) <= 5
+    assert 1 <= len(HELDOUT_WORDINGS[task]) <= 2
+    assert phrase(task, "train", len(TRAIN_WORDINGS[task])) == TRAIN_WORDINGS[task][0]
+    assert swapped_task(task) in MT50
+    assert swapped_task(task) != task
+
+
+def test_a_task_of_a_shared_scene_is_swapped_within_it():
+    for scene in SHARED_SCENES:
+        assert {swapped_task(task) for task in scene} == set(scene)
+
+
+def test_there_is_a_configuration_for_every_task_and_for_the_sets():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
+    common = files.pop("common")
+    assert "tasks" not in common
+    assert tuple(files.pop("mt10")["tasks"]) == MT10
+    assert tuple(files.pop("mt50")["tasks"]) == MT50
+    assert {name: one["tasks"] for name, one in files.items()} == {task: [task] for task in MT50}
+
+
+def test_an_installation_without_meta_world_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    monkeypatch.delitem(sys.modules, "envs.metaworld", raising=False)
+    with pytest.raises(FamilyNotInstalled, match=r"pip install -e '\.\[metaworld\]'"):
+        make_env({"family": "metaworld", "task": "reach"})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="Meta-World is not installed")
+def test_sets_and_scenes_agree_with_the_package():
+    from metaworld.env_dict import ENV_CLS_MAP, MT10_V3
+
+    assert {name.removesuffix("-v3") for name in ENV_CLS_MAP} == set(MT50)
+    assert {name.removesuffix("-v3") for name in MT10_V3} == set(MT10)
+    tasks_of = {}
+    for name, env_class in ENV_CLS_MAP.items():
+        tasks_of.setdefault(env_class.model_name.fget(None), []).append(name.removesuffix("-v3"))
+    shared = {tuple(sorted(tasks)) for tasks in tasks_of.values() if len(tasks) > 1}
+    assert shared == {tuple(sorted(tasks)) for tasks in SHARED_SCENES}

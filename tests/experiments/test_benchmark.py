@@ -1,0 +1,98 @@
+"""Benchmarks: what a row says, what is written, and each part run at toy size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.benchmark import PARTS
+from experiments.benchmarks.limits import gemm_flops, memory_bandwidth
+from experiments.benchmarks.measure import Row, best_cpu_s, save, terminal_table
+
+ROOT = Path(__file__).parents[2]
+TOY = [
+    "repeats=2",
+    "env=metaworld/handle-press",
+    "env.image_size=32",
+    "collect.episodes_per_task=3",
+    "collect.num_workers=1",
+    "processor.constant_state_dims=[gripper_opening]",
+    "model.width=32",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.stem_channels=[8,8]",
+    "model.patch_size=16",
+    "trainer.num_steps=4",
+    "trainer.batch_size=8",
+    "trainer.log_every_steps=2",
+    "trainer.compile=off",
+]
+
+
+def test_a_share_is_of_the_limit_whichever_way_is_better():
+    rate = Row(name="training", value=250.0, unit="samples/s", limit=1000.0)
+    duration = Row(name="frame", value=4.0, unit="ms", limit=1.0)
+    assert rate.share == duration.share == 0.25
+    assert Row(name="load", value=1.0, unit="ms").share is None
+
+
+def test_the_table_numbers_each_note_once():
+    rows = [Row(name=name, value=1234.5, unit="us", limit=617.25, limit_name="memory") for name in "ab"]
+    table = terminal_table([*rows, Row(name="c", value=0.01234, unit="ms")])
+    assert table.count("(1)") == 3
+    assert "(2)" not in table
+    assert "50 %" in table
+    assert "0.0123 ms" in table
+
+
+def test_what_is_saved_can_be_read_and_names_its_origin(tmp_path):
+    path = save([Row(name="a", value=2.0, unit="ms", limit=1.0)], part="data", command="c", out_dir=tmp_path)
+    assert "| a | 2 ms | 1 ms | 50 % |" in path.read_text()
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert found["rows"][0]["share"] == 0.5
+    assert found["command"] == "c"
+    assert found["versions"]["python"]
+
+
+def test_the_smallest_time_counts():
+    work = iter([200_000, 100, 100_000])
+    assert best_cpu_s(lambda: sum(range(next(work))), repeats=3) < 1e-3
+
+
+def test_limits_are_those_of_a_computer():
+    assert 1e8 < gemm_flops(torch.float32, repeats=1) < 1e15
+    assert 1e7 < memory_bandwidth(repeats=1) < 1e13
+
+
+def test_an_unknown_part_names_those_that_exist(tmp_path):
+    result = program("trainign", out_dir=tmp_path)
+    assert result.returncode == 1
+    for part in PARTS:
+        assert part in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_runs_at_toy_size(part, tmp_path):
+    pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install -e '.[metaworld]'")
+    result = program(part, *TOY, out_dir=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
+    assert all(row["value"] > 0 for row in rows)
+    assert any(row["limit"] for row in rows)
+
+
+def program(part, *overrides, out_dir):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmark",
+        f"part={part}",
+        f"out_dir={out_dir}",
+        *overrides,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
