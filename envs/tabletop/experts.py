@@ -91,7 +91,8 @@ def approach(hand: Hand, grasp: Grasp, *, closed: float = CLOSED) -> Float32[np.
     if distance < tolerance and abs(offset[2]) < tolerance:
         return move(hand, offset, yaw_error=yaw_error, gripper=closed)
     blocked = 1.0 - ramp(hand.gap, grasp.width + 0.004, grasp.width + 0.016)  # fingers too close to straddle
-    height = HOVER_M * max(ramp(distance, 0.010, 0.05), blocked)
+    askew = ramp(abs(yaw_error), 0.15, 0.5)  # a hand that turns on its way down knocks things over
+    height = HOVER_M * max(ramp(distance, 0.010, 0.05), blocked, askew)
     return move(hand, offset + np.array([0.0, 0.0, height]), yaw_error=yaw_error, gripper=OPEN)
 
 

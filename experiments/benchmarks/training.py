@@ -96,15 +96,7 @@ def _operations(model: VLAModel, batch: Batch, settings: TrainerSettings) -> flo
         device=torch.device("cpu"),
     )
     with FlopCounterMode(display=False) as counter:
-        loss, _ = step(
-            batch.images,
-            batch.text_ids,
-            batch.state,
-            batch.bins,
-            batch.valid,
-            batch.future,
-            batch.num_committed,
-        )
+        loss, _ = step(*batch.arguments())
         loss.backward()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float64
 
 from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
 
@@ -80,30 +80,12 @@ def _halve_widest_gaps(centres: list[float], *, num_bins: int) -> Float64[np.nda
     return np.array(sorted({end for _, a, b in gaps for end in (a, b)}))
 
 
-class QuantileBinTokenizer:
+class QuantileBinTokenizer(BinTable):
     """Gives each action dimension `num_bins` centres that follow the density of the demonstrations.
 
     Frequent values, the limits and zero are reconstructed exactly (two frequent values nearer than an eighth
     of a uniform bin share one centre); others within half the distance between their neighbouring centres.
     """
-
-    def __init__(self, *, centres: Float[np.ndarray, "action bin"]) -> None:
-        self._table = BinTable(centres=centres)
-
-    @property
-    def num_bins(self) -> int:
-        """Ids per action dimension."""
-        return self._table.num_bins
-
-    @property
-    def action_dim(self) -> int:
-        """Numbers in an action."""
-        return self._table.action_dim
-
-    @property
-    def centres(self) -> Float32[np.ndarray, "action bin"]:
-        """What each id decodes to, in each dimension's unit."""
-        return self._table.centres
 
     @classmethod
     def fit(
@@ -134,22 +116,6 @@ class QuantileBinTokenizer:
             for column, a, b in zip(columns, low, high, strict=True)
         ]
         return cls(centres=np.stack(rows))
-
-    def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
-        """Return ids in [0, num_bins); actions outside [low, high] get the first or last id.
-
-        Raises:
-            ValueError: wrong number of dimensions, NaN or infinity; the message says where.
-        """
-        return self._table.encode(actions)
-
-    def decode(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
-        """Return the bin centres of integer ids [*batch action].
-
-        Raises:
-            DecodeError: wrong shape or dtype, or an id outside [0, num_bins).
-        """
-        return self._table.decode(bins)
 
     def to_json(self) -> dict[str, Any]:
         """Return the centres; float32 values survive JSON exactly."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64
 
 from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
 
@@ -34,7 +34,7 @@ def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[
     return np.concatenate([below, np.linspace(0.0, high, num_bins - num_below)])
 
 
-class UniformBinTokenizer:
+class UniformBinTokenizer(BinTable):
     """Gives each action dimension `num_bins` evenly spaced centres over [low, high].
 
     An in-range action is reconstructed within `half_bin`; the limits and zero exactly.
@@ -56,22 +56,7 @@ class UniformBinTokenizer:
             evenly_spaced_centres(low=float(a), high=float(b), num_bins=num_bins)
             for a, b in zip(self.low, self.high, strict=True)
         ]
-        self._table = BinTable(centres=np.stack(rows))
-
-    @property
-    def num_bins(self) -> int:
-        """Ids per action dimension."""
-        return self._table.num_bins
-
-    @property
-    def action_dim(self) -> int:
-        """Numbers in an action."""
-        return self._table.action_dim
-
-    @property
-    def centres(self) -> Float32[np.ndarray, "action bin"]:
-        """What each id decodes to, in each dimension's unit."""
-        return self._table.centres
+        super().__init__(centres=np.stack(rows))
 
     @property
     def half_bin(self) -> Float32[np.ndarray, " action"]:
@@ -94,22 +79,6 @@ class UniformBinTokenizer:
         """
         require_finite_actions(actions, action_dim=low.size)
         return cls(low=low.tolist(), high=high.tolist(), num_bins=num_bins)
-
-    def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
-        """Return ids in [0, num_bins); actions outside [low, high] get the first or last id.
-
-        Raises:
-            ValueError: wrong number of dimensions, NaN or infinity; the message says where.
-        """
-        return self._table.encode(actions)
-
-    def decode(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
-        """Return the bin centres of integer ids [*batch action].
-
-        Raises:
-            DecodeError: wrong shape or dtype, or an id outside [0, num_bins).
-        """
-        return self._table.decode(bins)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits and the number of bins."""

@@ -4,6 +4,7 @@ Everything between data and model goes through the `Processor`, the same object 
 Knows nothing of models or optimisation.
 """
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Iterator
@@ -36,15 +37,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(
-            images=self.images.to(device, non_blocking=True),
-            text_ids=self.text_ids.to(device, non_blocking=True),
-            state=self.state.to(device, non_blocking=True),
-            bins=self.bins.to(device, non_blocking=True),
-            valid=self.valid.to(device, non_blocking=True),
-            future=self.future.to(device, non_blocking=True),
-            num_committed=self.num_committed.to(device, non_blocking=True),
-        )
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+        }
+        return Batch(**moved)
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        """Return the arrays in the order in which `TrainStep` takes them."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 class BatchMaker:

@@ -177,15 +177,7 @@ class Trainer:
         for _ in range(settings.accumulate):
             batch, self.sampler_state = next(batches)
             batch = batch.to(self.device)
-            loss, accuracy = self.train_step(
-                batch.images,
-                batch.text_ids,
-                batch.state,
-                batch.bins,
-                batch.valid,
-                batch.future,
-                batch.num_committed,
-            )
+            loss, accuracy = self.train_step(*batch.arguments())
             (loss / settings.accumulate).backward()
             loss_sum += loss.detach() / settings.accumulate
             accuracy_sum += accuracy.detach() / settings.accumulate
