@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.registry import make_env
-from envs.sim_robot import SensorFaults, SimRobot
+from envs.sim_robot import SimRobot
 from experiments import cli, schema
 from experiments.control_report import live_line, summarise, write_control_page
 from experiments.robot_parts import (
@@ -35,9 +35,10 @@ from experiments.robot_parts import (
     drive,
     open_policy,
     safety_limits,
+    sensor_faults,
     task_config,
 )
-from experiments.schema_robot import ControlRun, SimRobotConfig
+from experiments.schema_robot import ControlRun
 from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
@@ -89,16 +90,10 @@ def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
     Raises:
         ValueError: the task, or a key of the environment, is unknown.
     """
-    assert isinstance(run.robot, SimRobotConfig), "robot.kind was looked at"
     env = make_env(task_config(run))
     try:
         env.start_episode(seed=run.seed)
-        faults = SensorFaults(
-            latency_s=run.robot.latency_s,
-            jitter_s=run.robot.jitter_s,
-            drop_probability=run.robot.drop_probability,
-        )
-        yield SimRobot(env=env, clock=clock, faults=faults, seed=run.seed)
+        yield SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=run.seed)
     finally:
         env.close()
 

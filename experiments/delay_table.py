@@ -27,12 +27,19 @@ from envs.base import ManipulationEnv
 from envs.charts import Series
 from envs.registry import make_env
 from envs.report import Chart, Charts, Table, write_report
-from envs.sim_robot import SensorFaults, SimRobot
+from envs.sim_robot import SimRobot
 from envs.statistics import wilson_interval
 from experiments import cli, schema
 from experiments.report_pages import closing_sections, machine
-from experiments.robot_parts import build_controller, chosen_task, drive, safety_limits, task_config
-from experiments.schema_robot import DelayTableRun, SimRobotConfig
+from experiments.robot_parts import (
+    build_controller,
+    chosen_task,
+    drive,
+    safety_limits,
+    sensor_faults,
+    task_config,
+)
+from experiments.schema_robot import DelayTableRun
 from experiments.tables import format_table
 from policies.exported import BundlePolicy
 from policies.interface import Policy
@@ -85,15 +92,9 @@ def run_episode(
     Raises:
         SpecMismatch: policy and environment differ.
     """
-    assert isinstance(run.robot, SimRobotConfig), "looked at in main"
     clock = SimulatedClock()
     env.start_episode(seed=seed)
-    faults = SensorFaults(
-        latency_s=run.robot.latency_s,
-        jitter_s=run.robot.jitter_s,
-        drop_probability=run.robot.drop_probability,
-    )
-    robot = SimRobot(env=env, clock=clock, faults=faults, seed=seed)
+    robot = SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=seed)
     controller = build_controller(
         robot=robot,
         policy=policy,

@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from envs.registry import nearest
-from experiments.schema_robot import ControlRun, DelayTableRun, RobotConfig, StreamConfig, WatchdogConfig
+from envs.sim_robot import SensorFaults
+from experiments.schema_robot import (
+    ControlRun,
+    DelayTableRun,
+    RobotConfig,
+    SimRobotConfig,
+    StreamConfig,
+    WatchdogConfig,
+)
 from experiments.simulation import env_configs
 from policies.interface import Observation, Policy, Robot
 from policies.runtime.chunking import make_schedule
@@ -110,6 +118,14 @@ class RemoteForWorker:
     def close(self) -> None:
         """Hang up; an inference under way fails."""
         self._remote.close()
+
+
+def sensor_faults(robot: RobotConfig) -> SensorFaults:
+    """Return the faults that a simulated robot is to have."""
+    assert isinstance(robot, SimRobotConfig), "main has looked at robot.kind"
+    return SensorFaults(
+        latency_s=robot.latency_s, jitter_s=robot.jitter_s, drop_probability=robot.drop_probability
+    )
 
 
 class SlowedPolicy:

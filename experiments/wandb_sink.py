@@ -39,7 +39,7 @@ class WandbSink:
 
     def __init__(
         self, *, run_dir: Path, project: str, config: Mapping[str, Any], run_id: str, mode: str | None = None
-    ):
+    ) -> None:
         self._arguments: dict[str, Any] = {
             "dir": str(run_dir),
             "project": project,

@@ -4,9 +4,7 @@ A wording is a template: `{object}` stands for a phrase such as ``red cube``, `{
 `{where}` for ``in the bowl`` or ``on the blue mat``, `{mat}` for ``blue mat``, `{drawer}` for ``red drawer``.
 """
 
-from typing import Literal, get_args
-
-Wording = Literal["train", "heldout"]
+from envs.wordings import choose_wordings
 
 TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "reach": (
@@ -79,9 +77,7 @@ def wordings(task: str, wording: str) -> tuple[str, ...]:
     Raises:
         ValueError: `wording` is neither ``"train"`` nor ``"heldout"``.
     """
-    if wording not in get_args(Wording):
-        raise ValueError(f"wording {wording!r} is unknown; choose from {get_args(Wording)}")
-    return (TRAIN_WORDINGS if wording == "train" else HELDOUT_WORDINGS)[task]
+    return choose_wordings(task, wording, train=TRAIN_WORDINGS, heldout=HELDOUT_WORDINGS)
 
 
 def phrase(task: str, wording: str, index: int, words: dict[str, str]) -> str:

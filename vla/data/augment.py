@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 class ImageAugmentation:
     """Random per-frame changes that keep the geometry of the scene to within `max_shift` pixels."""
 
-    def __init__(self, *, max_shift: int, brightness: float, contrast: float, colour: float):
+    def __init__(self, *, max_shift: int, brightness: float, contrast: float, colour: float) -> None:
         """Take the largest shift [px] and the largest relative changes of each kind, as shares of 1."""
         if max_shift < 0 or not all(0.0 <= share < 1.0 for share in (brightness, contrast, colour)):
             raise ValueError(
