@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,15 +81,7 @@ class Trainer:
             num_bins=model.sizes.num_bins,
             smoothing_bins=settings.smoothing_bins,
         ).to(self.device)
-        step_module = TrainStep(
-            model=model,
-            targets=self.targets,
-            future_weight=settings.future_weight,
-            precision=self.precision,
-            device=self.device,
-        )
-        wrapped = wrap(step_module, self.ranks)
-        self.train_step = torch.compile(wrapped) if use_compile else wrapped
+        self.train_step = self._make_step(use_compile=use_compile)
         self.optimizers = make_optimizers(
             model, kind=settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas
         )
@@ -116,6 +108,18 @@ class Trainer:
         self.prefetcher = Prefetcher(maker=maker, sampler=sampler, first_number=first)
         self.validation_set = self._validation_set(validation)
         self.rates: list[float] = []
+
+    def _make_step(self, *, use_compile: bool) -> nn.Module:
+        """Return forward pass and loss, distributed over the ranks and compiled if asked for."""
+        step = TrainStep(
+            model=self.model,
+            targets=self.targets,
+            future_weight=self.settings.future_weight,
+            precision=self.precision,
+            device=self.device,
+        )
+        wrapped = wrap(step, self.ranks)
+        return cast(nn.Module, torch.compile(wrapped)) if use_compile else wrapped
 
     def fit(self, *, max_steps_now: int | None = None) -> TrainingResult:
         """Train until done, out of time, interrupted, or for `max_steps_now` more steps; then save.
