@@ -82,14 +82,14 @@ def holds(hand: Hand, grasp: Grasp) -> bool:
     return bool(near and hand.gap < grasp.width + 0.007)
 
 
-def approach(hand: Hand, grasp: Grasp, *, closed: float = CLOSED) -> Float32[np.ndarray, "7"]:
-    """Come from above, lower around the object, close the fingers to `closed`. To be used until `holds`."""
+def approach(hand: Hand, grasp: Grasp) -> Float32[np.ndarray, "7"]:
+    """Come from above, lower around the object, close the fingers. To be used until `holds`."""
     offset = grasp.position - hand.position
     distance = float(np.linalg.norm(offset[:2]))
     tolerance = _TOLERANCE_M if hand.gap > _CLOSING_GAP_M else _CLOSING_TOLERANCE_M
     yaw_error = wrapped(grasp.yaw - hand.angles[2], 2 * np.pi)
     if distance < tolerance and abs(offset[2]) < tolerance:
-        return move(hand, offset, yaw_error=yaw_error, gripper=closed)
+        return move(hand, offset, yaw_error=yaw_error, gripper=CLOSED)
     blocked = 1.0 - ramp(hand.gap, grasp.width + 0.004, grasp.width + 0.016)  # fingers too close to straddle
     askew = ramp(abs(yaw_error), 0.15, 0.5)  # a hand that turns on its way down knocks things over
     height = HOVER_M * max(ramp(distance, 0.010, 0.05), blocked, askew)

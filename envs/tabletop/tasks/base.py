@@ -88,6 +88,11 @@ def grasp_of(stage: Stage, slot: int) -> Grasp:
     return Grasp(position=middle + np.array([0.0, 0.0, height]), yaw=yaw, width=form.width)
 
 
+def standing_grasp_height(stage: Stage, slot: int) -> float:
+    """Return how high above the table the fingers grip an object that stands on it [m]."""
+    return max(stage.things[slot].form.half_height, MIN_GRASP_HEIGHT_M)
+
+
 def is_settled(stage: Stage, slot: int) -> bool:
     """Whether an object has been let go and lies still."""
     return not stage.is_touched(slot) and stage.object_speed(slot) < 0.05

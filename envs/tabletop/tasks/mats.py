@@ -5,16 +5,21 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.tabletop.arm import MAX_OPENING
-from envs.tabletop.experts import Grasp, Hand, approach, carry, holds, move, ramp, retreat, wrapped
-from envs.tabletop.layout import draw_names, scatter, scatter_with_free_ways
+from envs.tabletop.experts import CLOSED, Hand, approach, carry, holds, move, retreat
+from envs.tabletop.layout import MIN_SPACING_M, draw_names, scatter, scatter_with_free_ways
 from envs.tabletop.randomization import Level, draw_tint
 from envs.tabletop.scene import COLOURS, MAT_HALF_SIZE, NUM_MATS
 from envs.tabletop.stage import Stage
-from envs.tabletop.tasks.base import MIN_GRASP_HEIGHT_M, Goal, Task, add_objects, grasp_of, is_settled
+from envs.tabletop.tasks.base import (
+    Goal,
+    Task,
+    add_objects,
+    grasp_of,
+    is_settled,
+    standing_grasp_height,
+)
 
 _CLEARANCE_M = 0.078  # of a pushed object's path from the other objects
-_LOOSE_M = 0.008  # how much wider than the object the fingers stay when they push it
 _ON_TABLE_M = 0.015  # an object whose underside is below this stands on the table
 BOWL = -1  # as a goal's target, instead of a mat's index
 
@@ -41,7 +46,7 @@ def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 
 class Push(Task):
     """Bring the named object's middle over the named mat, without lifting it.
 
-    The fingers close loosely around the object and drag it along.
+    The fingers close on the object and slide it along.
     """
 
     name: ClassVar[str] = "push"
@@ -62,7 +67,7 @@ class Push(Task):
                 low=(0.40, -0.065),
                 high=(0.62, 0.065),
                 targets=mats,
-                spacing=0.09,
+                spacing=MIN_SPACING_M,
                 clearance=_CLEARANCE_M,
             )
         names = self._draw_names(rng)
@@ -86,30 +91,16 @@ class Push(Task):
         return _is_on_mat(stage, goal.thing, goal.target)
 
     def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
-        """Lower the fingers around the object, close them loosely, then drag it along between them.
+        """Grasp across the object as if to lift it, then slide it over the table, wherever its mat is.
 
-        That the fingers have closed tells approach from dragging, in the state as in the pictures.
+        The grasp is that of the other tasks, so one policy for several of them learns it once.
         """
-        form, middle = stage.things[goal.thing].form, stage.object_position(goal.thing)
-        to_go = (stage.mat_position(goal.target) - middle)[:2]
-        # Turn the hand so that the line between the fingers points along the way, across two faces of a
-        # cube, unless nearly there.
-        yaw = float(np.arctan2(-to_go[0], to_go[1]))
-        if form.turns:
-            yaw -= wrapped(yaw - stage.object_yaw(goal.thing), np.pi / 2)
-        nearness = ramp(float(np.linalg.norm(to_go)), 0.02, 0.05)
-        yaw_error = wrapped(yaw - hand.angles[2], np.pi) * nearness
-        height = max(form.half_height - 0.004, MIN_GRASP_HEIGHT_M)
-        around = Grasp(
-            position=np.array([*middle[:2], height]),
-            yaw=hand.angles[2] + yaw_error,
-            width=form.width + _LOOSE_M,
-        )
-        loosely = around.width / MAX_OPENING
-        if not holds(hand, around):
-            return approach(hand, around, closed=loosely)
-        way = np.array([*(to_go + middle[:2] - hand.position[:2]), height - hand.position[2]])
-        return move(hand, way, yaw_error=yaw_error, gripper=loosely, speed=0.014)
+        grasp = grasp_of(stage, goal.thing)
+        if not holds(hand, grasp):
+            return approach(hand, grasp)
+        to_go = (stage.mat_position(goal.target) - stage.object_position(goal.thing))[:2]
+        height = standing_grasp_height(stage, goal.thing)
+        return move(hand, np.array([*to_go, height - hand.position[2]]), gripper=CLOSED)
 
 
 class Place(Task):
@@ -169,6 +160,6 @@ class Place(Task):
             return retreat(hand, width=grasp.width, to_go=to_go, height=0.17)
         if not holding:
             return approach(hand, grasp)
-        floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)
+        floor = standing_grasp_height(stage, goal.thing)
         height = floor + (0.034 if goal.target == BOWL else 0.006)
         return carry(hand, to_go=to_go, height=height, floor=floor, tolerance=0.015)

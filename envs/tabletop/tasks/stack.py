@@ -10,12 +10,12 @@ from envs.tabletop.layout import draw_names, scatter
 from envs.tabletop.randomization import Level
 from envs.tabletop.stage import Stage
 from envs.tabletop.tasks.base import (
-    MIN_GRASP_HEIGHT_M,
     Goal,
     Task,
     add_objects,
     grasp_of,
     is_settled,
+    standing_grasp_height,
 )
 
 _BASES = ("cube",)  # what is flat and wide enough to stand on
@@ -76,6 +76,6 @@ class Stack(Task):
             return retreat(hand, width=grasp.width, to_go=to_go, height=0.22)
         if not holding:
             return approach(hand, grasp)
-        floor = max(stage.things[goal.thing].form.half_height, MIN_GRASP_HEIGHT_M)
+        floor = standing_grasp_height(stage, goal.thing)
         top = base[2] + stage.things[goal.target].form.half_height
         return carry(hand, to_go=to_go, height=floor + top + 0.005, floor=floor, tolerance=0.010)
