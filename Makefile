@@ -1,7 +1,7 @@
-# make quickstart | test | setup | lint | format | clean | clean-venv
+# make quickstart | test | setup | lint | format | franka-test | clean | clean-venv
 # ARGS are handed on: make quickstart ARGS="fresh=true out_dir=outputs/again", make test ARGS="tests/data"
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean clean-venv
+.PHONY: help setup quickstart test lint format franka-setup franka-test clean clean-venv
 
 PY := .venv/bin/python
 export PYTHON TORCH_INDEX
@@ -23,6 +23,13 @@ lint: setup ## ruff check, ruff format --check, pyright
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
 
+franka-setup: ## make .venv-franka: franky and its simulator, for robot=franka and franka-test
+	@bash .ci/franka_setup.sh
+
+franka-test: franka-setup ## drive a simulated Franka; with BUNDLE=path ten trials and faults (README)
+	.venv-franka/bin/python -m pytest -m franka tests/robots
+	$(if $(BUNDLE),.venv-franka/bin/python -m experiments.franka_trials bundle=$(BUNDLE) $(ARGS),@echo "no BUNDLE=path given: the scripted expert was driven, no policy")
+
 format: setup ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
@@ -31,5 +38,5 @@ clean: ## remove caches and run outputs
 	rm -rf outputs multirun .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-clean-venv: clean ## remove .venv too
-	rm -rf .venv
+clean-venv: clean ## remove .venv and .venv-franka too
+	rm -rf .venv .venv-franka

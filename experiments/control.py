@@ -2,6 +2,7 @@
 
     python -m experiments.control bundle=outputs/bundle robot=sim task=reach env.level=none
     python -m experiments.control server=ws://127.0.0.1:8000 robot=sim schedule=rtc robot.latency_s=0.05
+    python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 env.level=none
 
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
 
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,7 +40,8 @@ from experiments.robot_parts import (
     sensor_faults,
     task_config,
 )
-from experiments.schema_robot import ControlRun
+from experiments.schema_robot import ROBOTS, ControlRun, FrankaRobotConfig
+from policies.interface import Robot
 from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
@@ -48,6 +51,29 @@ schema.register()
 
 SHOW_EVERY_S = 0.2  # on a terminal; elsewhere, a line every 5 s
 LOG_EVERY_S = 5.0
+
+
+class TaskRobot(Robot, Protocol):
+    """A robot in a scene that asks for something."""
+
+    @property
+    def instruction(self) -> str:
+        """What is asked for."""
+        ...
+
+    @property
+    def success(self) -> bool:
+        """Whether that has been done."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        ...
+
+    def warm_up(self) -> None:
+        """Draw once with every camera before time counts: the first picture takes long."""
+        ...
 
 
 class LiveLine:
@@ -99,6 +125,24 @@ def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
 
 
 @contextlib.contextmanager
+def open_robot(run: ControlRun, clock: Clock) -> Iterator[TaskRobot]:
+    """Build the robot of a run, and let it go in the end.
+
+    Raises:
+        ValueError: the kind of robot, the task, or a key of the environment is unknown.
+        RuntimeError: the robot does not answer, or is in error.
+    """
+    if isinstance(run.robot, FrankaRobotConfig):
+        from experiments.franka_parts import open_franka  # here, as it needs no more than this robot does
+
+        with open_franka(run.robot, task_config(run), seed=run.seed, clock=clock) as robot:
+            yield robot
+    else:
+        with open_sim(run, clock) as robot:
+            yield robot
+
+
+@contextlib.contextmanager
 def stop_on_signals(controller: Controller) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM press the emergency stop; the run then ends by itself."""
 
@@ -113,8 +157,8 @@ def stop_on_signals(controller: Controller) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def control_sim(run: ControlRun, run_dir: Path) -> SimRobot:
-    """Drive the simulated robot of a run to the end of its episode; return it.
+def control_robot(run: ControlRun, run_dir: Path) -> bool:
+    """Drive the robot of a run to the end of its episode; return whether the goal was reached.
 
     Raises:
         ValueError: the configuration makes no sense.
@@ -125,7 +169,7 @@ def control_sim(run: ControlRun, run_dir: Path) -> SimRobot:
     opened = open_policy(
         bundle=run.bundle, server=run.server, token_env=run.token_env, num_threads=run.num_threads
     )
-    with opened as (policy, max_committed), open_sim(run, clock) as robot:
+    with opened as (policy, max_committed), open_robot(run, clock) as robot:
         if run.inference_delay_s > 0:
             policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
         robot.warm_up()
@@ -158,7 +202,7 @@ def control_sim(run: ControlRun, run_dir: Path) -> SimRobot:
                     max_periods=round(run.max_seconds / controller.period_s),
                     on_period=line.show,
                 )
-    return robot
+        return robot.success
 
 
 def replay_sim(run: ControlRun, path: Path) -> None:
@@ -186,15 +230,15 @@ def main(config: DictConfig) -> None:
     """Drive the robot and report."""
     run = schema.typed(config, ControlRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if run.robot.kind != "sim":
-        raise ValueError(
-            f"robot kind {run.robot.kind!r} is unknown; choose from {tuple(schema.schema_robot.ROBOTS)}"
-        )
+    if run.robot.kind not in ROBOTS:
+        raise ValueError(f"robot kind {run.robot.kind!r} is unknown; choose from {tuple(ROBOTS)}")
     if run.replay is not None:
+        if run.robot.kind != "sim":
+            raise ValueError(f"a recording is sent again to robot=sim alone, not to {run.robot.kind!r}")
         replay_sim(run, Path(run.replay))
         return
     began = time.monotonic()
-    robot = control_sim(run, run_dir)
+    is_reached = control_robot(run, run_dir)
     recording = read_recording(run_dir)
     write_control_page(
         run_dir / "report.html",
@@ -202,7 +246,7 @@ def main(config: DictConfig) -> None:
         title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
         command=shlex.join(["python", "-m", "experiments.control", *sys.argv[1:]]),
     )
-    outcome = "reached" if robot.success else "not reached"
+    outcome = "reached" if is_reached else "not reached"
     rows = [
         ["goal", outcome],
         *summarise(recording).rows(),

@@ -268,6 +268,7 @@ ROOTS = {
     "benchmark": BenchmarkRun,
     "control": schema_robot.ControlRun,
     "delay_table": schema_robot.DelayTableRun,
+    "franka_trials": schema_robot.FrankaTrialsRun,
 }
 
 

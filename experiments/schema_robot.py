@@ -46,6 +46,21 @@ class SimRobotConfig(RobotConfig):
 
 
 @dataclass
+class FrankaRobotConfig(RobotConfig):
+    """A Franka FR3 through franky (`policies.robots`), its cameras drawn from a tabletop scene."""
+
+    address: str = MISSING  # of the robot, or of franky-sim
+    needs_realtime: bool = True  # refuse to run without a real-time kernel; a simulator needs none
+    has_gripper: bool = True
+    gripper_speed: float = 0.05  # of the fingers [m/s]
+    acceleration: float = 4.5  # of every joint [rad/s2]; `policies.robots.franky_arm.Dynamics`
+    jerk: float = 600.0  # [rad/s3]
+    gain_hz: float = 3.0  # `policies.robots.franka.Following`
+    leash_m: float = 0.03
+    go_to_start: bool = True  # move to where the scene's episode begins; look that the way is free
+
+
+@dataclass
 class WatchdogConfig:
     """`policies.runtime.watchdog.WatchdogLimits`."""
 
@@ -115,4 +130,25 @@ class DelayTableRun:
     stream: StreamConfig = field(default_factory=StreamConfig)
 
 
-ROBOTS: dict[str, type[RobotConfig]] = {"sim": SimRobotConfig}
+@dataclass
+class FrankaTrialsRun:
+    """`python -m experiments.franka_trials`."""
+
+    out_dir: str = MISSING
+    bundle: str | None = None  # the scripted expert acts in place of a policy if none is given
+    robot: FrankaRobotConfig = MISSING
+    env: EnvConfig = MISSING
+    trials: int = MISSING
+    faults: int = MISSING  # of each kind: killed, stopped, slowed
+    first_seed: int = MISSING
+    time: str = "wall"  # wall | robot: periods of the arm's clock, for machines that simulate it too slowly
+    schedule: str = "async"
+    execute_horizon: int = 2  # an arm that trails its commands needs fresh ones
+    max_seconds: float = 6.0  # a trial
+    num_threads: int = 1
+    results: str | None = None  # where to write <results>.json and <results>.md besides out_dir
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+
+ROBOTS: dict[str, type[RobotConfig]] = {"sim": SimRobotConfig, "franka": FrankaRobotConfig}

@@ -29,6 +29,7 @@ GUARDED = (
     "websockets",
     "msgpack",
     "ruckig",
+    "franky",
 )
 GROUND_FLOOR = ("policies.spec", "policies.interface")
 
@@ -38,9 +39,13 @@ MAY_IMPORT = {
     "policies.interface": ("policies.spec",),
     "policies.runtime": GROUND_FLOOR,
     "policies.runtime.smoothing": ("ruckig",),
+    "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
     "policies": ("vla.tokenizers", "vla.files"),
     "policies.vla_policy": ("policies", "vla.tokenizers", "vla.model", "torch"),
     "policies.export": ("policies", "vla.tokenizers", "vla.files", "vla.model", "torch", "onnx"),
+    "policies.export_graph": ("policies", "vla.tokenizers", "vla.model", "torch", "onnx"),
+    "policies.export_loop": ("policies.graph_modules", "vla.model", "torch", "onnx"),
+    "policies.graph_modules": ("vla.model", "torch"),
     "policies.exported": ("policies", "vla.tokenizers", "onnxruntime"),
     "policies.serving.wire": ("msgpack",),
     "policies.serving.server": ("policies", "websockets"),
@@ -64,6 +69,7 @@ NEVER_REACH = {
     "policies.serving.server": ("torch", "onnxruntime", "mujoco", "hydra", "vla"),
     "policies.serving.client": ("torch", "onnxruntime", "mujoco", "hydra", "vla"),
     "policies.runtime": ("torch", "onnxruntime", "mujoco", "hydra", "vla", "envs"),
+    "policies.robots": ("torch", "onnxruntime", "mujoco", "hydra", "vla", "envs"),
     "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra"),
     "vla.data": ("torch", "mujoco", "hydra"),
     "vla.training": ("mujoco", "hydra", "wandb"),

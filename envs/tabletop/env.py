@@ -165,7 +165,19 @@ class TabletopEnv(ManipulationEnv):
 
     def expert_action(self) -> Float32[np.ndarray, " action"]:
         """Return the scripted expert's action for the present state."""
-        return self._task.expert(self._stage, self.hand(), self._goal)
+        return self.expert_action_of(self.hand())
+
+    def expert_action_of(self, hand: Hand) -> Float32[np.ndarray, " action"]:
+        """Return the scripted expert's action for a hand that is somewhere else in the present scene."""
+        return self._task.expert(self._stage, hand, self._goal)
+
+    def goal_holds(self) -> bool:
+        """Whether the goal is fulfilled at this moment."""
+        return self._goal_holds()
+
+    def scene(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Return the model and its state: for those who move the arm by other means (mirror.py)."""
+        return self._model, self._data
 
     def swapped_instruction(self) -> str:
         """Return the same wording for another goal of this scene, one that was not fulfilled at reset."""

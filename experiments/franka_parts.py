@@ -1,0 +1,162 @@
+"""A Franka arm for the programs that drive robots: built from configuration, standing in a mirrored scene."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from envs.registry import make_env
+from envs.tabletop.arm import HOME_JOINTS
+from envs.tabletop.env import TabletopEnv
+from envs.tabletop.mirror import TabletopMirror
+from experiments.schema_robot import FrankaRobotConfig
+from policies.interface import Observation
+from policies.robots.franka import Following, FrankaRobot
+from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
+from policies.runtime.clock import Clock
+from policies.spec import RobotSpec
+
+_POLL_S = 0.001
+
+
+class FrankaInScene:
+    """A `Robot` with a task: the arm, and the scene that says what is asked for and whether it is done."""
+
+    def __init__(self, *, robot: FrankaRobot, mirror: TabletopMirror) -> None:
+        self._robot, self._mirror = robot, mirror
+        self._judged_at = -float("inf")
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """What the robot offers and accepts."""
+        return self._robot.robot_spec
+
+    @property
+    def instruction(self) -> str:
+        """What the scene's episode asks for."""
+        return self._mirror.instruction
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal has held as long as the task asks for."""
+        return self._mirror.success
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self._mirror.success
+
+    def warm_up(self) -> None:
+        """Draw once with every camera before time counts: the first picture takes long."""
+        self._robot.observe()
+
+    def observe(self) -> Observation:
+        """Return the newest observation, and judge the goal once for each."""
+        observation = self._robot.observe()
+        if observation.stamp > self._judged_at:
+            self._judged_at = observation.stamp
+            self._mirror.note_period()
+        return observation
+
+    def command(self, action: Float32[np.ndarray, " action"]) -> None:
+        """Have the arm follow one action for one period."""
+        self._robot.command(action)
+
+    def stop(self) -> None:
+        """Begin to come to rest."""
+        self._robot.stop()
+
+
+class ArmClock:
+    """Time as the arm's own clock tells it: a simulator that is slower than time slows all else too."""
+
+    def __init__(self, arm: FrankyArm) -> None:
+        self._arm = arm
+
+    def now(self) -> float:
+        """Return the time of the newest reading [s]."""
+        return self._arm.heard_s
+
+    def sleep_until(self, moment: float) -> None:
+        """Return when the arm has reached `moment` [s], or has failed: then its next reading tells."""
+        with contextlib.suppress(FrankaFault):
+            while self._arm.read().time_s < moment:
+                time.sleep(_POLL_S)
+
+
+def open_arm(
+    config: FrankaRobotConfig, *, on_setpoint: Callable[[Setpoint], None] | None = None
+) -> FrankyArm:
+    """Connect to the arm.
+
+    Raises:
+        FrankyMissing: franky is not installed; the message says what to do.
+        FrankaFault: nobody answers, or the robot refuses.
+    """
+    return FrankyArm(
+        address=config.address,
+        posture=HOME_JOINTS,
+        dynamics=Dynamics(acceleration=config.acceleration, jerk=config.jerk),
+        has_gripper=config.has_gripper,
+        gripper_speed=config.gripper_speed,
+        needs_realtime=config.needs_realtime,
+        on_setpoint=on_setpoint,
+    )
+
+
+@contextlib.contextmanager
+def open_mirror(env_config: Mapping[str, Any]) -> Iterator[TabletopMirror]:
+    """Build the scene that cameras are drawn from, and close it in the end.
+
+    Raises:
+        ValueError: the environment is no tabletop, or its task moves objects.
+    """
+    env = make_env(env_config)
+    try:
+        if not isinstance(env, TabletopEnv):
+            raise ValueError(f"a Franka arm stands in a tabletop scene; this is {env_config['family']!r}")
+        yield TabletopMirror(env)
+    finally:
+        env.close()
+
+
+def place_in_scene(
+    config: FrankaRobotConfig, *, arm: FrankyArm, mirror: TabletopMirror, seed: int, clock: Clock
+) -> FrankaInScene:
+    """Lay out the scene of a seed, bring the arm to its start with an open hand, and return the robot.
+
+    Raises:
+        FrankaFault: the arm is in error.
+    """
+    start = mirror.begin(seed=seed)
+    arm.grip(1.0)
+    if config.go_to_start:
+        arm.go_to(start)
+        wait_at_rest(arm)
+    robot = FrankaRobot(
+        spec=mirror.robot_spec,
+        arm=arm,
+        cameras=mirror,
+        instruction=mirror.instruction,
+        clock=clock,
+        following=Following(gain_hz=config.gain_hz, leash_m=config.leash_m),
+    )
+    return FrankaInScene(robot=robot, mirror=mirror)
+
+
+@contextlib.contextmanager
+def open_franka(
+    config: FrankaRobotConfig, env_config: Mapping[str, Any], *, seed: int, clock: Clock
+) -> Iterator[FrankaInScene]:
+    """Connect to the arm and place it in the scene of a seed; bring it to rest in the end.
+
+    Raises:
+        ValueError: the environment is no tabletop, or its task moves objects.
+        FrankyMissing: franky is not installed.
+        FrankaFault: nobody answers, or the arm is in error.
+    """
+    with open_mirror(env_config) as mirror, open_arm(config) as arm:
+        yield place_in_scene(config, arm=arm, mirror=mirror, seed=seed, clock=clock)

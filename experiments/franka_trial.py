@@ -1,0 +1,208 @@
+"""One trial with a Franka arm: from the start of a scene to rest, with or without a fault on the way.
+
+It drives the controller that drives every robot, and reads the answer from the recording. How many trials
+there are, and what counts as passed, is for franka_trials.py.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.tabletop.mirror import TabletopMirror
+from experiments.franka_audit import SetpointAudit, audit_setpoints, last_motion_s
+from experiments.franka_parts import place_in_scene
+from experiments.robot_parts import RemoteForWorker, build_controller, drive, safety_limits
+from experiments.schema_robot import FrankaTrialsRun
+from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
+from policies.runtime.clock import Clock
+from policies.runtime.inference import ThreadedInference
+from policies.runtime.recorder import PeriodRecord, Recorder, Recording, audit_recording, read_recording
+
+MID_MOTION_M = 0.03  # how far the hand has come when a fault strikes,
+MID_MOTION_STEP_M = 0.004  # and how far it is commanded to go in that period
+
+
+FAULT_SECONDS = 5.0  # how long a trial with a fault goes on if nothing stops it
+
+
+class TrialsFailed(RuntimeError):
+    """The arm did not do what it must; the message lists what."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rig:
+    """What trials share."""
+
+    run: FrankaTrialsRun
+    arm: FrankyArm
+    mirror: TabletopMirror
+    clock: Clock
+    setpoints: list[Setpoint]  # filled by the arm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultTimes:
+    """When what followed upon a fault [s]; of the controller's clock, rest of the arm's."""
+
+    to_hold_s: float | None  # from the fault to the first period that held; None if none had to
+    hold_delay_periods: int | None  # periods from the last executed action to the first that held, less 1
+    to_stopped_s: float | None  # from the fault to STOPPED; None if the policy came back in time
+    to_rest_s: float | None  # from the fault to the last motion that was measured; None if never STOPPED
+    ran_blind: int  # periods in RUNNING without an action to execute: there must be none
+    oldest_action_s: float  # age of the oldest action that was executed after the fault
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What one trial came to."""
+
+    seed: int
+    instruction: str
+    success: bool
+    end: str
+    seconds: float  # of the controller's clock, from start to end
+    realtime_factor: float  # of the arm's clock against the wall's
+    chunk_s: float  # how far ahead the policy plans
+    missed_periods: int
+    recorded_violations: int  # of the limits in the configuration, by commands at control rate
+    audit: SetpointAudit  # of every millisecond
+    inference_ms: float | None  # median
+    fault: str = ""
+    times: FaultTimes | None = None
+
+    @property
+    def is_within_limits(self) -> bool:
+        """Whether nothing that was sent broke a limit."""
+        return self.recorded_violations == 0 and self.audit.violations == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return dataclasses.asdict(self) | {"setpoint_violations": self.audit.violations}
+
+
+class _Striker:
+    """Strikes once, when the arm is in the middle of its way."""
+
+    def __init__(self, strike: Callable[[], None], *, arm: FrankyArm, clock: Clock) -> None:
+        self._strike, self._arm, self._clock = strike, arm, clock
+        self._began_at: np.ndarray | None = None
+        self.at_s: float | None = None  # the controller's clock,
+        self.arm_at_s = 0.0  # and the arm's
+
+    def watch(self, record: PeriodRecord) -> None:
+        if self.at_s is not None or record.state != "RUNNING" or record.commanded is None:
+            return
+        assert record.measured is not None, "running without a state"
+        here = np.array(record.measured[:3])
+        self._began_at = here if self._began_at is None else self._began_at
+        step = float(np.linalg.norm(record.commanded[:3]))
+        if np.linalg.norm(here - self._began_at) > MID_MOTION_M and step > MID_MOTION_STEP_M:
+            self._strike()
+            self.at_s, self.arm_at_s = self._clock.now(), self._arm.heard_s
+
+
+def run_trial(
+    rig: Rig,
+    *,
+    url: str,
+    seed: int,
+    directory: Path,
+    fault: str = "",
+    strike: Callable[[], None] = lambda: None,
+) -> Trial:
+    """Place the arm in the scene of a seed, drive it with the policy at an address, and judge the recording.
+
+    Raises:
+        PolicyUnavailable: the policy server is not there.
+        FrankaFault: the arm is in error.
+        ArmingRefused: the controller never became ready.
+    """
+    robot = place_in_scene(rig.run.robot, arm=rig.arm, mirror=rig.mirror, seed=seed, clock=rig.clock)
+    robot.warm_up()
+    rig.setpoints.clear()
+    seconds = FAULT_SECONDS if fault else rig.run.max_seconds
+    limits = safety_limits(rig.run.robot)
+    about = {"instruction": robot.instruction, "schedule": rig.run.schedule, "limits": limits.to_json()}
+    striker = _Striker(strike if fault else lambda: None, arm=rig.arm, clock=rig.clock)
+    began, arm_began = time.monotonic(), rig.arm.heard_s
+    policy = RemoteForWorker(url=url, token=None)
+    with (
+        closing(policy),
+        Recorder(directory, spec=robot.robot_spec, about=about) as recorder,
+        closing(ThreadedInference(policy=policy, clock=rig.clock)) as inference,
+    ):
+        controller = build_controller(
+            robot=robot,
+            policy=policy,
+            inference=inference,
+            limits=limits,
+            max_committed=policy.max_committed,
+            schedule=rig.run.schedule,
+            execute_horizon=rig.run.execute_horizon,
+            anchored=True,
+            instruction=robot.instruction,
+            watchdog=rig.run.watchdog,
+            stream=rig.run.stream,
+            clock=rig.clock,
+            recorder=recorder,
+        )
+        drive(
+            controller,
+            is_over=lambda: robot.is_over and not fault,  # a fault is watched to its end
+            max_periods=round(seconds / controller.period_s),
+            on_period=striker.watch,
+        )
+    wait_at_rest(rig.arm)
+    wall_s, arm_s = time.monotonic() - began, rig.arm.heard_s - arm_began
+    recording = read_recording(directory)
+    times = None
+    if fault:
+        if striker.at_s is None:
+            raise ValueError(f"seed {seed}: the arm was never in the middle of its way; {directory} has it")
+        rest_s = last_motion_s(rig.setpoints) - striker.arm_at_s
+        times = fault_times(recording, struck_at=striker.at_s, to_rest_s=rest_s)
+    waits = [one.inference_s for one in recording.periods if one.inference_s is not None]
+    last = recording.periods[-1]
+    return Trial(
+        seed=seed,
+        instruction=robot.instruction,
+        success=robot.success,
+        end=f"{last.state}: {last.reason}" if last.reason else last.state,
+        seconds=last.now - next(one.now for one in recording.periods if one.start is not None),
+        realtime_factor=arm_s / wall_s,
+        chunk_s=policy.action_horizon * controller.period_s,
+        missed_periods=last.missed,
+        recorded_violations=len(audit_recording(recording, limits)),
+        audit=audit_setpoints(rig.setpoints),
+        inference_ms=1e3 * float(np.median(waits)) if waits else None,
+        fault=fault,
+        times=times,
+    )
+
+
+def fault_times(recording: Recording, *, struck_at: float, to_rest_s: float) -> FaultTimes:
+    """Read from a recording what followed upon a fault that struck at a time of the controller's clock."""
+    after = [one for one in recording.periods if one.now > struck_at]
+    executed = [one for one in after if one.target is not None]
+    holding = next((one for one in after if one.state in ("HOLD", "STOPPED", "FAULT")), None)
+    stopped = next((one for one in after if one.state == "STOPPED"), None)
+    delay = None
+    if holding is not None:
+        before = [
+            one.index for one in recording.periods if one.target is not None and one.index < holding.index
+        ]
+        delay = holding.index - before[-1] - 1
+    return FaultTimes(
+        to_hold_s=None if holding is None else holding.now - struck_at,
+        hold_delay_periods=delay,
+        to_stopped_s=None if stopped is None else stopped.now - struck_at,
+        to_rest_s=None if stopped is None else to_rest_s,
+        ran_blind=sum(one.state == "RUNNING" and one.target is None for one in after),
+        oldest_action_s=max((one.chunk_age_s or 0.0 for one in executed), default=0.0),
+    )

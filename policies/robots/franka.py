@@ -1,0 +1,236 @@
+"""A Franka arm as a `Robot`: end-effector deltas at control rate in, twists for the arm's own 1 kHz loop out.
+
+Each action moves a commanded pose of the point between the fingertips. The arm is told the velocity that
+follows it: the action's own, plus a share of what the arm trails behind. Every such command expires: an arm
+that hears nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
+(franky_arm.py is one); what the cameras see is `Cameras`. It knows the names of our channels, but no policy,
+no scene and no network.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
+
+from policies.interface import Observation
+from policies.runtime.clock import Clock
+from policies.spec import RobotSpec
+
+ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
+STATE_NAMES = ("tcp_x", "tcp_y", "tcp_z", "yaw_sin", "yaw_cos", "gripper_opening")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmReading:
+    """What an arm says of itself. Poses are of the point between the fingertips, in the arm's base frame."""
+
+    time_s: float  # of the arm's own clock; stands still when nothing new was heard
+    joints: Float64[np.ndarray, "7"]  # [rad]
+    position: Float64[np.ndarray, "3"]  # [m]
+    rotation: Float64[np.ndarray, "3 3"]  # the hand's axes, as columns
+    opening: float  # of the gripper, in [0, 1]
+
+
+@runtime_checkable
+class Arm(Protocol):
+    """An arm that follows twists. What fails raises `RuntimeError` or `OSError`."""
+
+    def read(self) -> ArmReading:
+        """Return the newest reading; does not wait while a motion is under way."""
+        ...
+
+    def follow(
+        self, linear: Float64[np.ndarray, "3"], angular: Float64[np.ndarray, "3"], *, for_s: float
+    ) -> None:
+        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless told otherwise."""
+        ...
+
+    def grip(self, opening: float) -> None:
+        """Open or close the gripper to a share of its width; returns at once."""
+        ...
+
+    def stop(self) -> None:
+        """Begin to come to rest within the arm's limits; returns at once, safe to call more than once."""
+        ...
+
+
+@runtime_checkable
+class Cameras(Protocol):
+    """What gives a frame from every camera. Real cameras ignore the arguments; rendered ones need them."""
+
+    def frames(
+        self, joints: Float64[np.ndarray, "7"], opening: float
+    ) -> Mapping[str, UInt8[np.ndarray, "h w 3"]]:
+        """Return the newest frame of every camera, RGB."""
+        ...
+
+
+def rotation_from_vector(vector: Float[np.ndarray, "3"]) -> Float64[np.ndarray, "3 3"]:
+    """Return the rotation about a vector by its length [rad]."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = np.asarray(vector, np.float64) / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * cross @ cross
+
+
+def vector_from_rotation(rotation: Float[np.ndarray, "3 3"]) -> Float64[np.ndarray, "3"]:
+    """Inverse of `rotation_from_vector`, for angles below pi."""
+    twice_sine = np.array(
+        [
+            rotation[2, 1] - rotation[1, 2],
+            rotation[0, 2] - rotation[2, 0],
+            rotation[1, 0] - rotation[0, 1],
+        ]
+    )
+    length = float(np.linalg.norm(twice_sine))
+    if length < 1e-12:
+        return np.zeros(3)
+    angle = float(np.arctan2(length, np.trace(rotation) - 1.0))
+    return twice_sine * (angle / length)
+
+
+def shortened(vector: Float64[np.ndarray, "3"], longest: float) -> Float64[np.ndarray, "3"]:
+    """Return a vector, scaled down to a length if it is longer."""
+    length = float(np.linalg.norm(vector))
+    return vector if length <= longest else vector * (longest / length)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Following:
+    """How the arm follows the commanded pose."""
+
+    gain_hz: float = 3.0  # share of the distance to the commanded pose that is made up for in a second
+    max_speed: float = 0.5  # of the fingertips [m/s]
+    max_turn: float = 2.0  # of the hand [rad/s]
+    leash_m: float = 0.03  # of the commanded from the measured pose: a blocked arm must not wind up
+    leash_rad: float = 0.3
+    patience: float = 1.5  # control periods after which a command expires
+
+    def __post_init__(self) -> None:
+        for name in ("gain_hz", "max_speed", "max_turn", "leash_m", "leash_rad"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 1.0 < self.patience <= 4.0:
+            raise ValueError(f"patience is {self.patience}; it must lie in (1, 4] control periods")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Target:
+    position: Float64[np.ndarray, "3"]
+    rotation: Float64[np.ndarray, "3 3"]
+    expires_at: float
+
+
+class FrankaRobot:
+    """A Franka arm with cameras, observed and commanded from one thread.
+
+    Args:
+        spec: names, units and ranges; state and action must be those of the tabletop's arm.
+        arm: who moves.
+        cameras: what is seen, with the names of the spec.
+        instruction: what observations say; the controller replaces it by its own.
+        clock: of stamps.
+        following: how commands become twists.
+
+    Raises:
+        ValueError: the spec is of another kind of robot.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RobotSpec,
+        arm: Arm,
+        cameras: Cameras,
+        instruction: str,
+        clock: Clock,
+        following: Following | None = None,
+    ) -> None:
+        if spec.action_names != ACTION_NAMES or spec.action_convention != "end_effector_delta":
+            raise ValueError(
+                f"{spec.name!r} takes {spec.action_names} as {spec.action_convention}; a Franka arm is "
+                f"driven by end_effector_delta with {ACTION_NAMES}"
+            )
+        unknown = [name for name in spec.state_names if name not in STATE_NAMES]
+        if unknown:
+            raise ValueError(f"state channels {unknown} are not measured here; there are {STATE_NAMES}")
+        self.robot_spec, self.instruction = spec, instruction
+        self._arm, self._cameras, self._clock = arm, cameras, clock
+        self._following = Following() if following is None else following
+        self._period_s = 1.0 / spec.control_hz
+        self._low = np.array([channel.low for channel in spec.state], np.float32)
+        self._high = np.array([channel.high for channel in spec.state], np.float32)
+        self._target: _Target | None = None
+        self._heard_s: float | None = None
+        self._newest: Observation | None = None
+
+    def observe(self) -> Observation:
+        """Return the newest observation; its stamp stays when the arm has said nothing new.
+
+        Raises:
+            RuntimeError: the arm is in error.
+            OSError: the arm cannot be reached.
+        """
+        reading = self._arm.read()
+        if self._newest is not None and reading.time_s == self._heard_s:
+            return self._newest
+        stamp = self._clock.now()
+        frames = self._cameras.frames(reading.joints, reading.opening)
+        self._heard_s = reading.time_s
+        self._newest = Observation(
+            images={name: frame[None] for name, frame in frames.items()},
+            state=self._state(reading),
+            instruction=self.instruction,
+            committed=np.zeros((0, len(ACTION_NAMES)), np.float32),
+            stamp=stamp,
+        )
+        return self._newest
+
+    def command(self, action: Float32[np.ndarray, " action"]) -> None:
+        """Move the commanded pose by an action and have the arm follow it for one period.
+
+        Raises:
+            ValueError: the action is not finite or has the wrong shape; the arm comes to rest.
+            RuntimeError: the arm is in error.
+            OSError: the arm cannot be reached.
+        """
+        wanted = np.asarray(action, np.float64)
+        if wanted.shape != (len(ACTION_NAMES),) or not np.isfinite(wanted).all():
+            raise ValueError(f"action {wanted.tolist()} must be {len(ACTION_NAMES)} finite numbers")
+        reading, now, how = self._arm.read(), self._clock.now(), self._following
+        target = self._target
+        if target is None or now > target.expires_at:
+            target = _Target(position=reading.position, rotation=reading.rotation, expires_at=now)
+        trailing = target.position - reading.position
+        askew = vector_from_rotation(target.rotation @ reading.rotation.T)
+        linear = wanted[:3] / self._period_s + how.gain_hz * trailing
+        angular = wanted[3:6] / self._period_s + how.gain_hz * askew
+        turned = rotation_from_vector(wanted[3:6]) @ target.rotation
+        lead = vector_from_rotation(turned @ reading.rotation.T)
+        for_s = how.patience * self._period_s
+        self._target = _Target(
+            position=reading.position + shortened(trailing + wanted[:3], how.leash_m),
+            rotation=rotation_from_vector(shortened(lead, how.leash_rad)) @ reading.rotation,
+            expires_at=now + for_s + self._period_s,
+        )
+        self._arm.grip(float(np.clip(wanted[6], 0.0, 1.0)))
+        self._arm.follow(shortened(linear, how.max_speed), shortened(angular, how.max_turn), for_s=for_s)
+
+    def stop(self) -> None:
+        """Begin to come to rest within the arm's limits; safe to call more than once."""
+        self._target = None
+        self._arm.stop()
+
+    def _state(self, reading: ArmReading) -> Float32[np.ndarray, " state"]:
+        # The hand points down at zero yaw: its x axis is the base's x axis.
+        sine, cosine = reading.rotation[1, 0], reading.rotation[0, 0]
+        length = max(float(np.hypot(sine, cosine)), 1e-9)
+        position = [float(value) for value in reading.position]
+        measured = (*position, float(sine / length), float(cosine / length), reading.opening)
+        values: dict[str, float] = dict(zip(STATE_NAMES, measured, strict=True))
+        state = np.array([values[name] for name in self.robot_spec.state_names], np.float32)
+        return np.clip(state, self._low, self._high)

@@ -1,0 +1,345 @@
+"""A Franka FR3 reached through franky (`pip install 'vla-stack[franka]'`), or a simulator of its protocol.
+
+The only file that knows franky. Its C++ thread owns the 1 kHz loop and plans every twist with Ruckig within
+`Dynamics`; each command is a velocity that is held for a while and then a stop, so that an arm that hears
+nothing more comes to rest by itself. Velocities are streamed rather than positions because franky continues
+exactly from the last velocity that it sent, while a stream of positions starts over from the robot's own
+estimate of its velocity; joints rather than the hand because their limits are then kept whatever the
+posture, which is held too. Errors of the robot are raised, never cleared: `recover` is for people.
+"""
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from policies.robots.franka import ArmReading
+from policies.robots.resolved_rate import FR3, JointRange, joint_velocities
+
+MAX_WIDTH_M = 0.08  # between the open fingers of the Franka Hand
+_GRIP_CHANGE_M = 0.004  # smaller changes of what is asked for are left out: each makes the hand stop and go
+_GRIPPER_POLL_S = 0.02
+_EXCEPTIONS = (
+    "ControlException",
+    "CommandException",
+    "NetworkException",
+    "ProtocolException",
+    "RealtimeException",
+    "InvalidOperationException",
+    "InvalidMotionTypeException",
+    "IncompatibleVersionException",
+    "ModelException",
+    "GripperException",
+)
+
+
+class FrankaFault(RuntimeError):
+    """The arm is in error, or refuses; look at it, then call `FrankyArm.recover`."""
+
+
+class FrankyMissing(RuntimeError):
+    """franky is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dynamics:
+    """How hard every joint may move; the robot itself stands 10 rad/s2 and 5000 rad/s3 (libfranka 0.21.2).
+
+    A new command starts from the acceleration that the robot reports. Where that is an estimate that comes
+    late, as in franky-sim, the difference counts as jerk in one millisecond: mostly less than the
+    acceleration limit, at worst twice that. Hence 4.5 rad/s2, although the robot could do more.
+    """
+
+    acceleration: float = 4.5  # [rad/s2]
+    jerk: float = 600.0  # [rad/s3]
+    to_start: float = 0.3  # share of these, and of the joints' speeds, for going to the start
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.acceleration <= 10.0 and 0.0 < self.jerk <= 5000.0 and 0.0 < self.to_start <= 1.0):
+            raise ValueError(f"{self}: need acceleration in (0, 10], jerk in (0, 5000], to_start in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setpoint:
+    """What franky sent to the arm in one millisecond, and where the arm was."""
+
+    time_s: float  # of the arm's clock
+    commanded: Float64[np.ndarray, "7"]  # [rad/s]
+    joints: Float64[np.ndarray, "7"]  # measured [rad]
+    speeds: Float64[np.ndarray, "7"]  # measured [rad/s]
+
+
+def load_franky() -> ModuleType:
+    """Import franky.
+
+    Raises:
+        FrankyMissing: it is not installed; the message says what to do.
+    """
+    try:
+        return importlib.import_module("franky")
+    except ImportError as error:
+        raise FrankyMissing(
+            f"a Franka arm needs franky-control ({error}); run: pip install 'vla-stack[franka]', or "
+            "`make franka-setup` for an environment of its own with a simulator"
+        ) from error
+
+
+class FrankyArm:
+    """An `Arm` (franka.py). A context manager: leaving it brings the arm to rest and hangs up.
+
+    Args:
+        address: of the robot, such as 172.16.0.2, or of franky-sim.
+        posture: joint positions [rad] that the arm keeps near; those it was last sent to by `go_to` if None.
+        dynamics: how hard the arm may move.
+        limits: ranges and speeds of the joints.
+        has_gripper: whether a Franka Hand is mounted; if not, the gripper counts as open.
+        gripper_speed: of the fingers [m/s].
+        needs_realtime: refuse to run without a real-time kernel, as a real arm should; a simulator does not.
+        on_setpoint: told of every millisecond's setpoint, in a thread of franky's; for recordings.
+        franky: the module, for tests; imported if None.
+
+    Raises:
+        FrankyMissing: franky is not installed.
+        FrankaFault: nobody answers at the address, or the robot refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        posture: Sequence[float] | Float[np.ndarray, "7"] | None = None,
+        dynamics: Dynamics | None = None,
+        limits: JointRange = FR3,
+        has_gripper: bool = True,
+        gripper_speed: float = 0.05,
+        needs_realtime: bool = True,
+        on_setpoint: Callable[[Setpoint], None] | None = None,
+        franky: Any = None,
+    ) -> None:
+        self._franky: Any = load_franky() if franky is None else franky
+        self._errors: tuple[type[Exception], ...] = tuple(getattr(self._franky, n) for n in _EXCEPTIONS)
+        dynamics = Dynamics() if dynamics is None else dynamics
+        self._to_start = self._franky.RelativeDynamicsFactor(dynamics.to_start)
+        self._posture = None if posture is None else np.array(posture, np.float64)
+        self._limits, self._on_setpoint = limits, on_setpoint
+        config = self._franky.RealtimeConfig
+        realtime = config.Enforce if needs_realtime else config.Ignore
+        try:
+            self._robot: Any = self._franky.Robot(address, realtime_config=realtime)
+            hand = self._franky.Gripper(address) if has_gripper else None
+        except self._errors as error:
+            raise FrankaFault(f"no Franka arm at {address}: {type(error).__name__}: {error}") from error
+        self.heard_s = 0.0  # the arm's clock at the newest reading
+        self._robot.joint_velocity_limit.set(np.minimum(self._robot.joint_velocity_limit.max, limits.speed))
+        self._robot.joint_acceleration_limit.set(np.full(7, dynamics.acceleration))
+        self._robot.joint_jerk_limit.set(np.full(7, dynamics.jerk))
+        self._hand = None if hand is None else Hand(gripper=hand, speed=gripper_speed, errors=self._errors)
+
+    def read(self) -> ArmReading:
+        """Return the newest reading. Waits for one, some milliseconds, while no motion is under way.
+
+        Raises:
+            FrankaFault: the arm or its hand is in error; the message names the robot's error flags.
+        """
+        state = self._state()
+        self.heard_s = float(state.time.to_sec())
+        return ArmReading(
+            time_s=self.heard_s,
+            joints=np.array(state.q, np.float64).reshape(7),
+            position=np.array(state.O_T_EE.translation, np.float64).reshape(3),
+            rotation=np.array(state.O_T_EE.matrix, np.float64)[:3, :3],
+            opening=1.0 if self._hand is None else self._hand.opening,
+        )
+
+    def follow(
+        self, linear: Float64[np.ndarray, "3"], angular: Float64[np.ndarray, "3"], *, for_s: float
+    ) -> None:
+        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless told otherwise.
+
+        Raises:
+            FrankaFault: the arm is in error.
+        """
+        state = self._state()
+        joints = np.array(state.q, np.float64).reshape(7)
+        velocity = joint_velocities(
+            np.concatenate([linear, angular]),
+            jacobian=np.array(self._robot.model.zero_jacobian(self._franky.Frame.EndEffector, state)),
+            joints=joints,
+            posture=joints if self._posture is None else self._posture,
+            limits=self._limits,
+        )
+        waypoint, hold = self._franky.JointVelocityWaypoint, self._franky.Duration(round(1000 * for_s))
+        motion = self._franky.JointVelocityWaypointMotion(
+            [waypoint(velocity, hold_target_duration=hold), waypoint(np.zeros(7))]
+        )
+        self._move(motion, asynchronous=True)
+
+    def grip(self, opening: float) -> None:
+        """Open or close the gripper to a share of its width; returns at once."""
+        if self._hand is not None:
+            self._hand.move(opening)
+
+    def stop(self) -> None:
+        """Begin to come to rest, limited in jerk; returns at once, safe to call more than once.
+
+        Raises:
+            FrankaFault: the arm is in error.
+        """
+        if self._robot.is_in_control:
+            motion = self._franky.JointVelocityStopMotion()
+            self._move(motion, asynchronous=True)
+
+    def go_to(self, joints: Sequence[float] | Float[np.ndarray, "7"]) -> None:
+        """Go to joint positions [rad], slowly, and return when there. Look that the way is free.
+
+        Raises:
+            FrankaFault: the arm is in error.
+        """
+        self._join()
+        self._posture = np.array(joints, np.float64)
+        motion = self._franky.JointMotion([float(q) for q in joints], relative_dynamics_factor=self._to_start)
+        self._move(motion, asynchronous=False)
+
+    def recover(self) -> bool:
+        """Clear the arm's errors, after a person has looked what caused them; return whether that worked.
+
+        Raises:
+            FrankaFault: the robot refuses.
+        """
+        try:
+            return bool(self._robot.recover_from_errors())
+        except self._errors as error:
+            raise FrankaFault(f"the arm does not recover: {error}") from error
+
+    def close(self) -> None:
+        """Bring the arm to rest and hang up; safe to call more than once.
+
+        Raises:
+            FrankaFault: the arm could not be brought to rest.
+        """
+        if self._hand is not None:
+            self._hand.close()
+        self.stop()
+        self._join()
+
+    def __enter__(self) -> "FrankyArm":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _state(self) -> Any:
+        try:
+            self._robot.poll_motion()  # raises what a motion ended of
+            state = self._robot.state
+        except self._errors as error:
+            raise FrankaFault(f"{type(error).__name__}: {error}") from error
+        if self._robot.has_errors:
+            raise FrankaFault(f"the arm is in error: {state.current_errors}")
+        return state
+
+    def _move(self, motion: Any, *, asynchronous: bool) -> None:
+        if self._on_setpoint is not None and not isinstance(motion, self._franky.JointMotion):
+            motion.register_callback(self._tell)
+        try:
+            self._robot.move(motion, asynchronous=asynchronous)
+        except self._errors as error:
+            raise FrankaFault(f"{type(error).__name__}: {error}") from error
+
+    def _join(self) -> None:
+        try:
+            self._robot.join_motion()
+        except self._errors as error:
+            raise FrankaFault(f"{type(error).__name__}: {error}") from error
+
+    def _tell(self, state: Any, _step: Any, _relative: Any, _absolute: Any, signal: Any) -> None:
+        assert self._on_setpoint is not None
+        self._on_setpoint(
+            Setpoint(
+                time_s=float(state.time.to_sec()),
+                commanded=np.array(signal.dq, np.float64).reshape(7),
+                joints=np.array(state.q, np.float64).reshape(7),
+                speeds=np.array(state.dq, np.float64).reshape(7),
+            )
+        )
+
+
+class Hand:
+    """The Franka Hand, in a thread of its own: a command to it takes until the fingers have arrived.
+
+    The newest wish is carried out when the one before is; what fails is raised by the next look at `opening`.
+    """
+
+    def __init__(self, *, gripper: Any, speed: float, errors: tuple[type[Exception], ...]) -> None:
+        self._gripper, self._speed, self._errors = gripper, speed, errors
+        self._lock = threading.Lock()
+        self._wanted_m: float | None = None
+        self._failure = ""
+        self._width_m = float(gripper.state.width)
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="franka-hand", daemon=True)
+        self._thread.start()
+
+    @property
+    def opening(self) -> float:
+        """How far the fingers are apart, as a share of their greatest width.
+
+        Raises:
+            FrankaFault: the hand has failed.
+        """
+        with self._lock:
+            if self._failure:
+                raise FrankaFault(f"the hand has failed: {self._failure}")
+            return float(np.clip(self._width_m / MAX_WIDTH_M, 0.0, 1.0))
+
+    def move(self, opening: float) -> None:
+        """Note a wish."""
+        with self._lock:
+            self._wanted_m = float(np.clip(opening, 0.0, 1.0)) * MAX_WIDTH_M
+
+    def close(self) -> None:
+        """End the thread once the command under way has ended."""
+        self._is_closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        asked_m, under_way = self._width_m, None
+        while not self._is_closed.wait(_GRIPPER_POLL_S):
+            try:
+                width = float(self._gripper.state.width)
+                if under_way is not None and under_way.wait(0.0):
+                    under_way = None
+                with self._lock:
+                    self._width_m, wanted_m = width, self._wanted_m
+                if under_way is None and wanted_m is not None and abs(wanted_m - asked_m) > _GRIP_CHANGE_M:
+                    under_way, asked_m = self._gripper.move_async(wanted_m, self._speed), wanted_m
+            except self._errors as error:
+                with self._lock:
+                    self._failure = f"{type(error).__name__}: {error}"
+                return
+
+
+def wait_at_rest(arm: FrankyArm, *, speed: float = 0.002, timeout_s: float = 5.0) -> None:
+    """Wait until an arm stands still; for scripts, not for control loops.
+
+    Raises:
+        FrankaFault: it does not come to rest in time.
+    """
+    deadline, before = time.monotonic() + timeout_s, arm.read()
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        after = arm.read()
+        passed = after.time_s - before.time_s
+        if passed > 0.03:
+            if float(np.abs(after.joints - before.joints).max()) < speed * passed:
+                return
+            before = after
+    raise FrankaFault(f"the arm still moves after {timeout_s} s")

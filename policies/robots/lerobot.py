@@ -1,0 +1,162 @@
+"""Any robot with LeRobot's interface as a `Robot`, without importing lerobot.
+
+LeRobot's drivers (SO-101, Koch, LeKiwi and the plugins named `lerobot-robot-*`) share four methods:
+`connect`, `get_observation`, `send_action`, `disconnect`, with flat dictionaries of one number a motor and
+one picture a camera. `LerobotDevice` states them; `LerobotRobot` puts the numbers in the order of a
+`RobotSpec` and back. Numbers keep the device's units, so the spec must be in these (degrees, or LeRobot's
+-100 to 100). Drivers hold their last target: a robot that must stop by itself when commands cease needs more.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from policies.interface import Observation, ObservationError
+from policies.runtime.clock import Clock
+from policies.spec import RobotSpec
+
+
+@runtime_checkable
+class LerobotDevice(Protocol):
+    """What of `lerobot.robots.Robot` (lerobot 0.6.1) is used here."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the driver talks to the robot."""
+        ...
+
+    @property
+    def observation_features(self) -> Mapping[str, Any]:
+        """Names of what it observes: a type for a number, a shape (h, w, 3) for a picture."""
+        ...
+
+    @property
+    def action_features(self) -> Mapping[str, Any]:
+        """Names of what it is commanded."""
+        ...
+
+    def connect(self) -> None:
+        """Connect, calibrating if need be."""
+        ...
+
+    def get_observation(self) -> Mapping[str, Any]:
+        """Return numbers and pictures by name."""
+        ...
+
+    def send_action(self, action: dict[str, Any]) -> Mapping[str, Any]:
+        """Command targets by name; returns what was sent after the driver's own clipping."""
+        ...
+
+    def disconnect(self) -> None:
+        """Hang up."""
+        ...
+
+
+class LerobotRobot:
+    """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects in the end.
+
+    Args:
+        device: the driver.
+        spec: joint targets in the device's units; cameras of the device's sizes.
+        instruction: what observations say; the controller replaces it by its own.
+        clock: of stamps.
+        state_keys: names of the device for state channels, in the order of the spec; their own if None.
+        action_keys: the same for action channels.
+
+    Raises:
+        ValueError: the device lacks a channel or camera, or the spec is not of joint targets.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: LerobotDevice,
+        spec: RobotSpec,
+        instruction: str,
+        clock: Clock,
+        state_keys: tuple[str, ...] | None = None,
+        action_keys: tuple[str, ...] | None = None,
+    ) -> None:
+        if spec.action_convention != "joint_target":
+            raise ValueError(f"LeRobot's drivers take joint targets; {spec.name!r} {spec.action_convention}")
+        self.robot_spec, self.instruction = spec, instruction
+        self._device, self._clock = device, clock
+        self._state_keys = spec.state_names if state_keys is None else state_keys
+        self._action_keys = spec.action_names if action_keys is None else action_keys
+        sizes = {camera.name: (camera.height, camera.width, 3) for camera in spec.cameras}
+        _require("state channels", self._state_keys, device.observation_features, len(spec.state))
+        _require("action channels", self._action_keys, device.action_features, len(spec.action))
+        _require("cameras", tuple(sizes), device.observation_features, len(sizes))
+        for name, size in sizes.items():
+            if tuple(device.observation_features[name]) != size:
+                raise ValueError(
+                    f"camera {name!r} of the device is {device.observation_features[name]}, the spec says "
+                    f"{size}"
+                )
+
+    def observe(self) -> Observation:
+        """Return what the driver reads now.
+
+        Raises:
+            ObservationError: something is missing, or of the wrong kind.
+            OSError, RuntimeError: the driver's own.
+        """
+        stamp = self._clock.now()
+        seen = self._device.get_observation()
+        names = [*self._state_keys, *self.robot_spec.camera_names]
+        missing = [name for name in names if name not in seen]
+        if missing:
+            raise ObservationError(f"the device did not send {missing}; it sent {sorted(seen)}")
+        return Observation(
+            images={name: _picture(name, seen[name]) for name in self.robot_spec.camera_names},
+            state=np.array([seen[name] for name in self._state_keys], np.float32),
+            instruction=self.instruction,
+            committed=np.zeros((0, len(self._action_keys)), np.float32),
+            stamp=stamp,
+        )
+
+    def command(self, action: Float32[np.ndarray, " action"]) -> None:
+        """Send targets.
+
+        Raises:
+            ValueError: the action is not finite or has the wrong shape; nothing was sent.
+            OSError, RuntimeError: the driver's own.
+        """
+        targets = np.asarray(action, np.float32)
+        if targets.shape != (len(self._action_keys),) or not np.isfinite(targets).all():
+            raise ValueError(f"action {targets.tolist()} must be {len(self._action_keys)} finite numbers")
+        self._device.send_action(
+            {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
+        )
+
+    def stop(self) -> None:
+        """Have the motors hold where they are measured to be; what is not measured keeps its target."""
+        seen = self._device.get_observation()
+        here = {key: float(seen[key]) for key in self._action_keys if key in seen}
+        self._device.send_action(here)
+
+    def __enter__(self) -> "LerobotRobot":
+        if not self._device.is_connected:
+            self._device.connect()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._device.disconnect()
+
+
+def _require(what: str, keys: tuple[str, ...], features: Mapping[str, Any], count: int) -> None:
+    unknown = [key for key in keys if key not in features]
+    if unknown or len(keys) != count:
+        raise ValueError(
+            f"{what} {list(keys)}: {count} are needed, and the device does not have {unknown}; it has "
+            f"{sorted(features)}"
+        )
+
+
+def _picture(name: str, frame: Any) -> UInt8[np.ndarray, "1 h w 3"]:
+    picture = np.asarray(frame)
+    if picture.dtype != np.uint8 or picture.ndim != 3:
+        raise ObservationError(f"camera {name!r} sent {picture.dtype}{list(picture.shape)}, not uint8[h w 3]")
+    return picture[None]

@@ -1,0 +1,99 @@
+"""A scene drawn around an arm that moves elsewhere: same pictures, same kinematics, same goal."""
+
+import numpy as np
+import pytest
+
+from envs.registry import make_env
+from envs.tabletop.arm import HOME_JOINTS
+from envs.tabletop.mirror import TabletopMirror
+
+CONFIG = {"family": "tabletop", "image_size": 32, "level": "none", "cameras": ["exterior", "wrist"]}
+
+# Joints [rad], then where the hand is [m] and its x and z axes, computed by franky-sim 1.0.4 (pinocchio on
+# Franka's FR3 description): what a robot would report as O_T_EE.
+FRANKY_SIM = (
+    (HOME_JOINTS, (0.30702, 0.0, 0.48687), (1.0, 0.0004, 0.0), (0.0, 0.0, -1.0)),
+    (
+        (0.676, -0.739, -2.397, -2.855, 1.583, 4.006, 0.579),
+        (-0.13404, -0.1524, 0.0202),
+        (-0.9472, -0.1399, 0.2886),
+        (-0.3187, 0.3098, -0.8958),
+    ),
+    (
+        (1.133, 0.14, 2.272, -0.775, -2.512, 3.808, -2.532),
+        (-0.39965, -0.15828, 0.99783),
+        (0.0641, 0.4448, 0.8933),
+        (-0.7648, -0.5531, 0.3303),
+    ),
+    (
+        (1.134, -1.041, 1.896, -1.489, -1.012, 2.254, -2.561),
+        (-0.76504, -0.08344, 0.42134),
+        (0.7139, 0.3397, 0.6123),
+        (-0.5407, 0.823, 0.1739),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def mirror():
+    scene = TabletopMirror(make_env(CONFIG | {"task": "reach"}))
+    yield scene
+    scene.close()
+
+
+@pytest.mark.parametrize(("joints", "position", "x_axis", "z_axis"), FRANKY_SIM)
+def test_the_hand_is_where_franky_sim_says_to_a_millimetre(mirror, joints, position, x_axis, z_axis):
+    mirror.begin(seed=1)
+    mirror.show(np.array(joints), 1.0)
+    np.testing.assert_allclose(mirror.hand().position, position, atol=1e-4)
+    np.testing.assert_allclose(mirror.rotation()[:, 0], x_axis, atol=2e-4)
+    np.testing.assert_allclose(mirror.rotation()[:, 2], z_axis, atol=2e-4)
+
+
+def test_pictures_are_those_of_the_simulated_task(mirror):
+    start = mirror.begin(seed=7)
+    frames = mirror.frames(start, 1.0)
+    env = make_env(CONFIG | {"task": "reach"})
+    env.start_episode(seed=7)
+    assert env.instruction == mirror.instruction
+    for name in ("exterior", "wrist"):
+        difference = np.abs(frames[name].astype(int) - env.render_camera(name).astype(int))
+        assert difference.mean() < 0.5
+    env.close()
+
+
+def test_an_arm_elsewhere_is_drawn_elsewhere(mirror):
+    start = mirror.begin(seed=7)
+    there = mirror.frames(start, 1.0)
+    moved = mirror.frames(start + np.array([0.3, 0, 0, 0, 0, 0, 0]), 0.0)
+    assert all((there[name] != moved[name]).any() for name in there)
+    assert mirror.hand().opening == 0.0
+
+
+def test_the_expert_leads_a_hand_that_follows_exactly_to_the_goal(mirror):
+    start = mirror.begin(seed=3)
+    mirror.show(start, 1.0)
+    hand = mirror.hand()
+    way = mirror.expert_chunk(hand, horizon=60)[:, :3].sum(0)
+    assert np.linalg.norm(way) > 0.05
+    assert np.abs(mirror.expert_chunk(hand, horizon=80)[60:, :3]).max() < 1e-3  # it has arrived
+
+
+def test_success_is_held_for_five_periods_and_stays(mirror, monkeypatch):
+    mirror.begin(seed=3)
+    holds = iter([True] * 4 + [False] + [True] * 5 + [False])
+    monkeypatch.setattr(mirror._env, "goal_holds", lambda: next(holds))
+    seen = []
+    for _ in range(11):
+        mirror.note_period()
+        seen.append(mirror.success)
+    assert seen == [False] * 9 + [True] * 2
+    mirror.begin(seed=4)
+    assert not mirror.success
+
+
+def test_tasks_that_move_objects_are_refused():
+    env = make_env(CONFIG | {"task": "lift"})
+    with pytest.raises(ValueError, match="mirrored scene 'lift'"):
+        TabletopMirror(env)
+    env.close()

@@ -1,0 +1,58 @@
+"""The whole chain to franky-sim, over libfranka's protocol; runs in .venv-franka (make franka-test).
+
+Periods and deadlines are counted on the arm's clock, which is slower than time where the simulator is: a busy
+machine makes these tests longer, not wrong. `experiments.franka_trials` counts on the wall's.
+"""
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from experiments import schema
+from experiments.franka_parts import ArmClock, open_arm, open_mirror
+from experiments.franka_processes import franky_sim
+from experiments.franka_trial import Rig
+from experiments.franka_trials import TASK, run_faults, run_trials, shortcomings
+from experiments.schema_robot import FrankaTrialsRun
+from experiments.simulation import env_configs
+from policies.robots.franky_arm import wait_at_rest
+
+pytestmark = [pytest.mark.franka, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def run():
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        overrides = ["trials=2", "faults=1", "first_seed=640000"]
+        return schema.typed(compose("franka_trials", overrides), FrankaTrialsRun)
+
+
+@pytest.fixture(scope="module")
+def rig(run):
+    setpoints = []
+    with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
+        run.robot.address = address
+        with open_arm(run.robot, on_setpoint=setpoints.append) as arm:
+            yield Rig(run=run, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints)
+
+
+def test_the_hand_is_where_the_robot_says_to_a_millimetre(rig):
+    for turn in (0.0, 0.4, -0.5):
+        rig.arm.go_to([turn, -0.4, 0.2, -2.2, 0.1, 1.9, 0.7])
+        wait_at_rest(rig.arm)  # until then franky-sim reports the pose of the desired joints
+        reading = rig.arm.read()
+        rig.mirror.show(reading.joints, reading.opening)
+        assert abs(rig.mirror.hand().position - reading.position).max() < 1e-3
+        assert abs(rig.mirror.rotation() - reading.rotation).max() < 2e-3
+
+
+def test_the_scripted_expert_reaches_the_named_object_within_every_limit(rig, tmp_path):
+    trials = run_trials(rig, tmp_path)
+    assert [trial.success for trial in trials] == [True, True]
+    assert not shortcomings(rig.run, trials, [])
+
+
+def test_a_policy_server_that_fails_mid_motion_is_held_and_stopped_in_time(rig, tmp_path):
+    faults = run_faults(rig, tmp_path)
+    assert {trial.fault for trial in faults} == {"killed", "stopped", "slowed", "crawling"}
+    assert not shortcomings(rig.run, [], faults)

@@ -1,0 +1,254 @@
+"""What is said to franky, with a small imitation of it: the motions, the errors, the hand."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from policies.robots import franky_arm
+from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, FrankyMissing, load_franky
+
+TIMEOUT_S = 10.0  # for the hand's thread, on the slowest of machines
+
+
+class Limit:
+    def __init__(self, value):
+        self.max, self.value = np.full(7, value), np.full(7, value)
+
+    def set(self, value):
+        self.value = np.array(value)
+
+
+class Motion:
+    def __init__(self, *arguments, **settings):
+        self.arguments, self.settings, self.callbacks = arguments, settings, []
+
+    def register_callback(self, callback):
+        self.callbacks.append(callback)
+
+
+class JointVelocityWaypointMotion(Motion):
+    pass
+
+
+class JointVelocityStopMotion(Motion):
+    pass
+
+
+class JointMotion(Motion):
+    pass
+
+
+class FakeFranky:
+    """The part of franky's module that is used, and the robot behind it."""
+
+    Twist = staticmethod(lambda linear, angular: (linear, angular))
+    Duration = staticmethod(lambda milliseconds: milliseconds)
+    RelativeDynamicsFactor = staticmethod(lambda share: share)
+    RealtimeConfig = SimpleNamespace(Enforce="enforce", Ignore="ignore")
+    Frame = SimpleNamespace(EndEffector="ee")
+    JointVelocityWaypointMotion = JointVelocityWaypointMotion
+    JointVelocityStopMotion = JointVelocityStopMotion
+    JointMotion = JointMotion
+
+    def __init__(self):
+        for name in franky_arm._EXCEPTIONS:
+            setattr(self, name, type(name, (Exception,), {}))
+        self.connected = []
+        self.robot, self.gripper = FakeRobot(), FakeGripper()
+        self.connect_error = None
+
+    @staticmethod
+    def JointVelocityWaypoint(target, hold_target_duration=0):  # noqa: N802 (franky's name)
+        return np.array(target), hold_target_duration
+
+    def Robot(self, address, *, realtime_config):  # noqa: N802
+        if self.connect_error:
+            raise self.connect_error
+        self.connected.append((address, realtime_config))
+        return self.robot
+
+    def Gripper(self, _address):  # noqa: N802
+        return self.gripper
+
+
+class FakeRobot:
+    def __init__(self):
+        self.joint_velocity_limit = Limit(2.175)
+        self.joint_acceleration_limit, self.joint_jerk_limit = Limit(10.0), Limit(5000.0)
+        self.moves, self.joins = [], 0
+        self.is_in_control = self.has_errors = False
+        self.error = None
+        self.model = SimpleNamespace(zero_jacobian=lambda _frame, _state: np.eye(6, 7))
+        matrix = np.eye(4)
+        matrix[:3, 3] = [0.5, 0.1, 0.2]
+        self.state = SimpleNamespace(
+            time=SimpleNamespace(to_sec=lambda: 1.25),
+            q=np.array([0.0, -0.7, 0.0, -2.0, 0.0, 1.5, 0.7]),
+            dq=np.zeros(7),
+            O_T_EE=SimpleNamespace(translation=matrix[:3, 3], matrix=matrix),
+            current_errors="[cartesian_reflex]",
+        )
+
+    def poll_motion(self):
+        if self.error:
+            raise self.error
+
+    def move(self, motion, *, asynchronous):
+        if self.error:
+            raise self.error
+        self.moves.append((motion, asynchronous))
+
+    def join_motion(self):
+        self.joins += 1
+
+    def recover_from_errors(self):
+        self.has_errors = False
+        return True
+
+
+class FakeGripper:
+    def __init__(self):
+        self.width, self.error = 0.04, None
+        self.moves, self.moved = [], threading.Event()
+        self.is_done = threading.Event()
+        self.looks = threading.Semaphore(0)
+
+    @property
+    def state(self):
+        self.looks.release()
+        if self.error:
+            raise self.error
+        return SimpleNamespace(width=self.width)
+
+    def move_async(self, width, speed):
+        self.moves.append((width, speed))
+        self.moved.set()
+        return SimpleNamespace(wait=lambda _timeout: self.is_done.is_set())
+
+
+@pytest.fixture
+def franky():
+    return FakeFranky()
+
+
+def arm(franky, **settings):
+    given = {"address": "127.0.0.9", "has_gripper": False, "posture": np.zeros(7), "franky": franky}
+    return FrankyArm(**(given | settings))
+
+
+def test_a_missing_franky_is_named_with_what_installs_it(monkeypatch):
+    def fail(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(franky_arm.importlib, "import_module", fail)
+    with pytest.raises(FrankyMissing, match=r"vla-stack\[franka\].*make franka-setup"):
+        load_franky()
+
+
+def test_a_real_arm_needs_a_realtime_kernel_unless_told_otherwise(franky):
+    arm(franky)
+    arm(franky, needs_realtime=False)
+    assert franky.connected == [("127.0.0.9", "enforce"), ("127.0.0.9", "ignore")]
+
+
+def test_nobody_at_the_address_is_told(franky):
+    franky.connect_error = franky.NetworkException("timeout")
+    with pytest.raises(FrankaFault, match=r"no Franka arm at 127\.0\.0\.9: NetworkException: timeout"):
+        arm(franky)
+
+
+def test_the_arm_s_own_limits_are_set_before_it_moves(franky):
+    arm(franky, dynamics=Dynamics(acceleration=2.0, jerk=300.0))
+    np.testing.assert_array_equal(franky.robot.joint_acceleration_limit.value, np.full(7, 2.0))
+    np.testing.assert_array_equal(franky.robot.joint_jerk_limit.value, np.full(7, 300.0))
+    assert (franky.robot.joint_velocity_limit.value <= 2.175).all()
+    with pytest.raises(ValueError, match="acceleration"):
+        Dynamics(acceleration=20.0)
+
+
+def test_a_reading_says_where_the_hand_is(franky):
+    reading = arm(franky).read()
+    np.testing.assert_array_equal(reading.position, [0.5, 0.1, 0.2])
+    np.testing.assert_array_equal(reading.joints, franky.robot.state.q)
+    assert (reading.time_s, reading.opening) == (1.25, 1.0)
+
+
+def test_a_twist_is_held_for_a_while_and_ends_at_rest(franky):
+    arm(franky, posture=franky.robot.state.q).follow(np.array([0.1, 0, 0]), np.zeros(3), for_s=0.075)
+    motion, asynchronous = franky.robot.moves[0]
+    (target, held_ms), (rest, _) = motion.arguments[0]
+    assert asynchronous
+    assert isinstance(motion, JointVelocityWaypointMotion)
+    assert held_ms == 75
+    assert target[0] == pytest.approx(0.1, rel=1e-2)  # the fake's Jacobian is the identity
+    np.testing.assert_array_equal(rest, np.zeros(7))
+
+
+def test_a_stop_is_sent_only_to_an_arm_that_is_driven(franky):
+    one = arm(franky)
+    one.stop()
+    assert not franky.robot.moves
+    franky.robot.is_in_control = True
+    one.stop()
+    assert [type(motion) for motion, _ in franky.robot.moves] == [JointVelocityStopMotion]
+
+
+def test_errors_are_raised_by_everything_until_recovered(franky):
+    one = arm(franky)
+    franky.robot.has_errors = True
+    with pytest.raises(FrankaFault, match="cartesian_reflex"):
+        one.read()
+    with pytest.raises(FrankaFault, match="cartesian_reflex"):
+        one.follow(np.zeros(3), np.zeros(3), for_s=0.1)
+    assert not franky.robot.moves
+    assert one.recover()
+    one.read()
+    franky.robot.error = franky.ControlException("Move command aborted")
+    with pytest.raises(FrankaFault, match="ControlException: Move command aborted"):
+        one.read()
+
+
+def test_leaving_brings_the_arm_to_rest(franky):
+    franky.robot.is_in_control = True
+    with arm(franky) as one:
+        one.go_to([0.1] * 7)
+        assert franky.robot.moves[-1][1] is False  # waits until it is there
+    assert isinstance(franky.robot.moves[-1][0], JointVelocityStopMotion)
+    assert franky.robot.joins == 2
+
+
+def test_every_setpoint_can_be_listened_to(franky):
+    heard = []
+    one = arm(franky, on_setpoint=heard.append)
+    one.follow(np.array([0.1, 0, 0]), np.zeros(3), for_s=0.075)
+    tell = franky.robot.moves[0][0].callbacks[0]
+    tell(franky.robot.state, None, None, None, SimpleNamespace(dq=[0.1] * 7))
+    assert heard[0].time_s == 1.25
+    np.testing.assert_array_equal(heard[0].commanded, np.full(7, 0.1))
+
+
+def test_the_hand_carries_out_the_newest_wish_when_it_can(franky):
+    gripper = franky.gripper
+    with arm(franky, has_gripper=True, gripper_speed=0.1) as one:
+        assert one.read().opening == pytest.approx(0.5)
+        one.grip(1.0)
+        assert gripper.moved.wait(TIMEOUT_S)
+        gripper.moved.clear()
+        one.grip(0.3)
+        one.grip(0.0)  # before the first has ended
+        for _ in range(3):
+            assert gripper.looks.acquire(timeout=TIMEOUT_S)
+        assert gripper.moves == [(0.08, 0.1)]
+        gripper.is_done.set()
+        assert gripper.moved.wait(TIMEOUT_S)
+        assert gripper.moves == [(0.08, 0.1), (0.0, 0.1)]
+
+
+def test_a_hand_that_fails_is_told_by_the_next_reading(franky):
+    with arm(franky, has_gripper=True) as one:
+        franky.gripper.error = franky.NetworkException("gone")
+        one._hand._thread.join(TIMEOUT_S)
+        with pytest.raises(FrankaFault, match="the hand has failed: NetworkException: gone"):
+            one.read()

@@ -1,0 +1,114 @@
+"""A LeRobot driver as a robot, tried with an imitation that has its four methods."""
+
+import numpy as np
+import pytest
+
+from policies.interface import ObservationError
+from policies.robots.lerobot import LerobotDevice, LerobotRobot
+from policies.runtime.clock import SimulatedClock
+from policies.spec import CameraSpec, Channel, RobotSpec
+
+KEYS = ("shoulder_pan.pos", "gripper.pos")
+
+
+class Driver:
+    """As lerobot's SO-101 follower: flat dictionaries, degrees and 0 to 100."""
+
+    def __init__(self):
+        self.is_connected = False
+        self.observation_features = {KEYS[0]: float, KEYS[1]: float, "front": (6, 8, 3)}
+        self.action_features = {KEYS[0]: float, KEYS[1]: float}
+        self.seen = {KEYS[0]: 12.5, KEYS[1]: 40.0, "front": np.full((6, 8, 3), 9, np.uint8)}
+        self.sent = []
+
+    def connect(self):
+        self.is_connected = True
+
+    def get_observation(self):
+        return self.seen
+
+    def send_action(self, action):
+        self.sent.append(action)
+        return action
+
+    def disconnect(self):
+        self.is_connected = False
+
+
+def so101_spec(**changes):
+    joints = (
+        Channel(name="shoulder_pan", unit="deg", low=-100.0, high=100.0),
+        Channel(name="gripper", unit="percent", low=0.0, high=100.0),
+    )
+    given = {
+        "name": "so101",
+        "cameras": (CameraSpec(name="front", height=6, width=8),),
+        "state": joints,
+        "action": joints,
+        "control_hz": 30.0,
+        "action_convention": "joint_target",
+        "gripper_sign": "positive_opens",
+    }
+    return RobotSpec(**(given | changes))
+
+
+def make(driver, *, spec=None, keys=KEYS):
+    return LerobotRobot(
+        device=driver,
+        spec=so101_spec() if spec is None else spec,
+        instruction="wave",
+        clock=SimulatedClock(start_s=3.0),
+        state_keys=keys,
+        action_keys=keys,
+    )
+
+
+def test_numbers_and_pictures_come_in_the_spec_s_order():
+    driver = Driver()
+    assert isinstance(driver, LerobotDevice)
+    with make(driver) as robot:
+        assert driver.is_connected
+        observation = robot.observe()
+    assert not driver.is_connected
+    np.testing.assert_array_equal(observation.state, np.float32([12.5, 40.0]))
+    assert observation.images["front"].shape == (1, 6, 8, 3)
+    assert observation.stamp == 3.0
+
+
+def test_targets_go_out_by_name_and_a_stop_holds_what_is_measured():
+    driver = Driver()
+    robot = make(driver)
+    robot.command(np.float32([20.0, 55.0]))
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}, {KEYS[0]: 12.5, KEYS[1]: 40.0}]
+
+
+@pytest.mark.parametrize("broken", [np.float32([np.nan, 0.0]), np.float32([1.0])])
+def test_a_broken_action_is_not_sent(broken):
+    driver = Driver()
+    with pytest.raises(ValueError, match="2 finite numbers"):
+        make(driver).command(broken)
+    assert not driver.sent
+
+
+def test_what_the_driver_leaves_out_is_named():
+    driver = Driver()
+    robot = make(driver)
+    del driver.seen[KEYS[1]]
+    with pytest.raises(ObservationError, match=r"did not send \['gripper\.pos'\]"):
+        robot.observe()
+    driver.seen = Driver().seen | {"front": np.zeros((6, 8, 3), np.float32)}
+    with pytest.raises(ObservationError, match="not uint8"):
+        robot.observe()
+
+
+def test_a_device_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="does not have \\['shoulder_pan', 'gripper'\\]"):
+        make(Driver(), keys=None)
+    with pytest.raises(ValueError, match="2 are needed"):
+        make(Driver(), keys=KEYS[:1])
+    with pytest.raises(ValueError, match="joint targets"):
+        make(Driver(), spec=so101_spec(action_convention="joint_delta"))
+    smaller = so101_spec(cameras=(CameraSpec(name="front", height=3, width=8),))
+    with pytest.raises(ValueError, match=r"\(6, 8, 3\), the spec says \(3, 8, 3\)"):
+        make(Driver(), spec=smaller)
