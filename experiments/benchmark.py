@@ -60,11 +60,15 @@ def training(run: schema.BenchmarkRun) -> list[Row]:
 
 
 def latency(run: schema.BenchmarkRun) -> list[Row]:
-    """Time a policy."""
+    """Time both decodings of the model in every backend, on one thread.
+
+    Raises:
+        ValueError: a backend is unknown.
+    """
     from experiments.benchmarks.latency import measure
 
     _record(run)
-    return measure(run, repeats=run.repeats, first_seed=run.first_seed)
+    return measure(run)
 
 
 PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {

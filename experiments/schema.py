@@ -254,6 +254,9 @@ class BenchmarkRun(TrainRun):
 
     part: str = MISSING  # simulation | data | training | latency
     repeats: int = 20  # of every short measurement
+    backends: list[str] = field(
+        default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
+    )  # that latency is measured in
     first_seed: int = 600000
 
 

@@ -1,60 +1,117 @@
 """How long a policy takes from frames to actions, one observation at a time on one thread.
 
-torch runs the model eagerly, onnxruntime its exported bundle; weights are random, which costs the same. The
-floor is what the matrix products and reading every weight once would take. Knows nothing of robots.
+Both decodings of a model, in every backend that is installed, beside a floor: the matrix products at the best
+rate that this thread reaches plus reading the weights at its bandwidth. Weights are random, which costs the
+same and makes tokens depend on everything. Knows no robots.
 """
 
+import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwidth
+from experiments.benchmarks.backends import BACKENDS, missing
+from experiments.benchmarks.limits import (
+    gemm_flops,
+    limit_rows,
+    memory_bandwidth,
+    onnx_gemm_flops,
+    read_bandwidth,
+)
 from experiments.benchmarks.measure import Row
-from experiments.schema import TrainRun
+from experiments.schema import BenchmarkRun
 from experiments.simulation import sample_observations
 from experiments.train import build_model, build_processor, open_data
+from policies.conformance import compare_policies
 from policies.export import export_bundle
-from policies.exported import BundlePolicy
-from policies.interface import Observation, Policy
+from policies.interface import Observation
+from policies.token_policy import TokenPolicy
 from policies.vla_policy import VLAPolicy
+from vla.model.sizes import DECODINGS
+from vla.model.vla import VLAModel
+from vla.tokenizers.processor import Processor
 
 _BYTES_A_WEIGHT = 4  # fp32
+_NUM_OBSERVATIONS = 8
 
 
-def measure(run: TrainRun, *, repeats: int, first_seed: int) -> list[Row]:
-    """Return the table for the model of a training run; observations are rendered in its environment."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What one chunk cannot do without."""
+
+    operations: float  # of matrix products and convolutions
+    weight_bytes: float  # read, those of each further token included
+    bytes_at_a_time: int  # the part that is read again and again
+
+    def floor_ms(self, *, flops: float, bandwidth: float) -> float:
+        """Return the least time that it takes at these rates [FLOP/s, bytes/s]."""
+        return 1e3 * (self.operations / flops + self.weight_bytes / bandwidth)
+
+
+def measure(run: BenchmarkRun) -> list[Row]:
+    """Return the table for the sizes of a run's model; observations are rendered in its environment.
+
+    Raises:
+        ValueError: a backend is unknown.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measure(run, repeats=repeats, first_seed=first_seed)
+        return _measure(run)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(run: TrainRun, *, repeats: int, first_seed: int) -> list[Row]:
-    flops, bandwidth = gemm_flops(torch.float32, repeats=repeats), memory_bandwidth(repeats=repeats)
+def _measure(run: BenchmarkRun) -> list[Row]:
+    names = [name for name in run.backends if _is_there(name)]
+    by_torch, by_onnx = gemm_flops(torch.float32, repeats=run.repeats), onnx_gemm_flops(repeats=run.repeats)
+    rows = limit_rows(fp32=by_torch, bandwidth=memory_bandwidth(repeats=run.repeats))
+    rows.append(Row(name="matrix product, onnxruntime", value=by_onnx / 1e9, unit="GFLOP/s", note="1 thread"))
     train, _ = open_data(run)
     processor = build_processor(run, train)
-    model = build_model(run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed)
     observations = sample_observations(
         run.env,
         run.tasks[:1],
-        num_per_task=8,
-        first_seed=first_seed,
+        num_per_task=_NUM_OBSERVATIONS,
+        first_seed=run.first_seed,
         num_frames=len(processor.frame_offsets),
     )
-    policy = VLAPolicy(model=model, processor=processor)
-    with FlopCounterMode(display=False) as counter:
-        policy.predict(observations[:1])
-    operations = float(counter.get_total_flops())
-    weight_bytes = _BYTES_A_WEIGHT * model.num_parameters()
-    floor_ms = 1e3 * max(operations / flops, weight_bytes / bandwidth)
-    floor = f"{operations / 1e6:.0f} MFLOP and {weight_bytes / 1e6:.0f} MB of weights"
+    encoding = _times_ms({"": lambda one: processor.encode([one])}, observations, run.repeats)[""]
+    rows.append(Row(name="encoding an observation", value=float(np.median(encoding)), unit="ms"))
+    for decoding in DECODINGS:
+        config = dataclasses.replace(run.model, decoding=decoding)
+        model = build_model(config, processor, num_future_states=len(run.data.future_offsets), seed=run.seed)
+        fill_zeros(model, seed=run.seed)
+        rows += _decoding_rows(model, processor, observations, names, run.repeats, max(by_torch, by_onnx))
+    return rows
+
+
+def _is_there(name: str) -> bool:
+    why = missing(name)
+    if why is not None:
+        print(why)
+    return why is None
+
+
+def _decoding_rows(
+    model: VLAModel,
+    processor: Processor,
+    observations: Sequence[Observation],
+    names: Sequence[str],
+    repeats: int,
+    flops: float,
+) -> list[Row]:
+    """Measure one decoding in every backend, in turns, so that a slow minute of the machine hits all."""
+    reference = VLAPolicy(model=model, processor=processor)
+    work = work_of(reference, observations[0])
+    bandwidth = read_bandwidth(work.bytes_at_a_time, repeats=repeats)
+    floor_ms, title = work.floor_ms(flops=flops, bandwidth=bandwidth), model.decoding
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory) / "bundle"
         export_bundle(
@@ -64,42 +121,87 @@ def _measure(run: TrainRun, *, repeats: int, first_seed: int) -> list[Row]:
             out_dir=bundle,
             golden_observations=observations,
         )
-        exported = BundlePolicy.load(bundle, num_threads=1, verify=False)
-        inputs = _times_ms(lambda one: processor.encode([one]), observations, repeats)
-        runs = {
-            "torch, eager": _policy_times_ms(policy, observations, repeats),
-            "onnxruntime, bundle": _policy_times_ms(exported, observations, repeats),
-        }
-    rows = limit_rows(fp32=flops, bandwidth=bandwidth)
-    rows.append(Row(name="encoding an observation", value=float(np.median(inputs)), unit="ms"))
-    for name, times in runs.items():
-        note = f"smallest {times.min():.2f}, 99th percentile {np.quantile(times, 0.99):.2f} ms"
+        policies = {name: BACKENDS[name](model, processor, bundle) for name in names}
+        told = {name: _equality(reference, policy, observations) for name, policy in policies.items()}
+        times = _times_ms({name: _asker(one) for name, one in policies.items()}, observations, repeats)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    what = f"{work.operations / 1e6:.0f} MFLOP and {work.weight_bytes / 1e6:.0f} MB of weights"
+    size = f"{work.bytes_at_a_time / 1e6:.1f} MB again and again"
+    rows = [Row(name=f"reading weights, {title}", value=bandwidth / 1e9, unit="GB/s", note=size)]
+    for name, median in medians.items():
+        spread = f"smallest {times[name].min():.2f}, 99th percentile {np.quantile(times[name], 0.99):.2f} ms"
         rows.append(
             Row(
-                name=f"{name}, frame to actions, median",
-                value=float(np.median(times)),
+                name=f"{title}, {name}, median",
+                value=median,
                 unit="ms",
                 limit=floor_ms,
-                limit_name=floor,
-                note=note,
+                limit_name=what,
+                note=f"{spread}; {told[name]}",
             )
         )
+    best = min(medians, key=medians.__getitem__)
+    note = f"{best}; aim: at most 1.5"
+    rows.append(
+        Row(name=f"{title}, best against its floor", value=medians[best] / floor_ms, unit="x", note=note)
+    )
     return rows
 
 
-def _policy_times_ms(policy: Policy, observations: Sequence[Observation], repeats: int) -> np.ndarray:
-    return _times_ms(lambda one: policy.predict([one]), observations, repeats)
+def work_of(policy: VLAPolicy, observation: Observation) -> Work:
+    """Count what a chunk of a policy needs. Attention counts as operations alone; caches are no weights."""
+    model = policy.model
+    with FlopCounterMode(display=False) as counter:
+        policy.predict([observation])
+    looked_up = model.token_embedding.weight.numel()  # a few rows of it are read
+    training_only = _size(model.future_norm, model.future_head) if model.num_future_states else 0
+    once = _BYTES_A_WEIGHT * (model.num_parameters() - looked_up - training_only)
+    if model.decoding == "parallel":
+        return Work(operations=counter.get_total_flops(), weight_bytes=once, bytes_at_a_time=once)
+    each = _BYTES_A_WEIGHT * _size(model.trunk, model.action_head)
+    further = model.action_horizon * model.action_dim - 1
+    return Work(
+        operations=counter.get_total_flops(), weight_bytes=once + further * each, bytes_at_a_time=each
+    )
+
+
+def _size(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def fill_zeros(model: VLAModel, *, seed: int) -> None:
+    """Give random numbers to matrices that start as zeros, so that no part of the model is without effect."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+
+
+def _equality(reference: TokenPolicy, policy: TokenPolicy, observations: Sequence[Observation]) -> str:
+    """Return how far a policy agrees with torch, one observation at a time."""
+    found = compare_policies(reference, policy, observations, batch_size=1)
+    equal = found.num_tokens - found.num_different_tokens
+    return (
+        f"{equal} of {found.num_tokens} tokens as torch, actions within "
+        f"{found.max_action_difference:.1e} of their range"
+    )
+
+
+def _asker(policy: TokenPolicy) -> Callable[[Observation], object]:
+    return lambda observation: policy.predict([observation])
 
 
 def _times_ms(
-    work: Callable[[Observation], object], observations: Sequence[Observation], repeats: int
-) -> np.ndarray:
-    """Return wall times of single calls, the first round left out [ms]."""
-    times = []
+    works: Mapping[str, Callable[[Observation], object]], observations: Sequence[Observation], repeats: int
+) -> dict[str, np.ndarray]:
+    """Return wall times of single calls of each work, the first round left out [ms]."""
+    times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats + 1):
-        for observation in observations:
-            started = time.perf_counter()
-            work(observation)
-            if number:
-                times.append(1e3 * (time.perf_counter() - started))
-    return np.array(times)
+        for name, work in works.items():
+            for observation in observations:
+                started = time.perf_counter()
+                work(observation)
+                if number:
+                    times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: np.array(values) for name, values in times.items()}

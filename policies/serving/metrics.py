@@ -1,9 +1,14 @@
-"""What a server has done: counts, and percentiles of the last latencies. Used from one thread.
+"""What a server has done: counts, histograms, and percentiles of the last latencies. Used from one thread.
 
-It keeps numbers only: no observation, instruction, address or token passes through here.
+It keeps numbers only: no observation, instruction, address or token passes through here. How they are
+written for Prometheus is in prometheus.py.
 """
 
+import bisect
 import collections
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +16,20 @@ import numpy as np
 WINDOW = 2048  # latencies of each kind that percentiles are computed from
 KINDS = ("request", "queue", "inference")
 PERCENTILES = (50, 90, 99)
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # upper bounds, inclusive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """All latencies of a kind since the start."""
+
+    at_most: tuple[int, ...]  # how many took at most each bound of `BUCKETS_S`
+    count: int
+    total_s: float
 
 
 class ServerMetrics:
-    """Counts since the start, and windows of latencies [s]."""
+    """Counts and histograms since the start, and windows of latencies [s]."""
 
     def __init__(self) -> None:
         self.connections_open = 0
@@ -22,6 +37,21 @@ class ServerMetrics:
         self._errors: collections.Counter[str] = collections.Counter()
         self._refused: collections.Counter[str] = collections.Counter()
         self._latencies = {kind: collections.deque[float](maxlen=WINDOW) for kind in KINDS}
+        # The last bucket has no bound.
+        self._in_bucket: dict[str, list[int]] = {
+            kind: [0] * (len(BUCKETS_S) + 1) for kind in KINDS
+        }
+        self._total_s: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How many requests were answered with an error, by its code."""
+        return dict(self._errors)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many connections were not accepted, by the reason."""
+        return dict(self._refused)
 
     def refuse(self, reason: str) -> None:
         """Count a connection that was not accepted."""
@@ -36,6 +66,13 @@ class ServerMetrics:
         self.counts["answered"] += 1
         for kind, seconds in zip(KINDS, (request_s, queue_s, inference_s), strict=True):
             self._latencies[kind].append(seconds)
+            self._in_bucket[kind][bisect.bisect_left(BUCKETS_S, seconds)] += 1
+            self._total_s[kind] += seconds
+
+    def histogram(self, kind: str) -> Histogram:
+        """Return how long all requests of the server's life took, of one of `KINDS`."""
+        *bounded, count = itertools.accumulate(self._in_bucket[kind])
+        return Histogram(at_most=tuple(bounded), count=count, total_s=self._total_s[kind])
 
     def percentiles_ms(self, kind: str) -> dict[str, float]:
         """Return p50, p90 and p99 of a kind in milliseconds; empty before the first answer."""
@@ -51,13 +88,13 @@ class ServerMetrics:
             "connections": {
                 "open": self.connections_open,
                 "accepted": self.counts["accepted"],
-                "refused": dict(self._refused),
+                "refused": self.refused,
             },
             "requests": {
                 "received": self.counts["received"],
                 "answered": self.counts["answered"],
                 "episodes": self.counts["episodes"],
-                "errors": dict(self._errors),
+                "errors": self.errors,
             },
             "latency_ms": {kind: self.percentiles_ms(kind) for kind in KINDS},
         }

@@ -1,7 +1,7 @@
 """A policy behind a websocket: openpi's protocol on `/`, vla-eval's on `/vla-eval`, health and metrics.
 
     /healthz  200 while the process lives       /readyz   200 once the policy has proved itself, else 503
-    /health   as /readyz, for vla-eval          /metrics  counts and latency percentiles as JSON
+    /health   as /readyz, for vla-eval          /metrics  counts and latencies: JSON, or text for Prometheus
 
 Handshakes are screened here: web pages, tokens, numbers of connections, readiness. Inference happens in one
 thread for all (`policies.serving.worker`); each connection has its own `policies.serving.session`. Unlike
@@ -27,6 +27,7 @@ from policies.interface import Policy
 from policies.serving.access import Access, Refusal
 from policies.serving.metrics import ServerMetrics
 from policies.serving.observation_map import ObservationMap
+from policies.serving.prometheus import CONTENT_TYPE, prometheus_text, wants_text
 from policies.serving.protocols import (
     PROTOCOL_VERSION,
     SERVER_NAME,
@@ -191,7 +192,7 @@ class PolicyServer:
         if refusal := self._access.check_token(request.headers):
             return self._refuse(connection, refusal, path)
         if path == "/metrics":
-            return _respond_json(connection, HTTPStatus.OK, self._metrics_json())
+            return self._respond_metrics(connection, request)
         if path not in (OPENPI_PATH, VLA_EVAL_PATH):
             return self._refuse(connection, Refusal(status=HTTPStatus.NOT_FOUND, reason="path"), path)
         if self._backend is None:
@@ -227,13 +228,14 @@ class PolicyServer:
             return _respond_json(connection, status, {"status": "ok" if obstacle is None else obstacle})
         return connection.respond(status, "OK\n" if obstacle is None else f"{obstacle}\n")
 
-    def _metrics_json(self) -> dict[str, Any]:
-        return {
-            "policy_id": None if self.served is None else self.served.policy_id,
-            "ready": self._not_ready_because() is None,
-            "uptime_s": round(self._clock() - self._started, 3),
-            **self.metrics.to_json(),
-        }
+    def _respond_metrics(self, connection: ServerConnection, request: HttpRequest) -> Response:
+        policy_id = None if self.served is None else self.served.policy_id
+        is_ready, uptime_s = self._not_ready_because() is None, round(self._clock() - self._started, 3)
+        if wants_text(request.headers.get_all("Accept")):
+            text = prometheus_text(self.metrics, policy_id=policy_id, is_ready=is_ready, uptime_s=uptime_s)
+            return _respond(connection, HTTPStatus.OK, text, content_type=CONTENT_TYPE)
+        about = {"policy_id": policy_id, "ready": is_ready, "uptime_s": uptime_s}
+        return _respond_json(connection, HTTPStatus.OK, {**about, **self.metrics.to_json()})
 
     async def _handle(self, connection: ServerConnection) -> None:
         backend, request = self._backend, connection.request
@@ -303,9 +305,13 @@ def _limited_connection(max_sockets: int) -> type[ServerConnection]:
 
 
 def _respond_json(connection: ServerConnection, status: HTTPStatus, content: Any) -> Response:
-    response = connection.respond(status, json.dumps(content) + "\n")
+    return _respond(connection, status, json.dumps(content) + "\n", content_type="application/json")
+
+
+def _respond(connection: ServerConnection, status: HTTPStatus, text: str, *, content_type: str) -> Response:
+    response = connection.respond(status, text)
     del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "application/json"
+    response.headers["Content-Type"] = content_type
     return response
 
 

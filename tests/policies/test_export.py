@@ -7,6 +7,7 @@ import torch
 from policy_fixtures import tiny_model, tiny_observations, tiny_processor
 
 import policies.export
+import policies.export_graph
 from policies.conformance import compare_policies
 from policies.export import ParityError, export_bundle
 from policies.exported import BundlePolicy
@@ -123,7 +124,7 @@ def test_observations_with_near_ties_are_left_out_of_the_golden_samples(tmp_path
 
 
 def test_warnings_of_our_own_code_still_pass_the_quiet_exporter():
-    with pytest.raises(UserWarning, match="ours"), policies.export._quiet_exporter():
+    with pytest.raises(UserWarning, match="ours"), policies.export_graph._quiet_exporter():
         warnings.warn("ours", UserWarning, stacklevel=1)
 
 
