@@ -38,9 +38,7 @@ class ServerMetrics:
         self._refused: collections.Counter[str] = collections.Counter()
         self._latencies = {kind: collections.deque[float](maxlen=WINDOW) for kind in KINDS}
         # The last bucket has no bound.
-        self._in_bucket: dict[str, list[int]] = {
-            kind: [0] * (len(BUCKETS_S) + 1) for kind in KINDS
-        }
+        self._in_bucket: dict[str, list[int]] = {kind: [0] * (len(BUCKETS_S) + 1) for kind in KINDS}
         self._total_s: dict[str, float] = dict.fromkeys(KINDS, 0.0)
 
     @property
