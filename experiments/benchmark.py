@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark simulation          (or data, training, latency)
     python -m experiments.benchmark training model=vla_small trainer.batch_size=64
+    python -m experiments.benchmark training peer_python=/path/to/lerobot/bin/python     (LeRobot beside it)
 
 Prints a table and writes it as JSON and Markdown. Measure on a machine that does nothing else. Knows nothing
 of how things are timed: experiments/benchmarks does.
@@ -53,10 +54,18 @@ def data(run: schema.BenchmarkRun) -> list[Row]:
 
 def training(run: schema.BenchmarkRun) -> list[Row]:
     """Time the trainer."""
+    import torch
+
+    from experiments.benchmarks.peers import training_row
     from experiments.benchmarks.training import measure
 
     _record(run)
-    return measure(run, repeats=run.repeats)
+    rows = measure(run, repeats=run.repeats)
+    if run.peer_python is not None:
+        ours = next(row.value for row in rows if row.unit == "samples/s")
+        threads = run.trainer.num_threads or torch.get_num_threads()
+        rows.append(training_row(run, python=run.peer_python, num_threads=threads, ours=ours))
+    return rows
 
 
 def latency(run: schema.BenchmarkRun) -> list[Row]:
@@ -66,9 +75,13 @@ def latency(run: schema.BenchmarkRun) -> list[Row]:
         ValueError: a backend is unknown.
     """
     from experiments.benchmarks.latency import measure
+    from experiments.benchmarks.peers import latency_row
 
     _record(run)
-    return measure(run)
+    rows = measure(run)
+    if run.peer_python is not None:
+        rows.append(latency_row(run, python=run.peer_python))
+    return rows
 
 
 PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {

@@ -6,8 +6,10 @@
 
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
 
-Writes `recording.jsonl` and `report.html`. Ctrl-C presses the emergency stop. Knows how to build and show a
-run; the controller is in `policies/runtime`.
+Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Exit codes: 0 the
+run came to its end, goal reached or not; 3 it ended STOPPED (watchdog, Ctrl-C, SIGTERM), 4 in FAULT; 1 and 2
+as in `cli.py`, before the robot moved or for a bug. Knows how to build and show a run; the controller is in
+`policies/runtime`.
 """
 
 import contextlib
@@ -46,8 +48,12 @@ from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
 from policies.runtime.recorder import PeriodRecord, Recorder, audit_recording, read_recording, replay
+from policies.runtime.states import State
+from vla.files import atomic_write_json
 
 schema.register()
+
+EXIT_STOPPED, EXIT_FAULT = 3, 4
 
 SHOW_EVERY_S = 0.2  # on a terminal; elsewhere, a line every 5 s
 LOG_EVERY_S = 5.0
@@ -225,6 +231,11 @@ def replay_sim(run: ControlRun, path: Path) -> None:
         print(f"{count} commands sent again; goal {'reached' if robot.success else 'not reached'}")
 
 
+def exit_code(last_state: str) -> int:
+    """Return what the program ends with for the last state of its run."""
+    return {State.STOPPED.value: EXIT_STOPPED, State.FAULT.value: EXIT_FAULT}.get(last_state, 0)
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="control")
 def main(config: DictConfig) -> None:
     """Drive the robot and report."""
@@ -246,14 +257,19 @@ def main(config: DictConfig) -> None:
         title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
         command=shlex.join(["python", "-m", "experiments.control", *sys.argv[1:]]),
     )
+    summary = summarise(recording)
+    atomic_write_json(run_dir / "summary.json", {"goal_reached": is_reached, **summary.to_json()})
     outcome = "reached" if is_reached else "not reached"
     rows = [
         ["goal", outcome],
-        *summarise(recording).rows(),
+        *summary.rows(),
         ["wall time", f"{time.monotonic() - began:.1f} s"],
     ]
     print("\n".join(f"{name:<42}{value}" for name, value in rows))
     print(f"recording: {run_dir / 'recording.jsonl'}\nreport: {run_dir / 'report.html'}")
+    code = exit_code(summary.state)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,43 @@ from envs.report import Chart, Charts, Headline, Section, Table, write_report
 from experiments.report_pages import closing_sections, machine
 from policies.runtime.limits import SafetyLimits, Violation
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
+from policies.runtime.states import LATCHED, State
 
 _MAX_EVENTS = 60
+_AT_REST = 1e-6  # change of a commanded position in a period, as a share of its range
+_LATCHED = tuple(state.value for state in LATCHED)
+_HELD = (State.HOLD.value, *_LATCHED)
+_BETWEEN = (State.IDLE.value, State.ARMED.value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reactions:
+    """How soon the robot held, rested and stopped [s]: a number for each time that it did.
+
+    All count from the last period in which an action of the policy was executed, so that the next period
+    is the soonest; what led to it (a silent server, a refused action) may have begun earlier.
+    """
+
+    to_hold_s: Sequence[float]  # until the first period that executed none, in HOLD, STOPPED or FAULT
+    to_rest_s: Sequence[float]  # until its commanded motion had ended; no number where the robot itself stops
+    to_stop_s: Sequence[float]  # until STOPPED or FAULT
+
+    def rows(self) -> list[list[str]]:
+        """Return name and percentiles of each."""
+        return [
+            [f"from the last action to {name}, median / p90 / p99", _percentiles_text(values)]
+            for name, values in self._by_name().items()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return times and percentiles as JSON-ready data [s]; percentiles are None without times."""
+        return {
+            f"to_{name}_s": {"times": list(values), "p50_p90_p99": _percentiles(values) if values else None}
+            for name, values in self._by_name().items()
+        }
+
+    def _by_name(self) -> dict[str, Sequence[float]]:
+        return {"hold": self.to_hold_s, "rest": self.to_rest_s, "stop": self.to_stop_s}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +68,9 @@ class ControlSummary:
     seam_jump: float  # largest change of the target where chunks meet, as a share of an action's range
     inner_jump: float  # the same within chunks
     violations: Sequence[Violation]
-    end: str  # the last state, and why
+    reactions: Reactions
+    state: str  # the last one,
+    end: str  # and why
 
     def rows(self) -> list[list[str]]:
         """Return name and value of each number."""
@@ -52,8 +90,20 @@ class ControlSummary:
                 f"{self.seam_jump:.0%} / {self.inner_jump:.0%} of range",
             ],
             ["clamped commands", clamped],
+            *self.reactions.rows(),
             ["limits broken by commands sent", str(len(self.violations))],
         ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as JSON-ready data."""
+        numbers = ("state", "end", "periods", "seconds", "rate_hz", "missed", "chunks", "max_chunk_age_s")
+        return {name: getattr(self, name) for name in (*numbers, "seam_jump", "inner_jump")} | {
+            "periods_by_state": dict(self.states),
+            "inference_ms_p50_p90_p99": self.inference_ms if self.chunks else None,
+            "clamps": dict(self.clamps),
+            "limits_broken": len(self.violations),
+            "reactions": self.reactions.to_json(),
+        }
 
 
 def summarise(recording: Recording) -> ControlSummary:
@@ -82,8 +132,49 @@ def summarise(recording: Recording) -> ControlSummary:
         seam_jump=max(seam, default=0.0),
         inner_jump=max(inner, default=0.0),
         violations=audit_recording(recording, _limits(recording)),
+        reactions=reactions(recording),
+        state=last.state,
         end=f"{last.state}: {last.reason}" if last.reason else last.state,
     )
+
+
+def reactions(recording: Recording) -> Reactions:
+    """Read from a recording how soon the robot held, rested and stopped.
+
+    Raises:
+        KeyError: the recording lacks the limits.
+    """
+    limits = _limits(recording)
+    still = _AT_REST * np.array([channel.high - channel.low for channel in limits.channels])
+    moves = ~limits.is_gripper
+    to_hold, to_rest, to_stop = [], [], []
+    last_executed: float | None = None
+    is_held = is_resting = is_stopped = False
+    position: np.ndarray | None = None
+    for period in recording.periods:
+        before, position = position, None if period.position is None else np.array(period.position)
+        if period.state == State.RUNNING.value and period.target is not None:
+            last_executed, is_held, is_resting, is_stopped = period.now, False, False, False
+        elif period.state in _BETWEEN:
+            last_executed = None
+        elif period.state in _HELD and last_executed is not None:
+            since = period.now - last_executed
+            if not is_held:
+                to_hold.append(since)
+            if not is_stopped and period.state in _LATCHED:
+                to_stop.append(since)
+            is_held, is_stopped = True, is_stopped or period.state in _LATCHED
+            if not is_resting and before is not None and position is not None:
+                is_resting = bool((np.abs(position - before)[moves] <= still[moves]).all())
+                to_rest += [since] if is_resting else []
+    return Reactions(to_hold_s=to_hold, to_rest_s=to_rest, to_stop_s=to_stop)
+
+
+def _percentiles_text(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "never"
+    median, p90, p99 = _percentiles([1e3 * value for value in seconds])
+    return f"{median:.0f} / {p90:.0f} / {p99:.0f} ms, {len(seconds)} times"
 
 
 def _limits(recording: Recording) -> SafetyLimits:

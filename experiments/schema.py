@@ -258,6 +258,7 @@ class BenchmarkRun(TrainRun):
         default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
     )  # that latency is measured in
     first_seed: int = 600000
+    peer_python: str | None = None  # an interpreter that has lerobot, to time it on the same work
 
 
 ROOTS = {

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from experiments.benchmark import PARTS
+from experiments.benchmarks.lerobot_peer import Work
 from experiments.benchmarks.limits import gemm_flops, memory_bandwidth
 from experiments.benchmarks.measure import Row, best_cpu_s, save, terminal_table
+from experiments.benchmarks.peers import ask
 
 ROOT = Path(__file__).parents[2]
 TOY = [
@@ -30,6 +32,17 @@ TOY = [
     "trainer.log_every_steps=2",
     "trainer.compile=off",
 ]
+
+WORK = Work(
+    image_size=32,
+    num_cameras=1,
+    state_dim=4,
+    action_dim=4,
+    action_horizon=8,
+    batch_size=2,
+    num_threads=1,
+    repeats=1,
+)
 
 
 def test_a_share_is_of_the_limit_whichever_way_is_better():
@@ -96,3 +109,13 @@ def program(part, *overrides, out_dir):
         *overrides,
     ]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
+
+
+def test_a_peers_interpreter_that_is_not_there_is_named():
+    with pytest.raises(RuntimeError, match="no/such/python"):
+        ask(Path("no/such/python"), WORK)
+
+
+def test_what_a_peers_interpreter_lacks_is_told():
+    with pytest.raises(RuntimeError, match="No module named 'lerobot'"):
+        ask(Path(sys.executable), WORK)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hydra import compose, initialize_config_module
 from envs.registry import make_env
 from envs.sim_robot import SensorFaults
 from envs.tabletop.env import TabletopEnv
-from experiments import schema, schema_robot
+from experiments import cli, schema, schema_robot
+from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
 from experiments.control_report import summarise, write_control_page
 from experiments.delay_table import (
     SettingsDiffer,
@@ -25,6 +27,7 @@ from experiments.delay_table import cells as cells_of
 from experiments.robot_parts import chosen_task, open_policy, safety_limits, task_config
 from policies.runtime.limits import ChannelLimits, SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
+from policies.runtime.states import State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from policies.spec import SpecMismatch
@@ -225,6 +228,45 @@ def test_a_summary_counts_what_was_recorded(tmp_path):
     assert summary.end == "HOLD: no action is left"
     assert summary.violations == []
     assert dict(summary.rows())["limits broken by commands sent"] == "0"
+
+
+def held(index, state, *, x):
+    """A period that executes nothing and commands a position."""
+    place = [x, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0]
+    return record(index, state=state, target=None, position=place, inference_s=None)
+
+
+def test_times_to_hold_rest_and_stop_are_read_from_the_recording(tmp_path):
+    records = [record(index, position=[0.5 + 0.01 * index, *ZEROS, 1.0]) for index in range(4)]
+    records += [held(4, "HOLD", x=0.535), held(5, "HOLD", x=0.536), held(6, "HOLD", x=0.536)]
+    records += [record(7), record(8)]  # it resumed
+    records += [held(9, "HOLD", x=0.51), held(10, "HOLD", x=0.51), held(11, "STOPPED", x=0.51)]
+    summary = summarise(recording(tmp_path, records))
+    assert summary.reactions.to_hold_s == pytest.approx([0.05, 0.05])
+    assert summary.reactions.to_rest_s == pytest.approx([0.15, 0.10])
+    assert summary.reactions.to_stop_s == pytest.approx([0.15])
+    told = dict(summary.rows())
+    assert told["from the last action to hold, median / p90 / p99"] == "50 / 50 / 50 ms, 2 times"
+    written = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    assert written["state"] == "STOPPED"
+    assert written["reactions"]["to_stop_s"]["p50_p90_p99"] == pytest.approx([0.15, 0.15, 0.15])
+    write_control_page(tmp_path / "report.html", recording(tmp_path, records), title="a run", command="c")
+    assert "from the last action to stop" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_never_held_and_one_that_was_armed_again_have_no_such_times(tmp_path):
+    summary = summarise(recording(tmp_path, [record(index) for index in range(4)]))
+    assert dict(summary.rows())["from the last action to hold, median / p90 / p99"] == "never"
+    again = [record(0), held(1, "IDLE", x=0.5), held(2, "ARMED", x=0.5), held(3, "STOPPED", x=0.5)]
+    assert summarise(recording(tmp_path, again)).reactions.to_stop_s == []
+
+
+def test_a_run_that_was_stopped_or_failed_ends_with_a_code_of_its_own():
+    assert {state.value: exit_code(state.value) for state in State} == {
+        "IDLE": 0, "ARMED": 0, "RUNNING": 0, "HOLD": 0, "STOPPED": EXIT_STOPPED, "FAULT": EXIT_FAULT
+    }  # fmt: skip
+    codes = {0, cli.EXIT_FAILED, cli.EXIT_CONFIG, EXIT_STOPPED, EXIT_FAULT}
+    assert len(codes) == 5, "codes must be told apart"
 
 
 def test_a_command_that_broke_a_limit_shows_in_the_page(tmp_path):

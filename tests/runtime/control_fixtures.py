@@ -86,6 +86,7 @@ class Harness:
         arm=None,
         velocity=0.5,
         acceleration=20.0,
+        make_inference=None,
         **watchdog,
     ):
         self.clock = SimulatedClock(start_s=100.0) if arm is None else arm.clock
@@ -94,9 +95,7 @@ class Harness:
         self.delay_s = delay_s
         self.directory = directory
         self.limits = arm_limits(low=-5.0, high=5.0, velocity=velocity, acceleration=acceleration, jerk=800.0)
-        self.inference = SimulatedInference(
-            policy=self.policy, clock=self.clock, delay_s=lambda: self.delay_s
-        )
+        self.inference = (make_inference or self.simulated_inference)()
         self.recorder = Recorder(directory, spec=self.arm.robot_spec, about={"test": True})
         OPEN.append(self.recorder)
         self.controller = Controller(
@@ -112,6 +111,9 @@ class Harness:
             recorder=self.recorder,
         )
         self.records = []
+
+    def simulated_inference(self):
+        return SimulatedInference(policy=self.policy, clock=self.clock, delay_s=lambda: self.delay_s)
 
     @property
     def state(self):
@@ -143,6 +145,15 @@ class Harness:
                 return count
             self.steps(1)
         raise AssertionError(f"still {self.state} after {at_most} periods; events {self.events()}")
+
+    def executed(self):
+        """The periods in which an action of the policy was executed."""
+        return [one for one in self.records if one.state == "RUNNING" and one.target is not None]
+
+    def ran_blind(self):
+        """Whether it was RUNNING without an action after the first had been executed."""
+        periods = self.records[self.records.index(self.executed()[0]) :]
+        return any(one.state == "RUNNING" and one.target is None for one in periods)
 
     def events(self):
         return [event for record in self.records for event in record.events]

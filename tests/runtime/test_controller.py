@@ -99,6 +99,25 @@ def test_the_emergency_stop_works_in_every_state_and_twice(tmp_path, state):
     assert len(run.arm.commands) == commands, "the robot was commanded after an emergency stop"
     assert run.state in (State.STOPPED, State.FAULT)
     assert run.arm.num_stops == 1
+    assert run.violations() == []
+
+
+def test_an_emergency_stop_while_the_robot_recovers_stops_it_again(tmp_path):
+    run = Harness(tmp_path).started()
+    run.controller.press_emergency_stop()
+    run.steps(2)
+    commands = len(run.arm.commands)
+    run.controller.rearm()
+    run.controller.press_emergency_stop()  # armed, not started
+    run.steps(1)
+    assert run.state is State.STOPPED
+    run.controller.rearm()
+    run.controller.start()
+    run.controller.press_emergency_stop()  # started, nothing sent yet
+    run.steps(10)
+    assert run.state is State.STOPPED
+    assert len(run.arm.commands) == commands
+    assert run.violations() == []
 
 
 def test_after_a_stop_only_an_operator_gets_the_robot_going(tmp_path):
@@ -140,6 +159,20 @@ def test_a_robot_that_refuses_commands_is_a_fault_and_gets_no_more(tmp_path):
     run.steps(10)
     assert len(run.arm.commands) == commands
     assert run.arm.num_stops == 1
+    assert run.violations() == []
+
+
+def test_a_robot_whose_process_has_died_is_a_fault_and_gets_no_commands(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.observe_error = ConnectionResetError("the simulator has gone")
+    commands = len(run.arm.commands)
+    run.steps(10)
+    assert run.state is State.FAULT
+    assert "the simulator has gone" in run.controller.reason
+    assert (len(run.arm.commands), run.arm.num_stops) == (commands, 1)
+    with pytest.raises(ArmingRefused, match="old"):
+        run.controller.rearm()
+    assert run.violations() == []
 
 
 def test_missed_periods_are_counted_and_too_many_in_a_row_stop_the_robot(tmp_path):

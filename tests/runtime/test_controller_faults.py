@@ -36,6 +36,7 @@ def test_a_jump_of_the_state_is_a_fault(tmp_path):
     assert run.state is State.FAULT
     assert "jumped" in run.controller.reason
     assert run.arm.num_stops == 1
+    assert run.violations() == []
 
 
 def test_a_frozen_camera_holds_while_the_arm_moves(tmp_path):
@@ -47,6 +48,7 @@ def test_a_frozen_camera_holds_while_the_arm_moves(tmp_path):
     assert "front is frozen" in run.controller.reason
     run.arm.is_frozen = False
     run.until(State.RUNNING, at_most=4)
+    assert run.violations() == []
 
 
 def test_a_frame_that_does_not_change_while_the_arm_rests_is_no_problem(tmp_path):
@@ -129,6 +131,56 @@ def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
     assert run.violations() == []
 
 
+@pytest.mark.parametrize("schedule", ["async", "ensemble", "rtc"])
+def test_a_server_of_any_slowness_never_makes_an_action_run_after_its_time(tmp_path, schedule):
+    run = Harness(tmp_path, schedule=schedule, starved_stop_s=9.0, silent_stop_s=9.0).started()
+    tail = np.random.default_rng(2).pareto(1.0, 400)  # most are short, some very long
+    slow, good = iter([*[2.0] * 8, *[5.0] * 8, *(1.0 + 2.0 * tail)]), run.policy.answer
+
+    def answer(observation):
+        run.delay_s = DT * min(next(slow), 60.0)
+        return good(observation)
+
+    run.policy.answer = answer
+    run.steps(400)
+    assert run.state in (State.RUNNING, State.HOLD), run.controller.reason
+    assert run.controller.counts["stale answers"] >= 1
+    assert run.controller.counts["times HOLD"] >= 1
+    assert len(run.executed()) > 100
+    assert max(one.chunk_index for one in run.executed()) < run.policy.action_horizon
+    assert not run.ran_blind()
+    assert run.violations() == []
+
+
+class Repeating:
+    """An inference whose answers come again and again, and out of order."""
+
+    def __init__(self, inner):
+        self._inner, self._rng, self._past = inner, np.random.default_rng(3), []
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def poll(self):
+        fresh = self._inner.poll()
+        again = [self._past[i] for i in self._rng.integers(len(self._past), size=3)] if self._past else []
+        self._past += fresh
+        return [*again[:2], *fresh, *again[2:]]
+
+
+def test_answers_that_come_again_or_out_of_order_are_never_executed(tmp_path):
+    rng = np.random.default_rng(4)
+    run = Harness(tmp_path, delay_s=DT)
+    run = Harness(tmp_path, delay_s=DT, make_inference=lambda: Repeating(run.simulated_inference()))
+    run.policy.answer = lambda observation: np.tile(np.append(rng.uniform(-0.02, 0.02, 2), 1.0), (8, 1))
+    run.started(80)
+    assert run.controller.counts["duplicate answers"] > 50
+    order = [one.chunk_seq for one in run.executed()]
+    assert order == sorted(order)
+    assert len(set(order)) > 10
+    assert run.violations() == []
+
+
 BAD_CHUNKS = {
     "nan": np.full((8, 3), np.nan, np.float32),
     "wrong size": np.zeros((8, 2), np.float32),
@@ -146,6 +198,16 @@ def test_what_is_no_chunk_never_reaches_the_filter(tmp_path, name):
     assert run.controller.counts["bad chunk answers"] >= 1
     assert not any(kind.startswith("clamped refused") for kind in run.controller.counts)
     run.until(State.STOPPED, at_most=20)
+    assert run.violations() == []
+
+
+def test_a_command_a_little_over_its_limit_is_clamped_and_counted_and_the_robot_goes_on(tmp_path):
+    run = Harness(tmp_path, velocity=0.4)
+    run.policy.answer = lambda observation: np.tile(np.float32([1.01 * 0.4 * DT, 0.0, 1.0]), (8, 1))
+    run.started(30)
+    assert run.state is State.RUNNING
+    assert run.controller.counts["clamped velocity"] > 10
+    assert max(abs(float(command[0])) for command in run.arm.commands) <= 0.4 * DT
     assert run.violations() == []
 
 
