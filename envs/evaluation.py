@@ -156,6 +156,7 @@ def _run_missing(
         execute_horizon=plan.execute_horizon,
         num_workers=plan.num_workers,
         envs_per_worker=plan.envs_per_worker,
+        ensemble_decay=plan.ensemble_decay,
         env_factory=env_factory,
     )
     new: list[EpisodeRow] = []

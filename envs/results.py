@@ -29,6 +29,7 @@ class EvaluationPlan:
     first_seed: int
     condition: str = "right"  # what the policy is told: "right", "blank" or "swapped"
     execute_horizon: int = 10  # actions executed of each predicted chunk
+    ensemble_decay: float | None = None  # mean of overlapping chunks (envs/rollout.py); None: the newest
     num_workers: int = 2
     envs_per_worker: int = 4
     videos_per_task: int = 2  # filmed afterwards, failures first

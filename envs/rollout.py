@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from envs.base import ManipulationEnv, StepOutcome
+from envs.chunk_plan import ChunkPlan
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace, max_envs
 from policies.interface import Observation, Policy
 from policies.spec import RobotSpec
@@ -180,11 +181,10 @@ class _LiveEpisode:
 
     request: EpisodeRequest
     started_s: float
-    actions: list[Float32[np.ndarray, "time action"]] = field(default_factory=list)
+    plan: ChunkPlan
 
     def result(self, progress: _Progress, action_dim: int) -> EpisodeResult:
         """Return the finished episode; actions that were sent but not executed are left out."""
-        sent = np.concatenate(self.actions) if self.actions else np.zeros((0, action_dim), np.float32)
         return EpisodeResult(
             request=self.request,
             instruction=progress.instruction,
@@ -193,7 +193,7 @@ class _LiveEpisode:
             steps=progress.steps,
             num_clipped=progress.num_clipped,
             wall_s=time.monotonic() - self.started_s,
-            actions=sent[: progress.steps],
+            actions=self.plan.sent(action_dim)[: progress.steps],
         )
 
 
@@ -201,9 +201,16 @@ class _Rollout:
     """Keeps the slots of a pool busy with episodes and feeds them the policy's actions."""
 
     def __init__(
-        self, *, policy: Policy, requests: Sequence[EpisodeRequest], execute_horizon: int, pool: WorkerPool
+        self,
+        *,
+        policy: Policy,
+        requests: Sequence[EpisodeRequest],
+        execute_horizon: int,
+        ensemble_decay: float | None,
+        pool: WorkerPool,
     ) -> None:
         self._policy, self._pool, self._execute_horizon = policy, pool, execute_horizon
+        self._ensemble_decay = ensemble_decay
         self._queue = deque(requests)
         self._live: dict[int, _LiveEpisode] = {}
 
@@ -235,7 +242,8 @@ class _Rollout:
         if not self._queue:
             return
         request = self._queue.popleft()
-        self._live[slot] = _LiveEpisode(request=request, started_s=time.monotonic())
+        plan = ChunkPlan(count=self._execute_horizon, ensemble_decay=self._ensemble_decay)
+        self._live[slot] = _LiveEpisode(request=request, started_s=time.monotonic(), plan=plan)
         offsets = tuple(self._policy.frame_offsets)
         job = _StartEpisode(request=request, frame_offsets=offsets, execute_horizon=self._execute_horizon)
         self._pool.submit(slot, job)
@@ -255,13 +263,12 @@ class _Rollout:
             )
         for (slot, _), chunk in zip(waiting.items(), chunks, strict=True):
             live = self._live[slot]
-            step = sum(map(len, live.actions))
+            step = live.plan.num_sent
             if not np.isfinite(chunk).all():
                 raise ValueError(
                     f"the policy returned NaN or infinity in {live.request.describe()}, step {step}"
                 )
-            actions = chunk[: self._execute_horizon].copy()
-            live.actions.append(actions)
+            actions = live.plan.add(chunk)
             self._pool.submit(slot, _ContinueEpisode(request=live.request, step=step, actions=actions))
 
 
@@ -272,6 +279,7 @@ def run_episodes(
     execute_horizon: int,
     num_workers: int,
     envs_per_worker: int = 4,
+    ensemble_decay: float | None = None,
     env_factory: str = MAKE_ENV,
 ) -> Generator[EpisodeResult, None, None]:
     """Run episodes and yield each as it ends, in no fixed order.
@@ -285,6 +293,8 @@ def run_episodes(
         execute_horizon: actions executed of each predicted chunk, at most `policy.action_horizon`.
         num_workers: simulating processes; about one a core.
         envs_per_worker: environments that each holds, so that it simulates some while others wait.
+        ensemble_decay: None executes the newest chunk; a number the mean of all chunks that cover a period,
+            as `temporal_ensemble` weighs them.
         env_factory: ``module:function`` that makes an environment from `env_config`.
 
     Raises:
@@ -311,5 +321,11 @@ def run_episodes(
         env_factory=env_factory,
     )
     with pool:
-        rollout = _Rollout(policy=policy, requests=requests, execute_horizon=execute_horizon, pool=pool)
+        rollout = _Rollout(
+            policy=policy,
+            requests=requests,
+            execute_horizon=execute_horizon,
+            ensemble_decay=ensemble_decay,
+            pool=pool,
+        )
         yield from rollout.run()

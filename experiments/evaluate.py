@@ -77,6 +77,7 @@ def evaluate_conditions(
             first_seed=settings.first_seed,
             condition=condition,
             execute_horizon=settings.execute_horizon,
+            ensemble_decay=settings.ensemble_decay,
             num_workers=settings.num_workers,
             envs_per_worker=settings.envs_per_worker,
             videos_per_task=settings.videos_per_task if condition == "right" else 0,

@@ -128,6 +128,7 @@ class EvaluationConfig:
     first_seed: int = MISSING  # episode k of a task has seed first_seed + k
     conditions: list[str] = MISSING  # right | swapped | blank
     execute_horizon: int = MISSING  # actions executed of a chunk before the policy looks again
+    ensemble_decay: float | None = None  # mean of overlapping chunks, by ACT; null: the newest
     num_workers: int = 2
     envs_per_worker: int = 4
     videos_per_task: int = 2

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from policies.interface import temporal_ensemble
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
@@ -182,8 +184,7 @@ class EnsemblingSchedule(Schedule):
         if not self._chunks:
             return None
         said = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
-        weights = np.exp(-self._decay * np.arange(len(said)))
-        mean = np.average(np.stack(said), axis=0, weights=weights).astype(np.float32)
+        mean = temporal_ensemble(said, decay=self._decay)
         newest = self._chunks[-1]
         return PlannedAction(action=mean, seq=newest.seq, index=self._periods_since(newest.stamp, now))
 
