@@ -7,6 +7,7 @@ Says how much they differ, with an interval, and when they cannot be told apart.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -30,8 +31,8 @@ def open_evaluation(path: Path, condition: str) -> Evaluation:
     return load_evaluation(path if (path / "plan.json").exists() else path / condition)
 
 
-def require_same_scenes(a: Evaluation, b: Evaluation) -> None:
-    """Check that the tasks that both have were run in the same environments.
+def require_same_scenes(a: Evaluation, b: Evaluation, *, ignore: Sequence[str] = ()) -> None:
+    """Check that the tasks that both have were run in the same environments, settings in `ignore` apart.
 
     Raises:
         ValueError: a task differs in level, wording, image size or any other setting.
@@ -41,7 +42,7 @@ def require_same_scenes(a: Evaluation, b: Evaluation) -> None:
         different = {
             key: (config_a.get(key), config_b.get(key))
             for key in {*config_a, *config_b}
-            if config_a.get(key) != config_b.get(key)
+            if key not in ignore and config_a.get(key) != config_b.get(key)
         }
         if different:
             raise ValueError(

@@ -202,6 +202,15 @@ class CompareRun:
 
 
 @dataclass
+class SweepTableRun:
+    """`python -m experiments.sweep_table`."""
+
+    out_dir: str = MISSING
+    runs: list[str] = MISSING
+    condition: str = "right"
+
+
+@dataclass
 class ObservationMapConfig:
     """`policies.serving.observation_map.ObservationMap`; what is left empty is derived from the bundle."""
 
@@ -268,6 +277,7 @@ ROOTS = {
     "evaluate": EvaluateRun,
     "export": ExportRun,
     "compare": CompareRun,
+    "sweep_table": SweepTableRun,
     "serve": ServeRun,
     "quickstart": QuickstartRun,
     "benchmark": BenchmarkRun,

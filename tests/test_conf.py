@@ -34,6 +34,7 @@ REQUIRED = {  # what a person has to give
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
+    "sweep_table": ["runs=[a]"],
     "benchmark": ["part=data"],
     "delay_table": ["bundle=b"],
     "serve": ["bundle=b"],

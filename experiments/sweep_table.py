@@ -1,0 +1,162 @@
+"""One table of many runs: what each changed, how it did, and the difference to the first, episode by episode.
+
+    python -m experiments.train --multirun trainer.learning_rate=1e-3,2e-3 out_dir=outputs/train/rates
+    python -m experiments.sweep_table runs=[outputs/train/rates]
+
+A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's directory stands for all its
+runs. The first run is what the others are compared with. Knows no policies and runs nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from envs.comparison import PairedCounts, compare
+from envs.results import Evaluation
+from envs.statistics import Interval
+from experiments import cli, schema
+from experiments.compare import open_evaluation, require_same_scenes
+from experiments.tables import format_table, markdown_table
+from vla.files import atomic_write_bytes, atomic_write_json
+from vla.training.metrics import read_metrics
+
+schema.register()
+
+PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
+PLACES = ("out_dir", "dataset", "data.cache_dir", "path")  # overrides that say where, not what
+HEADER = ["changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepRow:
+    """A run of the table; `paired` is None for the first, training is None for a run that only evaluated."""
+
+    path: Path
+    changed: str
+    evaluation: Evaluation
+    paired: PairedCounts | None
+    steps: int | None
+    held_out_accuracy: float | None
+
+    def cells(self) -> list[str]:
+        """Return the row as text, in the order of `HEADER`."""
+        found = self.evaluation
+        return [
+            self.changed,
+            f"{100 * found.mean_success_rate:.1f} % {_brackets(found.pooled_interval, '.0f')}",
+            str(len(found.rows)),
+            ""
+            if self.paired is None
+            else f"{100 * self.paired.difference:+.1f} {_brackets(self.paired.interval, '+.0f')}",
+            "" if self.paired is None else f"{self.paired.p_value:.2g}",
+            "" if self.steps is None else str(self.steps),
+            "" if self.held_out_accuracy is None else f"{self.held_out_accuracy:.3f}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON-ready data, the success of each task included."""
+        found, paired = self.evaluation, self.paired
+        return {
+            "path": str(self.path),
+            "changed": self.changed,
+            "policy_id": found.policy_id,
+            "mean_success_rate": found.mean_success_rate,
+            "wilson_95": [found.pooled_interval.low, found.pooled_interval.high],
+            "episodes": len(found.rows),
+            "seeds": [min(row.seed for row in found.rows), max(row.seed for row in found.rows)],
+            "tasks": {task: [result.successes, result.episodes] for task, result in found.tasks.items()},
+            "difference": None if paired is None else paired.difference,
+            "difference_95": None if paired is None else [paired.interval.low, paired.interval.high],
+            "p_value": None if paired is None else paired.p_value,
+            "steps": self.steps,
+            "held_out_accuracy": self.held_out_accuracy,
+        }
+
+
+def _brackets(interval: Interval, form: str) -> str:
+    return f"[{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
+
+
+def find_runs(paths: list[str]) -> list[Path]:
+    """Return run directories in order; one that is no run itself stands for the runs right below it.
+
+    Raises:
+        FileNotFoundError: a path holds no run.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        below = [] if _is_run(path) else sorted(p.parent for p in path.glob("*/.hydra"))
+        if not below and not _is_run(path):
+            raise FileNotFoundError(f"{path} holds no run: neither it nor a directory in it has .hydra/")
+        found += below or [path]
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / ".hydra" / "overrides.yaml").exists()
+
+
+def overrides(run: Path) -> dict[str, str]:
+    """Return what a run's command line set, by key, places left out."""
+    lines = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
+    assert isinstance(lines, list)
+    pairs = (str(line).split("=", 1) for line in lines)
+    return {key: value for key, value in pairs if key not in PLACES}
+
+
+def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
+    """Return a row a run.
+
+    Raises:
+        FileNotFoundError: a run has no evaluation under this condition.
+        ValueError: two runs met other scenes.
+    """
+    first, rows = overrides(runs[0]), list[SweepRow]()
+    for run in runs:
+        mine = overrides(run)
+        changed = [f"{key}={value}" for key, value in mine.items() if first.get(key) != value]
+        changed += [f"{key} as by default" for key in first if key not in mine]
+        inside = run / "evaluation"
+        evaluation = open_evaluation(inside if inside.exists() else run, condition)
+        if not evaluation.rows:
+            raise FileNotFoundError(f"{evaluation.run_dir} has no finished episode yet")
+        paired = None
+        if rows:
+            require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)
+            paired = compare(evaluation.rows, rows[0].evaluation.rows).overall
+        metrics = run / "metrics.jsonl"
+        logged = read_metrics(metrics) if metrics.exists() else []
+        accuracy = [m["validation/token_accuracy"] for m in logged if "validation/token_accuracy" in m]
+        rows.append(
+            SweepRow(
+                path=run,
+                changed=", ".join(changed) if rows else "(the first)",
+                evaluation=evaluation,
+                paired=paired,
+                steps=logged[-1]["step"] if logged else None,
+                held_out_accuracy=accuracy[-1] if accuracy else None,
+            )
+        )
+    return rows
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep_table")
+def main(config: DictConfig) -> None:
+    """Read, print, write."""
+    run = schema.typed(config, schema.SweepTableRun)
+    rows = read_rows(find_runs(run.runs), run.condition)
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    cells = [row.cells() for row in rows]
+    atomic_write_json(out_dir / "sweep.json", [row.to_json() for row in rows])
+    atomic_write_bytes(out_dir / "sweep.md", (markdown_table(HEADER, cells) + "\n").encode())
+    print(format_table(HEADER, cells))
+    print("Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test.")
+    print(f"written to {out_dir / 'sweep.md'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,71 @@
+"""The table of a sweep: what differs between runs, and that each is compared with the first."""
+
+import dataclasses
+import json
+
+import pytest
+
+from envs.episodes import EpisodeRow
+from envs.results import EvaluationPlan
+from experiments.sweep_table import find_runs, overrides, read_rows
+
+
+def write_run(path, *, overrides, successes, cameras=("front",), episodes=4):
+    (path / ".hydra").mkdir(parents=True)
+    (path / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
+    inside = path / "evaluation" / "right"
+    inside.mkdir(parents=True)
+    config = {"task": "reach", "cameras": list(cameras)}
+    plan = EvaluationPlan(env_configs={"reach": config}, episodes_per_task=episodes, first_seed=10)
+    (inside / "plan.json").write_text(json.dumps({"policy_id": path.name, "plan": plan.to_json()}))
+    rows = [
+        EpisodeRow(
+            task="reach",
+            seed=10 + k,
+            condition="right",
+            instruction="go",
+            given_instruction="go",
+            level="none",
+            steps=5,
+            success=k < successes,
+            num_clipped=0,
+            wall_s=0.1,
+            policy_id=path.name,
+            versions={},
+        )
+        for k in range(episodes)
+    ]
+    lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in rows]
+    (inside / "episodes.jsonl").write_text("".join(lines))
+    metrics = {"step": 7, "validation/token_accuracy": 0.5}
+    (path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+
+
+def test_each_run_says_what_it_changed_and_how_far_it_is_from_the_first(tmp_path):
+    write_run(tmp_path / "0", overrides=["seed=1", "out_dir=a"], successes=4)
+    write_run(tmp_path / "1", overrides=["seed=2", "out_dir=b"], successes=1)
+    write_run(tmp_path / "2", overrides=["model.depth=2"], successes=4)
+    rows = read_rows(find_runs([str(tmp_path)]), "right")
+    assert [row.changed for row in rows] == ["(the first)", "seed=2", "model.depth=2, seed as by default"]
+    assert rows[0].paired is None
+    assert rows[1].paired.difference == -0.75
+    assert rows[2].paired.difference == 0.0
+    assert rows[1].to_json()["tasks"] == {"reach": [1, 4]}
+    assert rows[1].cells()[1].startswith("25.0 % [")
+    assert (rows[0].steps, rows[0].held_out_accuracy) == (7, 0.5)
+
+
+def test_runs_that_saw_the_same_scenes_by_other_cameras_are_pairs(tmp_path):
+    write_run(tmp_path / "0", overrides=[], successes=4)
+    write_run(tmp_path / "1", overrides=["env.cameras=[front,side]"], successes=2, cameras=("front", "side"))
+    assert read_rows(find_runs([str(tmp_path)]), "right")[1].paired.difference == -0.5
+
+
+def test_places_are_no_changes(tmp_path):
+    write_run(tmp_path / "0", overrides=["out_dir=x", "dataset=y", "path=z", "seed=3"], successes=1)
+    assert overrides(tmp_path / "0") == {"seed": "3"}
+
+
+def test_a_directory_without_runs_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        find_runs([str(tmp_path)])
