@@ -6,10 +6,10 @@
 
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
 
-Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Exit codes: 0 the
-run came to its end, goal reached or not; 3 it ended STOPPED (watchdog, Ctrl-C, SIGTERM), 4 in FAULT; 1 and 2
-as in `cli.py`, before the robot moved or for a bug. Knows how to build and show a run; the controller is in
-`policies/runtime`.
+Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Ends with
+code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED (watchdog, Ctrl-C, SIGTERM),
+with 4 in FAULT; with 1 or 2 (cli.py) if it never began. Knows how to build and show a run; the controller is
+in `policies/runtime`.
 """
 
 import contextlib
@@ -172,8 +172,14 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
         ArmingRefused: the robot never became ready.
     """
     clock = MonotonicClock()
+    if run.server is not None:
+        print(f"connecting to {run.server}, for at most {run.server_wait_s:g} s", flush=True)
     opened = open_policy(
-        bundle=run.bundle, server=run.server, token_env=run.token_env, num_threads=run.num_threads
+        bundle=run.bundle,
+        server=run.server,
+        token_env=run.token_env,
+        num_threads=run.num_threads,
+        server_wait_s=run.server_wait_s,
     )
     with opened as (policy, max_committed), open_robot(run, clock) as robot:
         if run.inference_delay_s > 0:

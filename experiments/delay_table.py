@@ -3,19 +3,24 @@
     python -m experiments.delay_table bundle=outputs/bundle task=reach env.level=none episodes=20
 
 The clock is simulated: an inference takes exactly the delay of its column, whatever this machine needs, so
-the table is the same everywhere. Episodes go through the controller that drives robots, limits included. A
-run that was interrupted continues when given the same out_dir. Knows nothing of how the bundle was made.
+the table is the same everywhere. Episodes go through the controller that drives robots, limits included, in
+`num_workers` processes. A run that was interrupted continues when given the same out_dir. Knows nothing of
+how the bundle was made; what goes onto the page is in report_pages.py.
 """
 
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import numpy as np
@@ -24,13 +29,20 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from envs.base import ManipulationEnv
-from envs.charts import Series
+from envs.provenance import software_versions
 from envs.registry import make_env
-from envs.report import Chart, Charts, Table, write_report
 from envs.sim_robot import SimRobot
-from envs.statistics import wilson_interval
 from experiments import cli, schema
-from experiments.report_pages import closing_sections, machine
+from experiments.report_pages import (
+    DelayRow,
+    cells,
+    delay_markdown,
+    dry_lines,
+    machine,
+    success_json,
+    success_rows,
+    write_delay_page,
+)
 from experiments.robot_parts import (
     build_controller,
     chosen_task,
@@ -47,61 +59,55 @@ from policies.runtime.clock import SimulatedClock
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
-from vla.files import atomic_write_json
+from policies.runtime.watchdog import STARVED
+from vla.files import atomic_write_bytes, atomic_write_json
 
 schema.register()
 
 START_PERIODS = 10  # beyond an episode's own: the observations that arming takes
-FREE_TO_CHANGE = ("out_dir", "episodes", "num_threads", "delays_ms", "schedules")
+FREE_TO_CHANGE = (
+    "out_dir", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
+)  # fmt: skip
 
 
 class SettingsDiffer(ValueError):
     """The directory holds a table with other settings."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DelayRow:
-    """One episode."""
+class WorkerFailed(RuntimeError):
+    """A worker process died; the rows of finished episodes are kept."""
+
+
+class Key(NamedTuple):
+    """Which episode."""
 
     schedule: str
     delay_ms: float
     seed: int
-    success: bool
-    periods: int
-    chunks: int
-    holds: int  # times that the controller had to hold
-    clamped: int  # commands that the safety filter changed
-    largest_jump: float  # change of a commanded action from one period to the next, as a share of its range
-    violations: int  # limits broken by commands sent
-    end: str  # the controller's last state
+
+
+Play = Callable[[Key], DelayRow]
+OpenPlayer = Callable[[DelayTableRun], AbstractContextManager[Play]]
 
 
 def run_episode(
-    env: ManipulationEnv,
-    policy: Policy,
-    *,
-    max_committed: int,
-    run: DelayTableRun,
-    limits: SafetyLimits,
-    schedule: str,
-    delay_ms: float,
-    seed: int,
+    env: ManipulationEnv, policy: Policy, key: Key, *, max_committed: int, run: DelayTableRun
 ) -> DelayRow:
     """Run one episode in simulated time.
 
     Raises:
         SpecMismatch: policy and environment differ.
     """
-    clock = SimulatedClock()
-    env.start_episode(seed=seed)
-    robot = SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=seed)
+    clock, limits = SimulatedClock(), safety_limits(run.robot)
+    env.start_episode(seed=key.seed)
+    robot = SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=key.seed)
     controller = build_controller(
         robot=robot,
         policy=policy,
-        inference=SimulatedInference(policy=policy, clock=clock, delay_s=lambda: delay_ms / 1e3),
+        inference=SimulatedInference(policy=policy, clock=clock, delay_s=lambda: key.delay_ms / 1e3),
         limits=limits,
         max_committed=max_committed,
-        schedule=schedule,
+        schedule=key.schedule,
         execute_horizon=run.execute_horizon,
         anchored=run.anchored,
         instruction=robot.instruction,
@@ -118,14 +124,19 @@ def run_episode(
     )
     recording = Recording(robot_spec=robot.robot_spec, about={}, periods=periods)
     counts = controller.counts
+    acted = [one.state == "RUNNING" and one.target is not None for one in periods]
+    first = acted.index(True) if any(acted) else len(periods)
     return DelayRow(
-        schedule=schedule,
-        delay_ms=delay_ms,
-        seed=seed,
+        **key._asdict(),
         success=robot.success,
         periods=len(periods),
         chunks=counts["chunks"],
         holds=counts["times HOLD"],
+        dry=sum(event == f"RUNNING -> HOLD: {STARVED}" for one in periods for event in one.events),
+        idle=sum(
+            not has_acted and one.state in ("RUNNING", "HOLD")
+            for one, has_acted in zip(periods[first:], acted[first:], strict=True)
+        ),
         clamped=sum(bool(one.clamps) for one in periods),
         largest_jump=_largest_jump(recording, limits),
         violations=len(audit_recording(recording, limits)),
@@ -152,9 +163,17 @@ def read_delay_rows(path: Path) -> list[DelayRow]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return [DelayRow(**json.loads(line)) for line in lines]
+        return [_row(line) for line in lines]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it to start over") from error
+
+
+def _line(row: DelayRow) -> bytes:
+    return json.dumps(dataclasses.asdict(row)).encode() + b"\n"
+
+
+def _row(line: bytes) -> DelayRow:
+    return DelayRow(**json.loads(line))
 
 
 def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) -> None:
@@ -183,118 +202,121 @@ def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) 
 
 
 def run_missing(
-    env: ManipulationEnv,
-    policy: Policy,
-    *,
-    max_committed: int,
-    run: DelayTableRun,
-    limits: SafetyLimits,
-    run_dir: Path,
+    run: DelayTableRun, run_dir: Path, *, play_all: Callable[[Sequence[Key]], Iterator[DelayRow]]
 ) -> list[DelayRow]:
-    """Run the episodes that have no row yet, append a row as each ends, and return all rows."""
+    """Run the episodes that have no row yet, append a row as each ends, and return all rows in order."""
     path = run_dir / "rows.jsonl"
     rows = read_delay_rows(path)
-    done = {(row.schedule, row.delay_ms, row.seed): row for row in rows}
+    done = {Key(row.schedule, row.delay_ms, row.seed): row for row in rows}
     wanted = [
-        (schedule, delay, run.first_seed + k)
+        Key(schedule, delay, run.first_seed + k)
         for k in range(run.episodes)  # in this order, so that an interrupted table is thin, not cut off
         for delay in run.delays_ms
         for schedule in run.schedules
     ]
     missing = [key for key in wanted if key not in done]
-    path.write_bytes(b"".join(_line(row) for row in rows))  # without a torn line
-    with path.open("ab") as file:
-        for schedule, delay_ms, seed in tqdm(missing, unit="episode", mininterval=10.0):
-            row = run_episode(
-                env,
-                policy,
-                max_committed=max_committed,
-                run=run,
-                limits=limits,
-                schedule=schedule,
-                delay_ms=delay_ms,
-                seed=seed,
-            )
-            done[schedule, delay_ms, seed] = row
+    atomic_write_bytes(path, b"".join(_line(row) for row in rows))  # without a torn line
+    with (
+        path.open("ab") as file,
+        contextlib.closing(tqdm(total=len(missing), unit="episode", mininterval=10.0)) as progress,
+    ):
+        for row in play_all(missing):
+            done[Key(row.schedule, row.delay_ms, row.seed)] = row
             file.write(_line(row))
             file.flush()
+            progress.update()
     return [done[key] for key in wanted]
 
 
-def _line(row: DelayRow) -> bytes:
-    return json.dumps(dataclasses.asdict(row)).encode() + b"\n"
+@contextlib.contextmanager
+def open_player(run: DelayTableRun) -> Iterator[Play]:
+    """Load the bundle, build the environment, and give what runs an episode with them."""
+    bundle = BundlePolicy.load(run.bundle, num_threads=run.num_threads, verify=False)  # the program has
+    with contextlib.closing(make_env(task_config(run))) as env:
+        committed = bundle.processor.max_committed
+        yield lambda key: run_episode(env, bundle, key, max_committed=committed, run=run)
 
 
-def cells(rows: Sequence[DelayRow]) -> dict[str, dict[float, list[DelayRow]]]:
-    """Group rows by schedule and delay, in the order in which they come."""
-    grouped: dict[str, dict[float, list[DelayRow]]] = {}
-    for row in rows:
-        grouped.setdefault(row.schedule, {}).setdefault(row.delay_ms, []).append(row)
-    return grouped
+def play_in_workers(
+    run: DelayTableRun, keys: Sequence[Key], *, opener: OpenPlayer = open_player
+) -> Iterator[DelayRow]:
+    """Run episodes in `run.num_workers` processes, each all those of its seeds; yield rows as they end.
+
+    Raises:
+        WorkerFailed: a process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, SpawnProcess] = {}  # processes by the connection that their rows come from
+    for number in range(run.num_workers):
+        share = [key for key in keys if (key.seed - run.first_seed) % run.num_workers == number]
+        if share:
+            ours, theirs = context.Pipe(duplex=False)
+            worker = context.Process(target=_work, args=(run, share, opener, theirs), daemon=True)
+            worker.start()
+            theirs.close()
+            workers[ours] = worker
+    try:
+        while workers:
+            ready = wait(list(workers))
+            for connection in [one for one in workers if one in ready]:
+                try:
+                    yield _row(connection.recv_bytes())
+                except EOFError:
+                    _require_done(workers.pop(connection))
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+            worker.join()
 
 
-def success_rows(grouped: Mapping[str, Mapping[float, Sequence[DelayRow]]]) -> list[list[str]]:
-    """Return success with Wilson 95 % intervals, a line a schedule, a column a delay."""
-    table = []
-    for schedule, by_delay in grouped.items():
-        line = [schedule]
-        for rows in by_delay.values():
-            successes = sum(row.success for row in rows)
-            interval = wilson_interval(successes, len(rows))
-            line.append(f"{successes / len(rows):.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]")
-        table.append(line)
-    return table
-
-
-def _means(grouped: Mapping[str, Mapping[float, Sequence[DelayRow]]], key: str, form: str) -> list[list[str]]:
-    return [
-        [
-            schedule,
-            *(format(sum(getattr(row, key) for row in rows) / len(rows), form) for rows in by.values()),
-        ]
-        for schedule, by in grouped.items()
-    ]
-
-
-def write_page(path: Path, rows: Sequence[DelayRow], *, run: DelayTableRun, command: str) -> None:
-    """Write the page: the table, a chart, and what the controller had to do."""
-    grouped = cells(rows)
-    header = ["schedule", *(f"{delay:g} ms" for delay in run.delays_ms)]
-    lines = [
-        Series(
-            name=schedule,
-            x=list(by_delay),
-            y=[100 * sum(row.success for row in one) / len(one) for one in by_delay.values()],
+def _require_done(worker: SpawnProcess) -> None:
+    worker.join()
+    if worker.exitcode:
+        raise WorkerFailed(
+            f"a worker process ended with code {worker.exitcode}; what it printed says why. The same command "
+            "with the same out_dir continues"
         )
-        for schedule, by_delay in grouped.items()
-    ]
-    chart = Chart(caption="success [%]", series=lines, x_label="inference delay [ms]", y_label="success [%]")
-    last_seed = run.first_seed + run.episodes - 1
-    write_report(
-        path,
-        title=f"Success against inference delay: {chosen_task(run)}",
-        subtitle=machine(),
-        sections=[
-            Table(
-                title="Success",
-                header=header,
-                rows=success_rows(grouped),
-                note=f"{run.episodes} episodes each, seeds {run.first_seed} to {last_seed}; in brackets "
-                "Wilson 95 % intervals. Time is simulated. An episode has the same number of periods at any "
-                "delay, so that a schedule that waits has fewer of them to move in.",
-            ),
-            Charts(title="Success against delay", charts=[chart]),
-            Table(title="Periods to the end, mean", header=header, rows=_means(grouped, "periods", ".0f")),
-            Table(title="Holds an episode, mean", header=header, rows=_means(grouped, "holds", ".1f")),
-            Table(
-                title="Largest jump of a command, share of its range, mean",
-                header=header,
-                rows=_means(grouped, "largest_jump", ".0%"),
-            ),
-            Table(title="Clamped commands an episode", header=header, rows=_means(grouped, "clamped", ".1f")),
-            *closing_sections([(command, "this table")]),
-        ],
+
+
+def _work(run: DelayTableRun, keys: Sequence[Key], opener: OpenPlayer, rows: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with opener(run) as play:
+        for key in keys:
+            rows.send_bytes(_line(play(key)))
+
+
+def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], bundle: BundlePolicy) -> None:
+    """Write the page, and the table as JSON and Markdown; the latter two to `run.results` as well."""
+    command = shlex.join(["python", "-m", "experiments.delay_table", *sys.argv[1:]])
+    title = f"Success against inference delay: {chosen_task(run)}"
+    chunk_ms = 1e3 * bundle.action_horizon / bundle.robot_spec.control_hz
+    note = (
+        f"{run.episodes} episodes each, seeds {run.first_seed} to {run.first_seed + run.episodes - 1}; in "
+        "brackets Wilson 95 % intervals. Time is simulated. An episode has the same number of periods at any "
+        "delay, so that a schedule that waits has fewer of them to move in. A chunk lasts "
+        f"{chunk_ms:.0f} ms and is used while the next is inferred: it runs dry when two inferences take "
+        f"longer. Of its actions, {bundle.processor.max_committed} can be promised in advance."
     )
+    write_delay_page(run_dir / "report.html", rows, title=title, note=note, command=command)
+    markdown = delay_markdown(rows, title=title, note=note, command=command)
+    results = {
+        "task": chosen_task(run),
+        "bundle": bundle.bundle_id,
+        "max_committed": bundle.processor.max_committed,
+        "action_horizon": bundle.action_horizon,
+        "execute_horizon": run.execute_horizon,
+        "command": command,
+        "machine": machine(),
+        "software": software_versions(),
+        "success": success_json(cells(rows)),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    targets = [run_dir / "delay_table", *([Path(run.results)] if run.results is not None else [])]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(target.with_name(f"{target.name}.json"), results)
+        atomic_write_bytes(target.with_name(f"{target.name}.md"), markdown.encode())
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="delay_table")
@@ -304,35 +326,16 @@ def main(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if run.robot.kind != "sim":
         raise ValueError(f"robot is {run.robot.kind!r}; only robot=sim can run in simulated time")
-    if not run.delays_ms or not run.schedules or run.episodes < 1:
-        raise ValueError("name at least one delay, one schedule and one episode")
+    if not run.delays_ms or not run.schedules or run.episodes < 1 or run.num_workers < 1:
+        raise ValueError("name at least one delay, one schedule, one episode and one worker")
     bundle = BundlePolicy.load(run.bundle, num_threads=run.num_threads)
     require_same_settings(run_dir, run, bundle_id=bundle.bundle_id)
-    with contextlib.closing(make_env(task_config(run))) as env:
-        rows = run_missing(
-            env,
-            bundle,
-            max_committed=bundle.processor.max_committed,
-            run=run,
-            limits=safety_limits(run.robot),
-            run_dir=run_dir,
-        )
-    command = shlex.join(["python", "-m", "experiments.delay_table", *sys.argv[1:]])
-    write_page(run_dir / "report.html", rows, run=run, command=command)
-    atomic_write_json(
-        run_dir / "delay_table.json",
-        {
-            "task": chosen_task(run),
-            "bundle": bundle.bundle_id,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        },
-    )
+    rows = run_missing(run, run_dir, play_all=lambda keys: play_in_workers(run, keys))
+    write_results(run, run_dir, rows, bundle)
+    grouped = cells(rows)
+    header = [chosen_task(run), *(f"{delay:g} ms" for delay in run.delays_ms)]
+    print("\n".join([format_table(header, success_rows(grouped)), *dry_lines(grouped)]))
     broken = sum(row.violations for row in rows)
-    print(
-        format_table(
-            [chosen_task(run), *(f"{delay:g} ms" for delay in run.delays_ms)], success_rows(cells(rows))
-        )
-    )
     print(f"limits broken by commands sent: {broken}\nreport: {run_dir / 'report.html'}")
     if broken:
         raise RuntimeError(f"{broken} commands broke a limit; this is a bug of the safety filter")

@@ -7,7 +7,7 @@ import numpy as np
 
 from envs.statistics import wilson_interval
 from experiments.franka_trial import Trial
-from experiments.tables import format_table
+from experiments.tables import format_table, markdown_table
 
 
 def _number(value: float | None, places: int = 2) -> str:
@@ -100,11 +100,6 @@ def _chunk(faults: Sequence[Trial]) -> str:
     return _number(max((one.chunk_s for one in faults), default=None))
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def report(results: Mapping[str, Any], trials: Sequence[Trial], faults: Sequence[Trial]) -> str:
     """Return what `results` says, as a page of Markdown."""
     reached = sum(one.success for one in trials)
@@ -127,7 +122,7 @@ recorded at control rate, and the robot's own (10 rad/s2, 5000 rad/s3, speeds an
 was sent in every millisecond. *Acceleration* and *jerk* are the largest shares of the latter that any joint
 used. *Real time* is the arm's clock against the wall's.
 
-{_markdown(TRIAL_HEADER, trial_rows(trials))}
+{markdown_table(TRIAL_HEADER, trial_rows(trials))}
 
 ## The policy server fails mid-motion
 
@@ -137,5 +132,5 @@ until then the arm executes what was promised, at most a chunk ({_chunk(faults)}
 between the last executed action and the first that held; 0 means the very next. *To rest*: until no joint was
 measured to move faster than 0.02 rad/s. A server slowed to a tenth still answers before the chunk is over.
 
-{_markdown(FAULT_HEADER, fault_rows(faults))}
+{markdown_table(FAULT_HEADER, fault_rows(faults))}
 """

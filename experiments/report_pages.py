@@ -1,16 +1,34 @@
-"""The HTML reports of evaluations and of the quickstart: what goes onto the page. envs/report.py draws it."""
+"""The reports of evaluations, of the quickstart and of the delay table: what goes onto the page.
+
+envs/report.py draws it.
+"""
 
 import datetime
 import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from envs.charts import Series
 from envs.provenance import software_versions
-from envs.report import Chart, Charts, Commands, Headline, Section, Success, Table, Videos, write_report
+from envs.report import (
+    Chart,
+    Charts,
+    Commands,
+    Headline,
+    Section,
+    Success,
+    Table,
+    Text,
+    Videos,
+    write_report,
+)
 from envs.results import Evaluation
+from envs.statistics import wilson_interval
+from experiments.tables import markdown_table
 from vla.training.metrics import read_metrics
 
 RIGHT_TARGET, SWAPPED_TARGET = 0.85, 0.35  # the aims of the quickstart: at least, at most
@@ -137,4 +155,134 @@ def write_quickstart_page(
         subtitle=f"{machine()}; {minutes:.1f} minutes in all",
         headlines=headlines(checkpoint, with_aims=True),
         sections=sections,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DelayRow:
+    """One episode of the delay table."""
+
+    schedule: str
+    delay_ms: float
+    seed: int
+    success: bool
+    periods: int
+    chunks: int
+    holds: int  # times that the controller had to hold
+    dry: int  # of these, times that a chunk was used up before the next came
+    idle: int  # periods without an action of the policy, from its first on
+    clamped: int  # commands that the safety filter changed
+    largest_jump: float  # change of a commanded action from one period to the next, as a share of its range
+    violations: int  # limits broken by commands sent
+    end: str  # the controller's last state
+
+
+Cells = Mapping[str, Mapping[float, Sequence[DelayRow]]]  # by schedule and delay
+
+
+def cells(rows: Sequence[DelayRow]) -> Cells:
+    """Group rows by schedule and delay, in the order in which they come."""
+    grouped: dict[str, dict[float, list[DelayRow]]] = {}
+    for row in rows:
+        grouped.setdefault(row.schedule, {}).setdefault(row.delay_ms, []).append(row)
+    return grouped
+
+
+def success_rows(grouped: Cells) -> list[list[str]]:
+    """Return success with Wilson 95 % intervals, a line a schedule, a column a delay."""
+    table = []
+    for schedule, by_delay in grouped.items():
+        line = [schedule]
+        for rows in by_delay.values():
+            successes = sum(row.success for row in rows)
+            interval = wilson_interval(successes, len(rows))
+            line.append(f"{successes / len(rows):.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]")
+        table.append(line)
+    return table
+
+
+def success_json(grouped: Cells) -> list[dict[str, Any]]:
+    """Return successes, episodes and Wilson 95 % interval of each schedule and delay as JSON-ready data."""
+    table = []
+    for schedule, by_delay in grouped.items():
+        for delay, rows in by_delay.items():
+            successes = sum(row.success for row in rows)
+            interval = wilson_interval(successes, len(rows))
+            where = {"schedule": schedule, "delay_ms": delay, "low": interval.low, "high": interval.high}
+            table.append({**where, "successes": successes, "episodes": len(rows)})
+    return table
+
+
+def mean_rows(grouped: Cells, key: str, form: str) -> list[list[str]]:
+    """Return the mean of a number of each episode, a line a schedule, a column a delay."""
+    return [
+        [
+            schedule,
+            *(format(sum(getattr(row, key) for row in rows) / len(rows), form) for rows in by.values()),
+        ]
+        for schedule, by in grouped.items()
+    ]
+
+
+def dry_lines(grouped: Cells) -> list[str]:
+    """Return a line for each schedule and delay at which chunks ran dry."""
+    return [
+        f"{schedule} at {delay:g} ms: chunks ran dry {sum(row.dry for row in rows)} times, in "
+        f"{sum(row.dry > 0 for row in rows)} of {len(rows)} episodes; "
+        f"{sum(row.end != 'IDLE' for row in rows)} were stopped for good"
+        for schedule, by_delay in grouped.items()
+        for delay, rows in by_delay.items()
+        if any(row.dry for row in rows)
+    ]
+
+
+def delay_tables(grouped: Cells) -> list[tuple[str, list[list[str]]]]:
+    """Return title and rows of every table, success first."""
+    return [
+        ("Success", success_rows(grouped)),
+        ("Times that a chunk ran dry, an episode", mean_rows(grouped, "dry", ".1f")),
+        ("Periods without an action of the policy, an episode", mean_rows(grouped, "idle", ".0f")),
+        ("Periods to the end, mean", mean_rows(grouped, "periods", ".0f")),
+        ("Holds an episode, mean", mean_rows(grouped, "holds", ".1f")),
+        ("Largest jump of a command, share of its range, mean", mean_rows(grouped, "largest_jump", ".0%")),
+        ("Clamped commands an episode", mean_rows(grouped, "clamped", ".1f")),
+    ]
+
+
+def write_delay_page(path: Path, rows: Sequence[DelayRow], *, title: str, note: str, command: str) -> None:
+    """Write the HTML page of a delay table."""
+    grouped = cells(rows)
+    header = ["schedule", *(f"{delay:g} ms" for delay in next(iter(grouped.values())))]
+    (first, success), *others = delay_tables(grouped)
+    lines = [
+        Series(
+            name=schedule,
+            x=list(by_delay),
+            y=[100 * sum(row.success for row in one) / len(one) for one in by_delay.values()],
+        )
+        for schedule, by_delay in grouped.items()
+    ]
+    chart = Chart(caption="success [%]", series=lines, x_label="inference delay [ms]", y_label="success [%]")
+    sections: list[Section] = [
+        Table(title=first, header=header, rows=success, note=note),
+        Charts(title="Success against delay", charts=[chart]),
+        Text(title="Chunks that ran dry", paragraphs=dry_lines(grouped) or ["None did."]),
+        *(Table(title=name, header=header, rows=table) for name, table in others),
+        *closing_sections([(command, "this table")]),
+    ]
+    write_report(path, title=title, subtitle=machine(), sections=sections)
+
+
+def delay_markdown(rows: Sequence[DelayRow], *, title: str, note: str, command: str) -> str:
+    """Return a delay table as a page of Markdown."""
+    grouped = cells(rows)
+    header = ["schedule", *(f"{delay:g} ms" for delay in next(iter(grouped.values())))]
+    versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
+    tables = "\n".join(
+        f"## {name}\n\n{markdown_table(header, table)}\n" for name, table in delay_tables(grouped)
+    )
+    dry = "\n".join(f"- {line}" for line in dry_lines(grouped)) or "None did."
+    return (
+        f"# {title}\n\n`{command}`\n\n{machine()}; {versions}.\n\n{note}\n\n{tables}\n"
+        f"## Chunks that ran dry\n\n{dry}\n"
     )

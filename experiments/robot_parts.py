@@ -82,12 +82,21 @@ class RemoteForWorker:
 
     It runs in the inference worker, so nobody waits for it. Whether the robot goes on is not its business:
     failed inferences hold and stop the robot, and people arm it again.
+
+    Args:
+        url: ``ws://host:port``.
+        token: the server's, if it wants one.
+        wait_s: how long to wait, when made, for a server that is not there yet [s].
+        timeout_s: the longest wait for an answer [s].
+
+    Raises:
+        PolicyUnavailable: nobody answers, or not as a policy server does.
     """
 
-    def __init__(self, *, url: str, token: str | None) -> None:
+    def __init__(self, *, url: str, token: str | None, wait_s: float = 0.0, timeout_s: float = 2.0) -> None:
         from policies.serving.client import RemotePolicy  # here, as it needs websockets
 
-        self._remote = RemotePolicy.open(url, token=token)
+        self._remote = RemotePolicy.open(url, token=token, within_s=wait_s, timeout_s=timeout_s)
 
     @property
     def robot_spec(self) -> RobotSpec:
@@ -152,9 +161,11 @@ class LoadedPolicy(NamedTuple):
 
 @contextlib.contextmanager
 def open_policy(
-    *, bundle: str | None, server: str | None, token_env: str, num_threads: int
+    *, bundle: str | None, server: str | None, token_env: str, num_threads: int, server_wait_s: float = 0.0
 ) -> Iterator[LoadedPolicy]:
     """Open a bundle in this process, or connect to a policy server and hang up in the end.
+
+    A server that is not there yet is waited for, so long; no robot has been touched by then.
 
     Raises:
         ValueError: none or both are given, or the bundle is damaged.
@@ -163,7 +174,8 @@ def open_policy(
     if (bundle is None) == (server is None):
         raise ValueError(f"give either bundle=... or server=..., not bundle={bundle} and server={server}")
     if server is not None:
-        with contextlib.closing(RemoteForWorker(url=server, token=os.environ.get(token_env))) as remote:
+        token = os.environ.get(token_env)
+        with contextlib.closing(RemoteForWorker(url=server, token=token, wait_s=server_wait_s)) as remote:
             yield LoadedPolicy(remote, remote.max_committed)
         return
     from policies.exported import BundlePolicy

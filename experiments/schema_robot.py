@@ -92,6 +92,7 @@ class ControlRun:
     bundle: str | None = None  # either a bundle, run in this process,
     server: str | None = None  # or the address of a policy server: ws://host:port
     token_env: str = "VLA_SERVE_TOKEN"  # environment variable that holds the server's token, if it wants one
+    server_wait_s: float = 30.0  # how long to wait for a server that is not there yet, at the start
     robot: RobotConfig = MISSING
     env: EnvConfig = MISSING  # of a simulated robot
     tasks: list[str] = MISSING  # those of the environment
@@ -126,6 +127,8 @@ class DelayTableRun:
     execute_horizon: int = 4
     anchored: bool = True  # whether chunks of changes count from the commanded position at capture
     num_threads: int = 1
+    num_workers: int = 2  # processes, each with an environment and a policy of its own
+    results: str | None = None  # where to write <results>.json and <results>.md besides out_dir
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
 

@@ -1,4 +1,4 @@
-"""Plain text tables for the terminal. Knows nothing of what is in them."""
+"""Plain text tables for the terminal and for Markdown. Knows nothing of what is in them."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    >>> print(markdown_table(["task", "n"], [["reach", "9"]]))
+    | task | n |
+    | --- | --- |
+    | reach | 9 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

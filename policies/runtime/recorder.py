@@ -228,7 +228,9 @@ def audit_recording(recording: Recording, limits: SafetyLimits) -> list[Violatio
     found: list[Violation] = []
     sent = [period for period in recording.periods if period.commanded is not None]
     beginnings = [i for i, period in enumerate(sent) if period.start is not None]
-    if sent and (not beginnings or beginnings[0] != 0):
+    if not sent:
+        return found
+    if not beginnings or beginnings[0] != 0:
         raise ValueError("the recording has commands before the first arming; it is damaged")
     for first, end in zip(beginnings, [*beginnings[1:], len(sent)], strict=True):
         motion = sent[first:end]

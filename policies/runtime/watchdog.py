@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from policies.runtime.stream import StreamFacts
 
+STARVED = "no action is left to execute"  # the reason when a chunk was used up before the next came
+
 
 class Level(enum.IntEnum):
     """How bad it is; a higher level outranks a lower one."""
@@ -90,7 +92,7 @@ def assess_inference(now: float, facts: Facts, limits: WatchdogLimits) -> Verdic
     verdicts = [OK]
     lasting = (
         (facts.failing_since, limits.failing_stop_s, Level.HOLD, f"inference fails: {facts.failure}"),
-        (facts.starved_since, limits.starved_stop_s, Level.HOLD, "no action is left to execute"),
+        (facts.starved_since, limits.starved_stop_s, Level.HOLD, STARVED),
         # OK, so that the next action is tried: it may be a good one.
         (facts.refused_since, limits.refused_stop_s, Level.OK, f"refused as unsafe: {facts.failure}"),
     )

@@ -28,7 +28,8 @@ from policies.serving.wire import DEFAULT_LIMITS, WireError, WireLimits, decode,
 from policies.spec import RobotSpec
 
 CLOSE_TIMEOUT_S = 0.5
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reconnect; each is twice the last
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to connect; each is twice the last
+PASSING_CODES = ("unreachable", "timeout", "busy")  # refusals that a later attempt may not meet
 NO_ACTION_CODES = ("no_action", "bad_action")
 OUR_FAULT_PREFIXES = ("observation", "image", "state", "instruction", "committed", "missing_key")
 
@@ -66,6 +67,7 @@ class RemotePolicy:
         tls: ssl.SSLContext | None = None,
         timeout_s: float = 2.0,
         open_timeout_s: float = 5.0,
+        within_s: float = 0.0,
         limits: WireLimits = DEFAULT_LIMITS,
         contract: RemoteContract | None = None,
         expected_policy_id: str | None = None,
@@ -80,6 +82,7 @@ class RemotePolicy:
             tls: for ``wss``; None trusts the system's authorities.
             timeout_s: the longest wait for an answer, and for sending a request.
             open_timeout_s: the longest wait for the handshake and for the metadata.
+            within_s: how long to try again, with growing pauses, while nobody answers or the server is busy.
             limits: of the frames that are read.
             contract: required by servers of openpi itself, which tell nothing; otherwise a second opinion.
             expected_policy_id: refuse any other bundle.
@@ -100,7 +103,7 @@ class RemotePolicy:
             clock=clock,
             sleep=sleep,
         )
-        told = policy._connect()
+        told = policy._connect_within(within_s)
         try:
             policy._contract = agreed_contract(told, contract, expected_policy_id)
         except (ValueError, PolicyUnavailable):
@@ -158,16 +161,7 @@ class RemotePolicy:
             PolicyUnavailable: nobody answered `within_s`, or another policy than before is served now.
         """
         self.close()
-        give_up, pause = self._clock() + within_s, FIRST_PAUSE_S
-        while True:
-            try:
-                told = self._connect()
-                break
-            except PolicyUnavailable:
-                if self._clock() + pause > give_up:
-                    raise
-            self._sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        told = self._connect_within(within_s)
         if told is not None and told != self.contract:
             self.close()
             raise PolicyUnavailable(
@@ -190,6 +184,17 @@ class RemotePolicy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _connect_within(self, seconds: float) -> RemoteContract | None:
+        give_up, pause = self._clock() + seconds, FIRST_PAUSE_S
+        while True:
+            try:
+                return self._connect()
+            except PolicyUnavailable as error:
+                if error.code not in PASSING_CODES or self._clock() + pause > give_up:
+                    raise
+            self._sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _connect(self) -> RemoteContract | None:
         """Open the socket, read the metadata, and return the contract that it states, if any."""

@@ -1,8 +1,13 @@
 """The programs that drive robots: configuration, the course of a run, the page, the delay table."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,28 +16,32 @@ from hydra import compose, initialize_config_module
 from envs.registry import make_env
 from envs.sim_robot import SensorFaults
 from envs.tabletop.env import TabletopEnv
-from experiments import cli, schema, schema_robot
+from experiments import cli, control, schema, schema_robot
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
 from experiments.control_report import summarise, write_control_page
 from experiments.delay_table import (
+    Key,
     SettingsDiffer,
+    WorkerFailed,
+    play_in_workers,
     read_delay_rows,
     require_same_settings,
     run_episode,
     run_missing,
-    success_rows,
-    write_page,
 )
-from experiments.delay_table import cells as cells_of
+from experiments.report_pages import cells as cells_of
+from experiments.report_pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
 from experiments.robot_parts import chosen_task, open_policy, safety_limits, task_config
 from policies.runtime.limits import ChannelLimits, SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
 from policies.runtime.states import State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
+from policies.serving.contract import PolicyUnavailable
 from policies.spec import SpecMismatch
 
 ZEROS = [0.0] * 5
+ROOT = Path(__file__).parents[2]
 
 
 def composed(root, *overrides):
@@ -99,21 +108,22 @@ def test_a_task_that_is_not_there_and_a_policy_that_is_not_given_are_named():
         pass
 
 
+def test_no_robot_is_touched_before_the_server_answers(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    monkeypatch.setattr(control, "open_robot", lambda *_: pytest.fail("the robot was opened"))
+    run = composed("control", f"server=ws://127.0.0.1:{port}", "server_wait_s=0.15")
+    with pytest.raises(PolicyUnavailable, match="no connection"):
+        control.control_robot(run, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_policy_for_other_cameras_is_refused(table):
     run, _, env, *_ = table
     other = ExpertPolicy(env)
     other.robot_spec = dataclasses.replace(env.robot_spec, cameras=env.robot_spec.cameras[::-1])
     with pytest.raises(SpecMismatch, match="cameras"):
-        run_episode(
-            env,
-            other,
-            max_committed=0,
-            run=run,
-            limits=safety_limits(run.robot),
-            schedule="sync",
-            delay_ms=0.0,
-            seed=1,
-        )
+        run_episode(env, other, Key("sync", 0.0, 1), max_committed=0, run=run)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +141,12 @@ def table(tmp_path_factory):
     directory = tmp_path_factory.mktemp("table")
     env = make_env(task_config(run))
     policy = ExpertPolicy(env)
-    settings = {"max_committed": 0, "run": run, "limits": safety_limits(run.robot), "run_dir": directory}
-    rows = run_missing(env, policy, **settings)
-    yield run, directory, env, policy, settings, rows
+
+    def play_all(keys):
+        return (run_episode(env, policy, key, max_committed=0, run=run) for key in keys)
+
+    rows = run_missing(run, directory, play_all=play_all)
+    yield run, directory, env, policy, play_all, rows
     env.close()
 
 
@@ -149,14 +162,48 @@ def test_the_expert_reaches_its_goal_through_the_controller_at_any_delay(table):
 
 
 def test_a_table_continues_and_simulated_time_repeats_itself(table, tmp_path):
-    _, directory, env, policy, settings, rows = table
+    run, directory, _, policy, play_all, rows = table
     asked = policy.num_asked
-    assert run_missing(env, policy, **settings) == rows
+    assert run_missing(run, directory, play_all=play_all) == rows
     assert policy.num_asked == asked, "finished episodes were run again"
     path = directory / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-9])  # a torn last line
     assert len(read_delay_rows(path)) == len(rows) - 1
-    assert run_missing(env, policy, **settings) == rows, "the same episode came out otherwise"
+    assert run_missing(run, directory, play_all=play_all) == rows, "the same episode came out otherwise"
+
+
+@contextlib.contextmanager
+def open_expert(run):
+    """A player for workers: the expert, or nothing at all for a bundle of that name."""
+    if run.bundle == "broken":
+        sys.exit(7)
+    with contextlib.closing(make_env(task_config(run))) as env:
+        policy = ExpertPolicy(env)
+        yield lambda key: run_episode(env, policy, key, max_committed=0, run=run)
+
+
+def test_workers_give_the_rows_that_one_process_gives(table):
+    run, _, _, _, _, rows = table
+    keys = [Key(row.schedule, row.delay_ms, row.seed) for row in rows]
+    found = list(play_in_workers(dataclasses.replace(run, num_workers=1), keys, opener=open_expert))
+    assert found == rows
+
+
+def test_a_worker_that_dies_is_an_error_and_no_endless_wait(table):
+    run = dataclasses.replace(table[0], bundle="broken")
+    with pytest.raises(WorkerFailed, match="code 7"):
+        list(play_in_workers(run, [Key("sync", 0.0, run.first_seed)], opener=open_expert))
+
+
+def test_a_chunk_that_runs_dry_is_said_so(table):
+    run, _, env, policy, _, rows = table
+    assert all(row.dry == 0 for row in rows)
+    slow = run_episode(env, policy, Key("async", 300.0, rows[0].seed), max_committed=0, run=run)
+    assert slow.dry >= 1
+    assert slow.idle > slow.dry
+    assert slow.violations == 0
+    (line,) = dry_lines(cells_of([*rows, slow]))
+    assert line.startswith(f"async at 300 ms: chunks ran dry {slow.dry} times, in 1 of 1 episodes; 0 were")
 
 
 def test_a_directory_with_other_settings_is_refused(table, tmp_path):
@@ -170,12 +217,24 @@ def test_a_directory_with_other_settings_is_refused(table, tmp_path):
 
 
 def test_the_table_and_its_page_show_rates_with_intervals(table, tmp_path):
-    run, _, _, _, _, rows = table
+    rows = table[-1]
     assert success_rows(cells_of(rows)) == [
         ["sync"] + ["100% [21, 100]"] * 2,
         ["async"] + ["100% [21, 100]"] * 2,
     ]
-    write_page(tmp_path / "report.html", rows, run=run, command="python -m experiments.delay_table")
+    words = {"title": "Success: reach", "note": "one episode each", "command": "python -m experiments"}
+    write_delay_page(tmp_path / "report.html", rows, **words)
+    (first, *_) = success_json(cells_of(rows))
+    assert (first["schedule"], first["delay_ms"], first["successes"], first["episodes"]) == (
+        "sync",
+        0.0,
+        1,
+        1,
+    )
+    assert first["low"] == pytest.approx(0.2065, abs=1e-3)
+    markdown = delay_markdown(rows, **words)
+    assert "| sync | 100% [21, 100] | 100% [21, 100] |" in markdown
+    assert "## Chunks that ran dry\n\nNone did." in markdown
     page = (tmp_path / "report.html").read_text()
     assert "100% [21, 100]" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -267,6 +326,25 @@ def test_a_run_that_was_stopped_or_failed_ends_with_a_code_of_its_own():
     }  # fmt: skip
     codes = {0, cli.EXIT_FAILED, cli.EXIT_CONFIG, EXIT_STOPPED, EXIT_FAULT}
     assert len(codes) == 5, "codes must be told apart"
+
+
+def test_the_program_of_a_run_that_was_stopped_reports_and_ends_with_code_3(tmp_path):
+    (tmp_path / "made").mkdir()
+    recording(tmp_path / "made", [record(0), record(1), held(2, "STOPPED", x=0.5)])
+    script = (
+        "import shutil\n"
+        "from experiments import cli, control\n"
+        f"made = {str(tmp_path / 'made' / 'recording.jsonl')!r}\n"
+        "control.control_robot = lambda run, run_dir: bool(shutil.copy(made, run_dir)) and False\n"
+        "cli.run(control.main)\n"
+    )
+    command = [sys.executable, "-c", script, "bundle=b", f"out_dir={tmp_path / 'run'}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == EXIT_STOPPED, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in ended.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["state"], summary["goal_reached"], summary["limits_broken"]) == ("STOPPED", False, 0)
 
 
 def test_a_command_that_broke_a_limit_shows_in_the_page(tmp_path):

@@ -322,6 +322,7 @@ def test_a_hanging_policy_is_unavailable_by_the_clients_deadline():
             remote.predict([observation_of(1)])
         assert caught.value.code == "closed"
         policy.gate.set()
+        remote._timeout_s = WAIT_S  # a busy machine
         remote.reconnect(within_s=WAIT_S)
         assert remote.predict([observation_of(2)])[0, 0, 0] == 2
 
@@ -356,6 +357,30 @@ def test_a_refused_connection_is_retried_with_growing_pauses_until_time_is_up():
     assert set(pauses[5:]) == {2.0}
     assert 57.0 <= now[0] <= 60.0
     assert not remote.connected
+
+
+def test_a_client_that_comes_first_waits_for_its_server():
+    port, now, running = free_port(), [0.0], []
+    with contextlib.ExitStack() as stack:
+
+        def sleep(seconds):
+            now[0] += seconds
+            if now[0] > 60.0 and not running:
+                running.append(stack.enter_context(running_server(access=Access(port=port))))
+
+        remote = RemotePolicy.open(
+            f"ws://127.0.0.1:{port}", within_s=90.0, timeout_s=WAIT_S, clock=lambda: now[0], sleep=sleep
+        )
+        with remote:
+            assert 60.0 < now[0] < 63.0
+            assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+
+
+def test_a_wrong_token_is_not_tried_again():
+    with running_server(access=Access(port=0, token=TOKEN)) as running:
+        with pytest.raises(PolicyUnavailable) as caught:
+            opened(running, token="wrong", within_s=60.0, sleep=lambda seconds: pytest.fail("it waited"))
+        assert caught.value.code == "token"
 
 
 def test_nobody_there_is_unreachable():
@@ -475,6 +500,7 @@ def test_a_stopped_server_holds_nobody(side):
         assert time.monotonic() - start < 0.3 + 0.5 + 5.0  # its deadline, the farewell, a busy machine
         assert not remote.connected
         os.kill(process.pid, signal.SIGCONT)
+        remote._timeout_s = WAIT_S  # a busy machine
         remote.reconnect(within_s=WAIT_S)
         assert remote.predict([observation_of(2)])[0, 0, 0] == 2
         remote.close()

@@ -95,8 +95,9 @@ class Harness:
         self.delay_s = delay_s
         self.directory = directory
         self.limits = arm_limits(low=-5.0, high=5.0, velocity=velocity, acceleration=acceleration, jerk=800.0)
-        self.inference = (make_inference or self.simulated_inference)()
-        self.recorder = Recorder(directory, spec=self.arm.robot_spec, about={"test": True})
+        self.inference = self.simulated_inference() if make_inference is None else make_inference(self)
+        about = {"limits": self.limits.to_json()}
+        self.recorder = Recorder(directory, spec=self.arm.robot_spec, about=about)
         OPEN.append(self.recorder)
         self.controller = Controller(
             robot=self.arm,
@@ -151,9 +152,15 @@ class Harness:
         return [one for one in self.records if one.state == "RUNNING" and one.target is not None]
 
     def ran_blind(self):
-        """Whether it was RUNNING without an action after the first had been executed."""
-        periods = self.records[self.records.index(self.executed()[0]) :]
-        return any(one.state == "RUNNING" and one.target is None for one in periods)
+        """Whether it was RUNNING without an action after it had executed one since its start."""
+        has_acted = False
+        for one in self.records:
+            if one.state not in ("RUNNING", "HOLD"):
+                has_acted = False
+            elif one.state == "RUNNING" and one.target is None and has_acted:
+                return True
+            has_acted = has_acted or (one.state == "RUNNING" and one.target is not None)
+        return False
 
     def events(self):
         return [event for record in self.records for event in record.events]

@@ -142,11 +142,11 @@ def test_a_server_of_any_slowness_never_makes_an_action_run_after_its_time(tmp_p
         return good(observation)
 
     run.policy.answer = answer
-    run.steps(400)
+    run.steps(200)
     assert run.state in (State.RUNNING, State.HOLD), run.controller.reason
     assert run.controller.counts["stale answers"] >= 1
     assert run.controller.counts["times HOLD"] >= 1
-    assert len(run.executed()) > 100
+    assert len(run.executed()) > 50
     assert max(one.chunk_index for one in run.executed()) < run.policy.action_horizon
     assert not run.ran_blind()
     assert run.violations() == []
@@ -170,9 +170,12 @@ class Repeating:
 
 def test_answers_that_come_again_or_out_of_order_are_never_executed(tmp_path):
     rng = np.random.default_rng(4)
-    run = Harness(tmp_path, delay_s=DT)
-    run = Harness(tmp_path, delay_s=DT, make_inference=lambda: Repeating(run.simulated_inference()))
-    run.policy.answer = lambda observation: np.tile(np.append(rng.uniform(-0.02, 0.02, 2), 1.0), (8, 1))
+
+    def answer(observation):
+        return np.tile(np.append(rng.uniform(-0.02, 0.02, 2), 1.0), (8, 1)).astype(np.float32)
+
+    run = Harness(tmp_path, delay_s=DT, make_inference=lambda run: Repeating(run.simulated_inference()))
+    run.policy.answer = answer
     run.started(80)
     assert run.controller.counts["duplicate answers"] > 50
     order = [one.chunk_seq for one in run.executed()]
