@@ -103,7 +103,6 @@ class Generation(nn.Module):
         committed: Int[Tensor, "batch time action"] | None = None,
     ) -> Int[Tensor, "batch time action"]:
         """Return the chosen bin of every action."""
-        """Return the bins of a chunk."""
         return generate(self.model, images, text_ids, state, committed)
 
 
