@@ -19,7 +19,7 @@ from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.clock import Clock
 from policies.runtime.dialogue import Dialogue
 from policies.runtime.inference import Inference
-from policies.runtime.pacing import Pacer
+from policies.runtime.pacing import Pacer, short_collections
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
@@ -179,10 +179,11 @@ class Controller:
 
     def run(self, on_period: Callable[[PeriodRecord], bool]) -> None:
         """Run periods at the robot's rate until `on_period` returns false for one."""
-        while True:
-            self._pacer.wait()
-            if not on_period(self.tick()):
-                return
+        with short_collections():
+            while True:
+                self._pacer.wait()
+                if not on_period(self.tick()):
+                    return
 
     def tick(self) -> PeriodRecord:
         """Do one period's work, without waiting for anything, and return its record."""

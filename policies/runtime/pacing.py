@@ -1,10 +1,28 @@
 """Keeps a loop on its grid of periods and counts those that it missed. Knows nothing of their content."""
 
+import contextlib
+import gc
 import math
+from collections.abc import Iterator
 
 from policies.runtime.clock import Clock
 
 _LATE_SHARE = 0.5  # of a period: one that begins later than this counts as missed
+
+
+@contextlib.contextmanager
+def short_collections() -> Iterator[None]:
+    """Keep the garbage collector from stopping a loop: what is alive now is not looked through again.
+
+    A full collection of the objects that a robot program imports took 59 ms here, three periods at 50 Hz,
+    about once a minute.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Pacer:
