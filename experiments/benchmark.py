@@ -1,6 +1,6 @@
 """Measures the project's speed beside what the machine can do at most, measured in the same run.
 
-    python -m experiments.benchmark simulation          (or data, training, latency)
+    python -m experiments.benchmark simulation          (or data, training, latency, serving)
     python -m experiments.benchmark training model=vla_small trainer.batch_size=64
     python -m experiments.benchmark training peer_python=/path/to/lerobot/bin/python     (LeRobot beside it)
 
@@ -84,11 +84,19 @@ def latency(run: schema.BenchmarkRun) -> list[Row]:
     return rows
 
 
+def serving(run: schema.BenchmarkRun) -> list[Row]:
+    """Time the policy server with a policy that answers at once."""
+    from experiments.benchmarks.serving import measure
+
+    return measure(repeats=run.repeats)
+
+
 PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {
     "simulation": simulation,
     "data": data,
     "training": training,
     "latency": latency,
+    "serving": serving,
 }
 
 
