@@ -87,6 +87,7 @@ class DataConfig:
 
     cache_dir: str = MISSING
     more_datasets: list[str] = field(default_factory=list)  # of the same robot
+    cameras: list[str] | None = None  # the policy sees these of those recorded; null: all
     future_offsets: list[int] = field(default_factory=lambda: [8, 16, 32])  # later states to be predicted too
     validation_share: float = 0.02  # of the episodes; they are never trained on
     max_windows: int | None = None  # train (and validate) on this many windows only: for overfitting

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
 
     Raises:
         DatasetError: a dataset is missing, empty or damaged.
+        ValueError: a camera of data.cameras was not recorded.
     """
     windows = open_windows(
         [run.dataset, *run.data.more_datasets],
@@ -50,12 +52,28 @@ def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
         frame_offsets=run.processor.frame_offsets,
         future_offsets=run.data.future_offsets,
     )
+    if run.data.cameras is not None:
+        windows = windows.seen_by(run.data.cameras)
     train, validation = windows.split_by_episode(validation_share=run.data.validation_share, seed=run.seed)
     if run.data.max_windows is not None:
         train = train.subset(np.arange(min(run.data.max_windows, train.num_windows)))
         validation = train
     print(f"{train.num_windows} windows of {train.num_episodes} episodes; {validation.num_windows} held out")
     return train, validation
+
+
+def require_cameras_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
+    """Check before training that the policy can be evaluated after it.
+
+    Raises:
+        ValueError: the environment shows other cameras than those that the policy learns from.
+    """
+    if run.evaluation.conditions and list(cameras) != list(run.env.cameras):
+        raise ValueError(
+            f"the policy would learn from cameras {list(cameras)}, but the evaluation after it shows "
+            f"{list(run.env.cameras)}. Choose with data.cameras and env.cameras, or skip the evaluation with "
+            "evaluation.conditions=[]"
+        )
 
 
 def build_processor(run: schema.TrainRun, train: Windows) -> Processor:
@@ -151,11 +169,13 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
+        ValueError: the evaluation after training would show other cameras.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = DirectoryLock(run_dir)
     try:
         train, validation = open_data(run)
+        require_cameras_of_evaluation(run, train.robot_spec.camera_names)
         processor = build_processor(run, train)
         trainer = Trainer(
             trainer_settings(run.trainer, seed=run.seed),

@@ -181,3 +181,25 @@ def test_a_window_costs_little(record, tmp_path):
         windows.batch(sampler.next_batch())
         best = min(best, (time.process_time() - started) / 64)
     assert best < 0.3e-3, f"{best * 1e3:.3f} ms a window"
+
+
+def test_windows_may_be_seen_by_some_of_the_cameras_in_any_order(two_datasets):
+    windows, _ = open_all(two_datasets, action_horizon=2)
+    names = windows.robot_spec.camera_names
+    assert len(names) > 1
+    indices = np.array([0, 7, 12])
+    every = windows.batch(indices)["images"]
+    turned = windows.seen_by(names[::-1])
+    assert turned.robot_spec.camera_names == names[::-1]
+    np.testing.assert_array_equal(turned.batch(indices)["images"], every[:, :, ::-1])
+    one = windows.seen_by(names[1:2])
+    np.testing.assert_array_equal(one.batch(indices)["images"], every[:, :, 1:2])
+    assert windows.robot_spec.camera_names == names
+
+
+@pytest.mark.parametrize("cameras", [(), ("nowhere",), "twice"])
+def test_cameras_that_were_not_recorded_are_refused(two_datasets, cameras):
+    windows, _ = open_all(two_datasets, action_horizon=2)
+    asked = windows.robot_spec.camera_names[:1] * 2 if cameras == "twice" else cameras
+    with pytest.raises(ValueError, match="some of those recorded"):
+        windows.seen_by(asked)

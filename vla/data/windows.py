@@ -4,6 +4,7 @@ Gathering is vectorised numpy over arrays in memory and memory-mapped frames; no
 torch is not needed. Several datasets of one robot count as one.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -194,6 +195,22 @@ class Windows:
         chosen = object.__new__(type(self))
         chosen.__dict__.update(self.__dict__)
         chosen.moments = self.moments[indices]
+        return chosen
+
+    def seen_by(self, cameras: Sequence[str]) -> "Windows":
+        """Return the same windows with only these of the recorded cameras, in this order.
+
+        Raises:
+            ValueError: none is named, one is named twice, or was not recorded.
+        """
+        recorded = list(self.robot_spec.camera_names)
+        if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(recorded):
+            raise ValueError(f"cameras {list(cameras)} must be some of those recorded, each once: {recorded}")
+        places = [recorded.index(name) for name in cameras]
+        chosen = self.subset(np.arange(self.num_windows))
+        kept = tuple(self.robot_spec.cameras[place] for place in places)
+        chosen.robot_spec = dataclasses.replace(self.robot_spec, cameras=kept)
+        chosen._frames = [[frames[place] for place in places] for frames in self._frames]
         return chosen
 
     def _gather_frames(
