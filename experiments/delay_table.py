@@ -287,7 +287,10 @@ def _work(run: DelayTableRun, keys: Sequence[Key], opener: OpenPlayer, rows: Con
 
 
 def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], bundle: BundlePolicy) -> None:
-    """Write the page, and the table as JSON and Markdown; the latter two to `run.results` as well."""
+    """Write the page, and the table as JSON and Markdown; the latter two to `run.results` as well.
+
+    Single episodes stay in `rows.jsonl`.
+    """
     command = shlex.join(["python", "-m", "experiments.delay_table", *sys.argv[1:]])
     title = f"Success against inference delay: {chosen_task(run)}"
     chunk_ms = 1e3 * bundle.action_horizon / bundle.robot_spec.control_hz
@@ -310,7 +313,6 @@ def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], b
         "machine": machine(),
         "software": software_versions(),
         "success": success_json(cells(rows)),
-        "rows": [dataclasses.asdict(row) for row in rows],
     }
     targets = [run_dir / "delay_table", *([Path(run.results)] if run.results is not None else [])]
     for target in targets:
