@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 COLOURS = ("#2457c5", "#d1741f", "#5b6472", "#1b8a5a", "#8a3ffc")
 _WIDTH, _HEIGHT = 560, 280  # of the drawing, in SVG units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 16, 44
 _MAX_POINTS = 400
 
 
@@ -89,7 +89,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     parts.append(
         f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 6}">{html.escape(x_label)}</text>'
     )
-    turned = f'transform="translate(13 {middle_y}) rotate(-90)"'
+    turned = f'transform="translate(10 {middle_y}) rotate(-90)"'
     parts.append(f'<text class="label" {turned}>{html.escape(y_label)}</text></svg>')
     return "".join(parts) + (_legend([name for name, _ in lines]) if len(lines) > 1 else "")
 

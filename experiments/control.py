@@ -271,7 +271,8 @@ def main(config: DictConfig) -> None:
         *summary.rows(),
         ["wall time", f"{time.monotonic() - began:.1f} s"],
     ]
-    print("\n".join(f"{name:<42}{value}" for name, value in rows))
+    wide = 2 + max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{wide}}{value}" for name, value in rows))
     print(f"recording: {run_dir / 'recording.jsonl'}\nreport: {run_dir / 'report.html'}")
     code = exit_code(summary.state)
     if code:
