@@ -3,8 +3,10 @@
 Compared once with what LeRobot 0.4.4 itself writes: same columns and types. Options cover its variants.
 """
 
+import contextlib
 import io
 import json
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -124,12 +126,22 @@ def _write_data(root, number, rows, states, actions, variant):
     writer.close()
 
 
+@contextlib.contextmanager
+def _same_priority():
+    """Undo what SVT-AV1 does to a process of root: it makes its caller real-time (FIFO 99)."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def _write_video(path, rows, spec, camera, variant):
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"g": "2", "crf": "5"}
     if variant.codec == "libsvtav1":
         options = {"g": "2", "crf": "10", "preset": "12", "svtav1-params": "lp=1"}
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    with _same_priority(), av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(variant.codec, rate=Fraction(FPS), options=options)
         size = spec.cameras[camera]
         stream.height, stream.width, stream.pix_fmt = size.height, size.width, "yuv420p"

@@ -112,7 +112,7 @@ class Relay:
     def __init__(self, server_port):
         self._server_port, self._listener = server_port, socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self.delay_s, self.clock = None, None
+        self.delay_s, self.clock, self._is_cut = None, None, False
         self._links, self._threads = [], []
         self._held, self._lock = [], threading.Lock()
         self._start(self._accept)
@@ -145,9 +145,14 @@ class Relay:
                 sink.sendall(data)
 
     def cut(self):
-        """From now on nothing passes through the connections that there are."""
+        """From now on nothing passes through any connection; those made after `mend` work again."""
+        self._is_cut = True
         for link in self._links:
             link.is_dead = True
+
+    def mend(self):
+        """Let connections that are made from now on work."""
+        self._is_cut = False
 
     def _start(self, work, *arguments):
         self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
@@ -158,6 +163,7 @@ class Relay:
             while True:
                 client, _ = self._listener.accept()
                 link = _Link(client, socket.create_connection(("127.0.0.1", self._server_port)))
+                link.is_dead = self._is_cut
                 self._links.append(link)
                 self._start(self._pump, link, link.client, link.server, False)
                 self._start(self._pump, link, link.server, link.client, True)

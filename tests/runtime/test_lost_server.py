@@ -127,6 +127,7 @@ def test_a_connection_that_dies_without_a_word_is_held_stopped_and_replaced(tmp_
         relay.cut()
         driven.run.until(State.HOLD, at_most=HORIZON + 1)
         driven.run.until(State.STOPPED, at_most=12)
+        relay.mend()
         wait_until(lambda: not driven.is_waiting)  # the client's own deadline
         driven.start_again()
         driven.require_stopped_in_time()
