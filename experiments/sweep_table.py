@@ -104,8 +104,8 @@ def overrides(run: Path) -> dict[str, str]:
     """Return what a run's command line set, by key, places left out."""
     lines = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
     assert isinstance(lines, list)
-    pairs = (str(line).split("=", 1) for line in lines)
-    return {key: value for key, value in pairs if key not in PLACES}
+    pairs = (str(line).partition("=") for line in lines)  # ~key, which takes a key away, has no value
+    return {key: value for key, _, value in pairs if key not in PLACES}
 
 
 def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:

@@ -66,6 +66,11 @@ def test_places_are_no_changes(tmp_path):
     assert overrides(tmp_path / "0") == {"seed": "3"}
 
 
+def test_a_key_that_was_taken_away_is_a_change(tmp_path):
+    write_run(tmp_path / "0", overrides=["~experiment", "seed=3"], successes=1)
+    assert overrides(tmp_path / "0") == {"~experiment": "", "seed": "3"}
+
+
 def test_a_directory_without_runs_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         find_runs([str(tmp_path)])
