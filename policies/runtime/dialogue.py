@@ -71,12 +71,15 @@ class Dialogue:
         return self._schedule.next_action(now)
 
     def note_plan(self, now: float, *, is_empty: bool, is_seeing: bool) -> None:
-        """Remember since when there has been nothing to execute and nothing else explains it."""
+        """Remember since when there has been nothing to execute.
+
+        What explains it when it begins has a time of its own. What comes later does not: a failed answer
+        to a robot that has been waiting for 0.4 s must not begin the wait anew.
+        """
         may_wait = self._schedule.waits or not self._has_chunk
-        is_explained = self.failing_since is not None or self.refused_since is not None or not is_seeing
-        if not is_empty or may_wait or is_explained:
+        if not is_empty or may_wait or not is_seeing:
             self.starved_since = None
-        elif self.starved_since is None:
+        elif self.starved_since is None and self.failing_since is None and self.refused_since is None:
             self.starved_since = now
 
     def note_refusal(self, now: float, reason: str) -> None:

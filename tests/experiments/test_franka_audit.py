@@ -62,6 +62,21 @@ def test_abrupt_ends_and_joints_out_of_range_are_found():
     assert audit_setpoints(stream(smooth(), joints=outside)).violations == 1
 
 
+def test_milliseconds_that_were_lost_are_counted_and_no_end_of_a_motion():
+    whole = stream(smooth())
+    audit = audit_setpoints([*whole[:90], *whole[93:]])
+    assert (audit.violations, audit.lost) == (0, 3)
+    assert audit.acceleration <= audit_setpoints(whole).acceleration
+
+
+def test_a_jump_across_lost_milliseconds_is_found():
+    whole = stream(smooth(top=1.5, ticks=600))
+    audit = audit_setpoints([*whole[:150], *whole[450:]])  # as fast after it as before, but long after
+    assert audit.abrupt_ends == 2
+    faster = [replace(one, commanded=one.commanded + 0.1) for one in whole[153:300]]
+    assert audit_setpoints([*whole[:150], *faster]).acceleration > 1.0
+
+
 def test_an_empty_stream_is_no_proof():
     with pytest.raises(ValueError, match="no setpoint"):
         audit_setpoints([])

@@ -122,6 +122,19 @@ def test_a_policy_that_never_answers_stops_the_robot_by_the_deadline(tmp_path, s
     assert run.violations() == []
 
 
+def test_a_failure_that_comes_while_the_robot_waits_does_not_begin_the_wait_anew(tmp_path):
+    def fail(observation):
+        raise DecodeError("gone")
+
+    run = Harness(tmp_path, schedule="async").started()
+    run.policy.answer, run.delay_s = fail, 14 * DT  # the horizon is 8: some 0.3 s without an action by then
+    run.until(State.HOLD, at_most=12)
+    assert run.until(State.STOPPED, at_most=20) <= 11  # 0.5 s
+    assert "no action is left" in run.controller.reason
+    assert run.controller.counts["failed answers"] == 1
+    assert run.violations() == []
+
+
 def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
     run = Harness(tmp_path, starved_stop_s=5.0).started()
     run.delay_s = 9 * DT  # the horizon is 8
