@@ -14,7 +14,8 @@ from policies.robots.franky_arm import Setpoint
 
 ACCELERATION, JERK = 10.0, 5000.0  # of every joint [rad/s2, rad/s3]
 _TICK_S = 0.001
-_MAX_LOST = 20  # milliseconds without a packet over which a robot carries on; libfranka gives up after that
+MAX_LOST = 20  # packets in a row without which a robot carries on; it stops itself after that (libfranka)
+_MAX_STALL_S = 0.2  # a simulator carries on for longer; by then a command is over and the arm at rest
 _AT_REST = 0.01  # a motion begins and ends within this of zero [rad/s]
 _MOVES = 0.02  # measured joint speed above which the arm counts as moving [rad/s]
 
@@ -30,7 +31,8 @@ class SetpointAudit:
     measured_speed: float
     range_margin_rad: float  # of the measured joints from the ends of their ranges, the least
     abrupt_ends: int  # motions that began or ended at speed
-    lost: int  # milliseconds of motions in which the arm was told nothing; a busy machine loses some
+    lost: int  # milliseconds of motions in which the arm was told nothing, as happens on a busy machine,
+    lost_in_a_row: int  # and the most of them in a row
 
     @property
     def violations(self) -> int:
@@ -52,8 +54,11 @@ def audit_setpoints(setpoints: Sequence[Setpoint]) -> SetpointAudit:
     joints = np.array([one.joints for one in setpoints])
     speeds = np.array([one.speeds for one in setpoints])
     gaps = np.diff(times)
-    joined = gaps < (_MAX_LOST + 1.5) * _TICK_S  # else one motion ended, and another began
+    moves = np.abs(commanded).max(axis=1) > _AT_REST
     whole = gaps < 1.5 * _TICK_S
+    joined = gaps < (MAX_LOST + 1.5) * _TICK_S  # else one motion ended, and another began
+    joined |= (gaps < _MAX_STALL_S) & moves[:-1] & moves[1:]
+    lost = np.rint(gaps[joined & ~whole] / _TICK_S - 1.0)
     accelerations = np.diff(commanded, axis=0) / np.maximum(gaps, _TICK_S)[:, None]
     jerks = np.diff(accelerations, axis=0)[whole[1:] & whole[:-1]] / _TICK_S
     ends = np.abs(np.concatenate([commanded[:-1][~joined], commanded[1:][~joined], commanded[[0, -1]]]))
@@ -67,7 +72,8 @@ def audit_setpoints(setpoints: Sequence[Setpoint]) -> SetpointAudit:
         measured_speed=float((np.abs(speeds) / limit).max()),
         range_margin_rad=float(margins.min()),
         abrupt_ends=int((ends.max(axis=1) > _AT_REST).sum()),
-        lost=int(np.rint(gaps[joined & ~whole] / _TICK_S - 1.0).sum()),
+        lost=int(lost.sum()),
+        lost_in_a_row=int(lost.max(initial=0.0)),
     )
 
 

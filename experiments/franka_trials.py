@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from envs.provenance import software_versions
 from experiments import cli, schema
+from experiments.franka_audit import MAX_LOST
 from experiments.franka_parts import ArmClock, open_arm, open_mirror
 from experiments.franka_processes import Process, bundle_server, expert_server, franky_sim
 from experiments.franka_report import fault_table, report, trial_table
@@ -108,6 +109,8 @@ def shortcomings(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence
             found.append(
                 f"{name}: limits were broken: {trial.recorded_violations} by commands, {trial.audit}"
             )
+        if run.robot.needs_realtime and trial.audit.lost_in_a_row > MAX_LOST:
+            found.append(f"{name}: {trial.audit.lost_in_a_row} packets were lost in a row")
         if trial.times is None:
             continue
         stop_s = max(run.watchdog.starved_stop_s, run.watchdog.failing_stop_s)

@@ -65,7 +65,7 @@ def test_abrupt_ends_and_joints_out_of_range_are_found():
 def test_milliseconds_that_were_lost_are_counted_and_no_end_of_a_motion():
     whole = stream(smooth())
     audit = audit_setpoints([*whole[:90], *whole[93:]])
-    assert (audit.violations, audit.lost) == (0, 3)
+    assert (audit.violations, audit.lost, audit.lost_in_a_row) == (0, 3, 3)
     assert audit.acceleration <= audit_setpoints(whole).acceleration
 
 
@@ -73,6 +73,9 @@ def test_a_jump_across_lost_milliseconds_is_found():
     whole = stream(smooth(top=1.5, ticks=600))
     audit = audit_setpoints([*whole[:150], *whole[450:]])  # as fast after it as before, but long after
     assert audit.abrupt_ends == 2
+    assert audit_setpoints([*whole[:1], *whole[150:]]).abrupt_ends == 1  # from rest, without a way there
+    stalled = audit_setpoints([*whole[:250], *whole[350:]])
+    assert (stalled.violations, stalled.lost_in_a_row) == (0, 100)
     faster = [replace(one, commanded=one.commanded + 0.1) for one in whole[153:300]]
     assert audit_setpoints([*whole[:150], *faster]).acceleration > 1.0
 
