@@ -219,6 +219,7 @@ class Trainer:
     def _bar(self) -> tqdm:
         return tqdm(
             total=100,
+            initial=round(100 * self._progress(), 1),  # of a resumed run; the time left counts from there
             desc="train",
             disable=not self.ranks.is_main,
             bar_format="{desc} {n:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
