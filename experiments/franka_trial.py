@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.tabletop.mirror import TabletopMirror
 from experiments.franka_audit import SetpointAudit, audit_setpoints, last_motion_s
-from experiments.franka_parts import place_in_scene
+from experiments.franka_parts import FrankaInScene, place_in_scene
 from experiments.robot_parts import RemoteForWorker, build_controller, drive, safety_limits
 from experiments.schema_robot import FrankaTrialsRun
 from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
@@ -126,11 +126,43 @@ def run_trial(
     robot = place_in_scene(rig.run.robot, arm=rig.arm, mirror=rig.mirror, seed=seed, clock=rig.clock)
     robot.warm_up()
     rig.setpoints.clear()
-    seconds = FAULT_SECONDS if fault else rig.run.max_seconds
-    limits = safety_limits(rig.run.robot)
-    about = {"instruction": robot.instruction, "schedule": rig.run.schedule, "limits": limits.to_json()}
     striker = _Striker(strike if fault else lambda: None, arm=rig.arm, clock=rig.clock)
     began, arm_began = time.monotonic(), rig.arm.heard_s
+    chunk_s = _drive_recorded(rig, robot, url=url, directory=directory, striker=striker, is_fault=bool(fault))
+    wait_at_rest(rig.arm)
+    wall_s, arm_s = time.monotonic() - began, rig.arm.heard_s - arm_began
+    recording = read_recording(directory)
+    times = None
+    if fault:
+        if striker.at_s is None:
+            raise ValueError(f"seed {seed}: the arm was never in the middle of its way; {directory} has it")
+        rest_s = last_motion_s(rig.setpoints) - striker.arm_at_s
+        times = fault_times(recording, struck_at=striker.at_s, to_rest_s=rest_s)
+    waits = [one.inference_s for one in recording.periods if one.inference_s is not None]
+    last = recording.periods[-1]
+    return Trial(
+        seed=seed,
+        instruction=robot.instruction,
+        success=robot.success,
+        end=f"{last.state}: {last.reason}" if last.reason else last.state,
+        seconds=last.now - next(one.now for one in recording.periods if one.start is not None),
+        realtime_factor=arm_s / wall_s,
+        chunk_s=chunk_s,
+        missed_periods=last.missed,
+        recorded_violations=len(audit_recording(recording, safety_limits(rig.run.robot))),
+        audit=audit_setpoints(rig.setpoints),
+        inference_ms=1e3 * float(np.median(waits)) if waits else None,
+        fault=fault,
+        times=times,
+    )
+
+
+def _drive_recorded(
+    rig: Rig, robot: FrankaInScene, *, url: str, directory: Path, striker: _Striker, is_fault: bool
+) -> float:
+    """Drive to the end of the trial, recorded in a directory; return how far ahead the policy plans [s]."""
+    limits = safety_limits(rig.run.robot)
+    about = {"instruction": robot.instruction, "schedule": rig.run.schedule, "limits": limits.to_json()}
     policy = RemoteForWorker(url=url, token=None)
     with (
         closing(policy),
@@ -152,38 +184,14 @@ def run_trial(
             clock=rig.clock,
             recorder=recorder,
         )
+        seconds = FAULT_SECONDS if is_fault else rig.run.max_seconds
         drive(
             controller,
-            is_over=lambda: robot.is_over and not fault,  # a fault is watched to its end
+            is_over=lambda: robot.is_over and not is_fault,  # a fault is watched to its end
             max_periods=round(seconds / controller.period_s),
             on_period=striker.watch,
         )
-    wait_at_rest(rig.arm)
-    wall_s, arm_s = time.monotonic() - began, rig.arm.heard_s - arm_began
-    recording = read_recording(directory)
-    times = None
-    if fault:
-        if striker.at_s is None:
-            raise ValueError(f"seed {seed}: the arm was never in the middle of its way; {directory} has it")
-        rest_s = last_motion_s(rig.setpoints) - striker.arm_at_s
-        times = fault_times(recording, struck_at=striker.at_s, to_rest_s=rest_s)
-    waits = [one.inference_s for one in recording.periods if one.inference_s is not None]
-    last = recording.periods[-1]
-    return Trial(
-        seed=seed,
-        instruction=robot.instruction,
-        success=robot.success,
-        end=f"{last.state}: {last.reason}" if last.reason else last.state,
-        seconds=last.now - next(one.now for one in recording.periods if one.start is not None),
-        realtime_factor=arm_s / wall_s,
-        chunk_s=policy.action_horizon * controller.period_s,
-        missed_periods=last.missed,
-        recorded_violations=len(audit_recording(recording, limits)),
-        audit=audit_setpoints(rig.setpoints),
-        inference_ms=1e3 * float(np.median(waits)) if waits else None,
-        fault=fault,
-        times=times,
-    )
+        return policy.action_horizon * controller.period_s
 
 
 def fault_times(recording: Recording, *, struck_at: float, to_rest_s: float) -> FaultTimes:
