@@ -182,7 +182,6 @@ def running_server(policy=None, *, access=None, server_settings=None, load=None,
             failures.append(error)
         finally:
             ready.set()
-            loop.close()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -192,10 +191,10 @@ def running_server(policy=None, *, access=None, server_settings=None, load=None,
         if not failures:
             yield Running(server, scheme=access.scheme)
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.set)  # the loop is closed below, so this holds for an ended thread too
         thread.join(WAIT_S)
         assert not thread.is_alive()
+        loop.close()
     if failures:
         raise failures[0]
 
