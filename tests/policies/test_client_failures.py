@@ -1,0 +1,228 @@
+"""The remote policy and servers that fail: it gives up in time, says why, and finds the next one."""
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_fixtures import (
+    TOKEN,
+    WAIT_S,
+    FakePolicy,
+    observation_of,
+    running_server,
+    settings,
+)
+
+from policies.serving.access import Access, server_tls
+from policies.serving.client import PolicyUnavailable, RemotePolicy
+from policies.serving.server import ServedPolicy
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+
+
+def opened(running, **more):
+    return RemotePolicy.open(running.url(), **more)
+
+
+def test_a_hanging_policy_is_unavailable_by_the_clients_deadline():
+    policy = FakePolicy()
+    with running_server(policy) as running, opened(running, timeout_s=0.2) as remote:
+        policy.gate.clear()
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.predict([observation_of(1)])
+        assert caught.value.code == "timeout"
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.predict([observation_of(1)])
+        assert caught.value.code == "closed"
+        policy.gate.set()
+        remote._timeout_s = WAIT_S  # a busy machine
+        remote.reconnect(within_s=WAIT_S)
+        assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+
+
+def test_a_silent_greeting_is_a_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(PolicyUnavailable) as caught:
+            RemotePolicy.open(url, open_timeout_s=0.2)
+    assert caught.value.code == "timeout"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
+
+
+def test_a_refused_connection_is_retried_with_growing_pauses_until_time_is_up():
+    with running_server() as running:
+        remote = opened(running)
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    remote._clock, remote._sleep = (lambda: now[0]), sleep
+    with pytest.raises(PolicyUnavailable) as caught:
+        remote.reconnect(within_s=60.0)
+    assert caught.value.code == "unreachable"
+    assert pauses[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert set(pauses[5:]) == {2.0}
+    assert 57.0 <= now[0] <= 60.0
+    assert not remote.connected
+
+
+def test_a_client_that_comes_first_waits_for_its_server():
+    port, now, running = free_port(), [0.0], []
+    with contextlib.ExitStack() as stack:
+
+        def sleep(seconds):
+            now[0] += seconds
+            if now[0] > 60.0 and not running:
+                running.append(stack.enter_context(running_server(access=Access(port=port))))
+
+        remote = RemotePolicy.open(
+            f"ws://127.0.0.1:{port}", within_s=90.0, timeout_s=WAIT_S, clock=lambda: now[0], sleep=sleep
+        )
+        with remote:
+            assert 60.0 < now[0] < 63.0
+            assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+
+
+def test_a_wrong_token_is_not_tried_again():
+    with running_server(access=Access(port=0, token=TOKEN)) as running:
+        with pytest.raises(PolicyUnavailable) as caught:
+            opened(running, token="wrong", within_s=60.0, sleep=lambda seconds: pytest.fail("it waited"))
+        assert caught.value.code == "token"
+
+
+def test_nobody_there_is_unreachable():
+    with pytest.raises(PolicyUnavailable) as caught:
+        RemotePolicy.open(f"ws://127.0.0.1:{free_port()}")
+    assert caught.value.code == "unreachable"
+
+
+def test_after_a_reconnect_the_same_policy_has_to_answer():
+    with running_server() as running, opened(running) as remote:
+        remote.close()
+        remote.reconnect(within_s=WAIT_S)
+        assert remote.predict([observation_of(1)])[0, 0, 0] == 1
+        running.server._protocols = {
+            "/": lambda: running.server._speakers(ServedPolicy(policy=FakePolicy(), policy_id="c" * 64))[
+                "/"
+            ]()
+        }
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.reconnect(within_s=WAIT_S)
+        assert caught.value.code == "changed"
+        assert not remote.connected
+
+
+def test_tokens_and_full_servers_are_told_apart():
+    with running_server(
+        access=Access(port=0, token=TOKEN), server_settings=settings(max_connections=1)
+    ) as running:
+        with pytest.raises(PolicyUnavailable) as caught:
+            opened(running, token="wrong")
+        assert caught.value.code == "token"
+        with opened(running, token=TOKEN) as first:
+            with pytest.raises(PolicyUnavailable) as caught:
+                opened(running, token=TOKEN)
+            assert caught.value.code == "busy"
+            assert first.predict([observation_of(2)])[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize(("name", "works"), [("valid", True), ("expired", False)])
+def test_tls_certificates_are_checked(name, works):
+    tls = server_tls(certificate=GOLDEN / "tls" / f"{name}.pem", key=GOLDEN / "tls" / f"{name}.key")
+    trusting = ssl.create_default_context(cafile=str(GOLDEN / "tls" / f"{name}.pem"))
+    with running_server(access=Access(port=0, tls=tls)) as running:
+        if works:
+            with opened(running, tls=trusting) as remote:
+                assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+        else:
+            with pytest.raises(PolicyUnavailable, match="expired"):
+                opened(running, tls=trusting)
+        with pytest.raises(PolicyUnavailable):
+            opened(running)  # the system does not know this authority
+
+
+SERVER_PROGRAM = """
+import asyncio, sys, threading
+sys.path.insert(0, {tests!r})
+from serving_fixtures import FakePolicy
+from policies.serving.server import PolicyServer, ServedPolicy
+from policies.serving.access import Access
+server = PolicyServer(
+    load=lambda: ServedPolicy(policy=FakePolicy(), policy_id="a" * 64), access=Access(port={port})
+)
+asyncio.run(server.run(asyncio.Event(), on_ready=lambda: print("ready", flush=True)))
+"""
+
+
+@contextlib.contextmanager
+def server_process(port):
+    program = SERVER_PROGRAM.format(tests=str(Path(__file__).parent), port=port)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_killed_server_is_noticed_and_its_successor_is_found():
+    port = free_port()
+    with server_process(port) as process:
+        remote = RemotePolicy.open(f"ws://127.0.0.1:{port}")
+        assert remote.predict([observation_of(1)])[0, 0, 0] == 1
+        process.kill()
+        process.wait()
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.predict([observation_of(2)])
+        assert caught.value.code == "lost"
+    with server_process(port):
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.predict([observation_of(3)])  # never by itself
+        assert caught.value.code == "closed"
+        remote.reconnect(within_s=WAIT_S)
+        assert remote.predict([observation_of(4)])[0, 0, 0] == 4
+        remote.close()
+
+
+@pytest.mark.parametrize("side", [8, 4000])  # pixels: far less, and far more than the kernel's buffers hold
+def test_a_stopped_server_holds_nobody(side):
+    port = free_port()
+    observation = observation_of(1)
+    object.__setattr__(observation, "images", {"front": np.zeros((1, side, side, 3), np.uint8)})
+    with server_process(port) as process:
+        remote = RemotePolicy.open(f"ws://127.0.0.1:{port}", timeout_s=0.3)
+        os.kill(process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(PolicyUnavailable):
+            remote.predict([observation])
+        assert time.monotonic() - start < 0.3 + 0.5 + 5.0  # its deadline, the farewell, a busy machine
+        assert not remote.connected
+        os.kill(process.pid, signal.SIGCONT)
+        remote._timeout_s = WAIT_S  # a busy machine
+        remote.reconnect(within_s=WAIT_S)
+        assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+        remote.close()
