@@ -25,6 +25,7 @@ from envs.results import format_table
 from experiments import cli, schema
 from experiments.collect import collect_dataset
 from experiments.evaluate import evaluate_conditions, load_policy
+from policies.spec import SpecMismatch
 from vla.data.augment import ImageAugmentation
 from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
@@ -200,13 +201,29 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
     return result
 
 
+def record_if_asked(run: schema.TrainRun) -> None:
+    """Record what is missing in the dataset, if the run asks for that.
+
+    Raises:
+        SpecMismatch: the dataset holds recordings of another robot, or of other cameras.
+        DatasetError: as in `collect_dataset`.
+    """
+    if not run.record:
+        return
+    try:
+        collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
+    except SpecMismatch as mismatch:
+        raise SpecMismatch(
+            f"{mismatch}\nsay record=false to train on what is there, or give another dataset to record anew"
+        ) from mismatch
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Record if asked to, train, evaluate."""
     run = schema.typed(config, schema.TrainRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if run.record:
-        collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
+    record_if_asked(run)
     result = train_policy(run, run_dir)
     print(f"checkpoint {result.checkpoint}, step {result.step}, {result.elapsed_s / 60:.1f} min of training")
     if not run.evaluation.conditions:

@@ -1,10 +1,14 @@
-"""What a recording is made of: the environment of the run, or more lessons in shapes if asked for."""
+"""What a recording is made of, and what it is for: the environment of the run, one set of cameras."""
 
 import pytest
+from hydra import compose, initialize_config_module
 
+from experiments import schema
 from experiments.collect import Collection
 from experiments.schema import CollectConfig
 from experiments.schema_env import EnvConfig
+from experiments.train import record_if_asked
+from policies.spec import SpecMismatch
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])
@@ -30,3 +34,17 @@ def test_recordings_may_hold_more_twins_than_the_run_has(tmp_path, asked, wanted
     collection.writer.close()
     assert {config["twin_share"] for config in collection.configs.values()} == {wanted}
     assert env.twin_share == 0.2
+
+
+def test_a_recording_with_other_cameras_is_used_only_if_asked(tmp_path):
+    def run(*overrides):
+        given = [f"dataset={tmp_path}", "record=true", "tasks=[reach]", "collect.episodes_per_task=1"]
+        schema.register()
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("train", [*given, "env.image_size=16", "collect.storage=image", *overrides])
+        return schema.typed(config, schema.TrainRun)
+
+    record_if_asked(run("env.cameras=[exterior,wrist]"))
+    with pytest.raises(SpecMismatch, match=r"cameras:(.|\n)*record=false .*another dataset"):
+        record_if_asked(run("env.cameras=[wrist]"))
+    record_if_asked(run("env.cameras=[wrist]", "record=false"))
