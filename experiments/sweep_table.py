@@ -27,7 +27,7 @@ from vla.training.metrics import read_metrics
 schema.register()
 
 PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
-PLACES = ("out_dir", "dataset", "data.cache_dir", "path")  # overrides that say where, not what
+PLACES = ("out_dir", "dataset", "record", "data.cache_dir", "path")  # overrides that say where, not what
 HEADER = ["changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"]
 
 
@@ -108,6 +108,23 @@ def overrides(run: Path) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key not in PLACES}
 
 
+def _evaluation(run: Path) -> Path:
+    return run / "evaluation" if (run / "evaluation").exists() else run
+
+
+def _has_episodes(rows: Path) -> bool:
+    return rows.exists() and rows.stat().st_size > 0
+
+
+def split_unevaluated(runs: list[Path], condition: str) -> tuple[list[Path], list[Path]]:
+    """Return the runs of a sweep that can be in its table, and those that are not evaluated yet.
+
+    The first run is among the former whatever it holds, as without it there is nothing to compare with.
+    """
+    waiting = [run for run in runs[1:] if not _has_episodes(_evaluation(run) / condition / "episodes.jsonl")]
+    return [run for run in runs if run not in waiting], waiting
+
+
 def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
     """Return a row a run.
 
@@ -120,8 +137,7 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
         mine = overrides(run)
         changed = [f"{key}={value}" for key, value in mine.items() if first.get(key) != value]
         changed += [f"{key} as by default" for key in first if key not in mine]
-        inside = run / "evaluation"
-        evaluation = open_evaluation(inside if inside.exists() else run, condition)
+        evaluation = open_evaluation(_evaluation(run), condition)
         if not evaluation.rows:
             raise FileNotFoundError(f"{evaluation.run_dir} has no finished episode yet")
         paired = None
@@ -148,12 +164,15 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
 def main(config: DictConfig) -> None:
     """Read, print, write."""
     run = schema.typed(config, schema.SweepTableRun)
-    rows = read_rows(find_runs(run.runs), run.condition)
+    evaluated, waiting = split_unevaluated(find_runs(run.runs), run.condition)
+    rows = read_rows(evaluated, run.condition)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     cells = [row.cells() for row in rows]
     atomic_write_json(out_dir / "sweep.json", [row.to_json() for row in rows])
     atomic_write_bytes(out_dir / "sweep.md", (markdown_table(HEADER, cells) + "\n").encode())
     print(format_table(HEADER, cells))
+    if waiting:
+        print(f"not evaluated yet, and so not in the table: {', '.join(map(str, waiting))}")
     print("Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test.")
     print(f"written to {out_dir / 'sweep.md'}")
 

@@ -7,7 +7,7 @@ import pytest
 
 from envs.episodes import EpisodeRow
 from envs.results import EvaluationPlan
-from experiments.sweep_table import find_runs, overrides, read_rows
+from experiments.sweep_table import find_runs, overrides, read_rows, split_unevaluated
 
 
 def write_run(path, *, overrides, successes, cameras=("front",), episodes=4):
@@ -74,3 +74,18 @@ def test_a_key_that_was_taken_away_is_a_change(tmp_path):
 def test_a_directory_without_runs_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         find_runs([str(tmp_path)])
+
+
+def test_a_sweep_that_is_going_on_has_a_table_of_what_is_there(tmp_path):
+    write_run(tmp_path / "0", overrides=[], successes=4)
+    write_run(tmp_path / "2", overrides=["seed=2"], successes=1)
+    for unfinished in ("1", "3"):
+        (tmp_path / unfinished / ".hydra").mkdir(parents=True)
+        (tmp_path / unfinished / ".hydra" / "overrides.yaml").write_text("[]")
+    runs = find_runs([str(tmp_path)])
+    evaluated, waiting = split_unevaluated(runs, "right")
+    assert [run.name for run in evaluated] == ["0", "2"]
+    assert [run.name for run in waiting] == ["1", "3"]
+    assert split_unevaluated(runs[1:], "right")[0] == runs[1:3]
+    with pytest.raises(FileNotFoundError, match="no evaluation"):
+        read_rows(split_unevaluated(runs[1:], "right")[0], "right")
