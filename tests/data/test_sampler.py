@@ -11,7 +11,7 @@ SIZES = st.integers(1, 50)
 
 
 @given(num_windows=SIZES, batch_size=st.integers(1, 20), world=st.integers(1, 4), seed=st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ranks_together_see_every_window_once_an_epoch(num_windows, batch_size, world, seed):
     ranks = [
         EpochSampler(num_windows=num_windows, batch_size=batch_size, seed=seed, rank=rank, world_size=world)
@@ -28,7 +28,7 @@ def test_ranks_together_see_every_window_once_an_epoch(num_windows, batch_size, 
 
 
 @given(num_windows=SIZES, before=st.integers(0, 12), seed=st.integers(0, 9), balanced=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_it_resumes_exactly(num_windows, before, seed, balanced):
     groups = np.arange(num_windows) % 3 if balanced else None
 
@@ -44,7 +44,7 @@ def test_it_resumes_exactly(num_windows, before, seed, balanced):
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=5), seed=st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_groups_get_equal_shares_of_an_epoch(counts, seed):
     groups = np.repeat(np.arange(len(counts)), counts)
     sampler = EpochSampler(num_windows=len(groups), batch_size=len(groups), seed=seed, groups=groups)

@@ -44,7 +44,7 @@ def open_all(two_datasets, **arguments):
     offsets=st.sets(st.integers(0, 8), min_size=1, max_size=3),
     indices=st.lists(st.integers(0, 33), min_size=0, max_size=6),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_windows_equal_a_plain_loop(opened, horizon, offsets, indices):
     offsets = tuple(sorted(offsets, reverse=True))
     datasets, caches, episodes = opened

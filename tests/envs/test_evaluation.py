@@ -128,12 +128,12 @@ def test_a_signal_leaves_a_usable_record(tmp_path, number):
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while not (log.exists() and log.stat().st_size > 2000):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
-        assert process.wait(20) != 0
+        assert process.wait(100) != 0
         process.stderr.read()  # ends when the workers, which share it, have ended too
     num_rows = len(read_rows(log))
     assert num_rows >= 3

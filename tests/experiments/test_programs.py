@@ -36,7 +36,7 @@ TINY = [
 
 def program(verb, *arguments):
     command = [sys.executable, "-m", f"experiments.{verb}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def quickstart(tmp_path_factory):
     return out_dir, result.stdout
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_quickstart_does_everything_and_prints_where(quickstart):
     out_dir, printed = quickstart
     assert f"report: {out_dir}/report.html" in printed
@@ -58,7 +58,7 @@ def test_the_quickstart_does_everything_and_prints_where(quickstart):
         assert f"== {stage} took" in printed
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_report_needs_no_other_file(quickstart):
     page = (quickstart[0] / "report.html").read_text()
     for expected in ("right instruction", "swapped instruction", "blank instruction", "held-out", "Versions"):
@@ -67,7 +67,7 @@ def test_the_report_needs_no_other_file(quickstart):
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_results_name_policy_seeds_and_intervals(quickstart):
     results = json.loads((quickstart[0] / "evaluation" / "right" / "results.json").read_text())
     assert results["complete"]
@@ -76,7 +76,7 @@ def test_results_name_policy_seeds_and_intervals(quickstart):
     assert len(results["policy_id"]) == 64
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
     out_dir, _ = quickstart
     again = program("quickstart", f"out_dir={out_dir}", *TINY)
@@ -87,7 +87,7 @@ def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
     assert "['seed']" in changed.stderr
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
     out_dir, _ = quickstart
     result = program(
@@ -98,7 +98,7 @@ def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
     assert "verdict" in json.loads((tmp_path / "comparison.json").read_text())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_different_scenes_are_no_pairs(quickstart):
     evaluation = open_evaluation(quickstart[0] / "evaluation", "right")
     require_same_scenes(evaluation, evaluation)
@@ -108,7 +108,7 @@ def test_different_scenes_are_no_pairs(quickstart):
         require_same_scenes(evaluation, other)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_recording_that_is_terminated_keeps_its_episodes_and_continues(tmp_path):
     dataset = tmp_path / "dataset"
     arguments = ["tasks=[reach]", f"dataset={dataset}", f"out_dir={tmp_path / 'run'}"]
@@ -116,11 +116,12 @@ def test_a_recording_that_is_terminated_keeps_its_episodes_and_continues(tmp_pat
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while len(list(dataset.glob(".recording/*"))) < 3 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while len(list(dataset.glob(".recording/*"))) < 3:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == 143, message
     kept = Dataset(dataset).num_episodes
     assert kept >= 2

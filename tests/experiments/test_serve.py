@@ -85,7 +85,7 @@ def test_it_tells_how_to_connect_serves_and_ends_with_code_0(number, tmp_path):
 
 def test_an_open_door_ends_with_a_message(tmp_path):
     with program("port=0", f"out_dir={tmp_path}", "host=0.0.0.0") as process:
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "there is no token" in printed
     assert "Traceback" not in printed
@@ -112,7 +112,7 @@ def test_a_taken_port_ends_with_a_message(tmp_path):
         socket.create_server(("127.0.0.1", 0)) as taken,
         program(f"port={taken.getsockname()[1]}", f"out_dir={tmp_path}") as process,
     ):
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "address already in use" in printed
 

@@ -19,7 +19,7 @@ from policies.serving.wire import decode, encode
 from policies.spec import CameraSpec, Channel, RobotSpec
 
 HORIZON = 4
-WAIT_S = 20.0  # the longest that a test waits for anything
+WAIT_S = 60.0  # the longest that a test waits for anything
 TOKEN = "correct horse battery staple"
 
 

@@ -34,7 +34,7 @@ GOOD = np.ones((HORIZON, 2), np.float32)
 
 
 def opened(running, **more):
-    return RemotePolicy.open(running.url(), **more)
+    return RemotePolicy.open(running.url(), **{"timeout_s": WAIT_S, "open_timeout_s": WAIT_S} | more)
 
 
 def metadata(**changes):

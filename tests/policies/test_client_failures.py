@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def opened(running, **more):
-    return RemotePolicy.open(running.url(), **more)
+    return RemotePolicy.open(running.url(), **{"timeout_s": WAIT_S, "open_timeout_s": WAIT_S} | more)
 
 
 def test_a_hanging_policy_is_unavailable_by_the_clients_deadline():
@@ -160,10 +160,13 @@ SERVER_PROGRAM = """
 import asyncio, sys, threading
 sys.path.insert(0, {tests!r})
 from serving_fixtures import FakePolicy
-from policies.serving.server import PolicyServer, ServedPolicy
+from policies.serving.server import PolicyServer, ServedPolicy, ServerSettings
+from policies.serving.session import SessionSettings
 from policies.serving.access import Access
 server = PolicyServer(
-    load=lambda: ServedPolicy(policy=FakePolicy(), policy_id="a" * 64), access=Access(port={port})
+    load=lambda: ServedPolicy(policy=FakePolicy(), policy_id="a" * 64),
+    access=Access(port={port}),
+    settings=ServerSettings(session=SessionSettings(request_timeout_s=100.0)),
 )
 asyncio.run(server.run(asyncio.Event(), on_ready=lambda: print("ready", flush=True)))
 """
@@ -192,7 +195,7 @@ def server_process(port):
 def test_a_killed_server_is_noticed_and_its_successor_is_found():
     port = free_port()
     with server_process(port) as process:
-        remote = RemotePolicy.open(f"ws://127.0.0.1:{port}")
+        remote = RemotePolicy.open(f"ws://127.0.0.1:{port}", timeout_s=WAIT_S)
         assert remote.predict([observation_of(1)])[0, 0, 0] == 1
         process.kill()
         process.wait()
@@ -219,7 +222,7 @@ def test_a_stopped_server_holds_nobody(side):
         start = time.monotonic()
         with pytest.raises(PolicyUnavailable):
             remote.predict([observation])
-        assert time.monotonic() - start < 0.3 + 0.5 + 5.0  # its deadline, the farewell, a busy machine
+        assert time.monotonic() - start < WAIT_S  # it never answers
         assert not remote.connected
         os.kill(process.pid, signal.SIGCONT)
         remote._timeout_s = WAIT_S  # a busy machine

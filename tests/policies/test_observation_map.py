@@ -112,7 +112,7 @@ def test_a_map_with_impossible_choices_is_refused():
         a_map(cameras={"side": "image"}).require_fitting(SPEC)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     layout=st.sampled_from(["hwc", "chw"]),
     keys=st.sampled_from(

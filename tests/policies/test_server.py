@@ -205,14 +205,14 @@ def test_a_client_that_never_reads_is_cut_off():
     policy = FakePolicy(answer=lambda observations: np.zeros((1, 50_000, 2), np.float32))
     policy.action_horizon = 50_000  # 400 kB an answer
     with (
-        running_server(policy, server_settings=settings(send_timeout_s=0.3)) as running,
+        running_server(policy, server_settings=settings(send_timeout_s=1.0)) as running,
         running.connect(max_size=None, max_queue=1) as deaf,
     ):
         deaf.recv(timeout=WAIT_S)
         with contextlib.suppress(ConnectionClosed):
             for number in range(200):
                 deaf.send(encode(message_of(number)))
-                if not policy.entered.acquire(timeout=1.0):
+                if not policy.entered.acquire(timeout=3.0):
                     break  # the server waits for the client to read
         give_up = time.monotonic() + WAIT_S
         while running.metrics()["connections"]["open"]:

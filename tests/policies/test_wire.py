@@ -16,8 +16,8 @@ from PIL import Image
 from policies.serving.wire import DTYPES, Dialect, PackedImage, WireError, WireLimits, decode, encode
 from policies.serving.wire_images import resize_image, unpack_image
 
-SLOW_S = 0.25  # of processor time for a refusal; the tests' shape checker makes the 1.5 ms of the worst 60
-LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+SLOW_S = 0.5  # of processor time for a refusal; the tests' shape checker makes the 1.5 ms of the worst 60
+LENIENT = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 
 plain = st.recursive(
     st.none()
@@ -39,10 +39,10 @@ arrays = st.sampled_from(DTYPES).flatmap(
 def refused(data, *, dialect=Dialect.OPENPI, limits=None):
     """The code with which a message is refused, which has to happen quickly."""
     limits = limits or WireLimits()
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(WireError) as caught:
         decode(data, dialect=dialect, limits=limits)
-    assert time.process_time() - start < SLOW_S
+    assert time.thread_time() - start < SLOW_S
     return caught.value.code
 
 
@@ -109,10 +109,10 @@ def test_arrays_survive_bit_for_bit(array, dialect):
 @given(st.binary(max_size=300))
 def test_random_bytes_are_read_or_refused_quickly(data):
     for dialect in Dialect:
-        start = time.process_time()
+        start = time.thread_time()
         with contextlib.suppress(WireError):
             assert isinstance(decode(data, dialect=dialect), dict)
-        assert time.process_time() - start < SLOW_S
+        assert time.thread_time() - start < SLOW_S
 
 
 @LENIENT
@@ -317,10 +317,10 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds():
     width = 20_000  # 1.2 GB of pixels behind a few bytes
     header = struct.pack(">IIBBBBB", width, width, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + b"\0" * 4
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(WireError) as caught:
         unpack_image(PackedImage(format="png", data=data, shape=(6, 7, 3)), max_pixels=10_000)
-    assert time.process_time() - start < SLOW_S
+    assert time.thread_time() - start < SLOW_S
     assert caught.value.code in ("image_data", "image_form")
 
 

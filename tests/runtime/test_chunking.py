@@ -126,7 +126,7 @@ def test_the_promise_follows_the_delays_that_were_seen_and_what_the_policy_can_b
     name=st.sampled_from(["async", "ensemble", "rtc"]),
     delays=st.lists(st.integers(0, 12), min_size=1, max_size=12),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_delays_make_an_action_run_in_a_period_that_it_was_not_meant_for(name, delays):
     plan, waiting, seq = schedule(name), None, 0
     for k in range(60):

@@ -52,7 +52,7 @@ def play(safety, requests, *, state=None):
     jerk=st.sampled_from([8.0, 60.0, math.inf]),
     acceleration=st.sampled_from([1.0, 4.0]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_stream_of_requests_makes_the_filter_break_a_limit(convention, requests, hz, jerk, acceleration):
     safety, spec, limits = make(convention, control_hz=hz, jerk=jerk, acceleration=acceleration)
     start = safety.position
@@ -63,7 +63,7 @@ def test_no_stream_of_requests_makes_the_filter_break_a_limit(convention, reques
 
 
 @given(seed=st.integers(0, 10_000), convention=st.sampled_from(CONVENTIONS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_driving_at_full_speed_into_every_wall_breaks_no_limit(seed, convention):
     safety, spec, limits = make(convention)
     start = safety.position

@@ -60,7 +60,7 @@ def test_a_seam_jump_of_half_a_radian_stays_within_all_limits(period_s):
     jumps=st.lists(st.tuples(*[st.floats(-0.5, 0.5)] * 4), min_size=1, max_size=6),
     per_target=st.sampled_from([20, 50]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_no_targets_break_a_limit_and_in_the_end_it_rests(jumps, per_target):
     smooth = smoother(target_period_s=per_target * MS)
     motion = follow(smooth, np.cumsum(jumps, axis=0), per_target=per_target, after=1200)
