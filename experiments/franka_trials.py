@@ -49,7 +49,7 @@ FAULTS: dict[str, Callable[[Process], None]] = {
 }
 MUST_STOP = ("killed", "stopped")  # the others may get their answers through in time
 SHARE_TO_SUCCEED = 0.9
-GRACE_S = 0.15  # by which a deadline may be missed: three periods, as the loop looks once in each
+_GRACE_S = 0.15  # by which a deadline may be missed: three periods, as the loop looks once in each
 _BRAKING_S = 0.5  # from STOPPED until the arm must be at rest
 
 
@@ -97,9 +97,7 @@ def run_faults(rig: Rig, out_dir: Path) -> list[Trial]:
     return trials
 
 
-def shortcomings(
-    run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[Trial], *, grace_s: float = GRACE_S
-) -> list[str]:
+def shortcomings(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[Trial]) -> list[str]:
     """Return what was not as it must be, in words; nothing if all was."""
     found = []
     successes = sum(trial.success for trial in trials)
@@ -121,7 +119,7 @@ def shortcomings(
             found.append(f"{name}: did not hold within one control period of its last action: {times}")
         if times.oldest_action_s > dry_s:
             found.append(f"{name}: executed an action {times.oldest_action_s:.2f} s old")
-        deadline_s = dry_s + stop_s + grace_s
+        deadline_s = dry_s + stop_s + _GRACE_S
         if trial.fault in MUST_STOP and (times.to_stopped_s is None or times.to_stopped_s > deadline_s):
             found.append(f"{name}: STOPPED after {times.to_stopped_s} s; the deadline is {deadline_s:.2f} s")
         if times.to_rest_s is not None and times.to_rest_s > deadline_s + _BRAKING_S:

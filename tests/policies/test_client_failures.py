@@ -222,7 +222,7 @@ def test_a_stopped_server_holds_nobody(side):
         start = time.monotonic()
         with pytest.raises(PolicyUnavailable):
             remote.predict([observation])
-        assert time.monotonic() - start < WAIT_S  # it never answers
+        assert time.monotonic() - start < 0.3 + 0.5 + 5.0  # its deadline, the farewell, a busy machine
         assert not remote.connected
         os.kill(process.pid, signal.SIGCONT)
         remote._timeout_s = WAIT_S  # a busy machine
