@@ -142,11 +142,13 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = shlex.join(["python", "-m", "experiments.quickstart", *sys.argv[1:]])
-        bundle = self.out_dir / "bundle"
+        scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env.level}"
+        checkpoint = f"path={self.out_dir / 'train'} {scene}"
+        bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"
         return [
             (typed, "all of this"),
-            (f"python -m experiments.evaluate path={self.out_dir / 'train'}", "the checkpoint alone"),
-            (f"python -m experiments.evaluate policy=bundle path={bundle}", "the bundle alone"),
+            (f"python -m experiments.evaluate {checkpoint}", "the checkpoint alone"),
+            (f"python -m experiments.evaluate {bundle}", "the bundle alone"),
         ]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from envs.registry import make_env
 from envs.results import EvaluationPlan
 from experiments import schema
 from experiments.cli import explain_config_error
+from experiments.quickstart import Quickstart
 from experiments.simulation import env_configs
 from experiments.train import trainer_settings
 from vla.data.augment import ImageAugmentation
@@ -96,6 +98,16 @@ def test_the_quickstart_builds():
     run = schema.typed(composed("quickstart"), schema.QuickstartRun)
     build(run)
     assert {"reach", "push", "lift"} <= set(run.tasks)
+
+
+def test_the_commands_that_the_quickstart_prints_repeat_its_scenes(tmp_path):
+    run = schema.typed(composed("quickstart"), schema.QuickstartRun)
+    _, *commands = [command for command, _ in Quickstart(run=run, out_dir=tmp_path).commands()]
+    for command, evaluation in zip(commands, (run.evaluation, run.bundle_evaluation), strict=True):
+        python, m, program, *words = shlex.split(command)
+        assert (python, m, program) == ("python", "-m", "experiments.evaluate")
+        repeated = schema.typed(composed("evaluate", words), schema.EvaluateRun)
+        assert (repeated.tasks, repeated.env, repeated.evaluation) == (run.tasks, run.env, evaluation)
 
 
 def test_the_full_recipe_and_the_defaults_cover_all_tasks():
