@@ -130,7 +130,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
 
     @abc.abstractmethod
     def swapped_instruction(self) -> str:
-        """Return an instruction for another goal of the same scene, one that is not fulfilled yet."""
+        """Return another instruction: for another goal of this scene, or for a task that looks alike."""
 
     @abc.abstractmethod
     def expert_action(self) -> Float32[np.ndarray, " action"]:

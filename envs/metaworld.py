@@ -152,9 +152,11 @@ class MetaWorldEnv(ManipulationEnv):
         simulation = self._simulation
         simulation.seed(int(self.np_random.integers(2**31)))
         self._seen, _ = simulation.reset()
-        # Meta-World moves bodies and goal after its last computation of poses: bring them up to date.
+        # Meta-World moves bodies and goal after its last computation of poses: mend them and what it saw.
         mujoco.mj_kinematics(simulation.model, simulation.data)
         mujoco.mj_camlight(simulation.model, simulation.data)
+        simulation._prev_obs = simulation._get_curr_obs_combined_no_goal()
+        self._seen[:18] = self._seen[18:36] = simulation._prev_obs
         self._reports_success = False
         self._swapped_instruction = phrase(swapped_task(self.task), wording, index)
         return instruction

@@ -172,6 +172,7 @@ class _ContinueEpisode(Job):
 
     def run(self, workspace: Workspace, slot: int) -> _Progress:
         episode: _RunningEpisode = workspace.running[slot]
+        workspace.keep(slot)
         return episode.progress(episode.advance(self.actions))
 
 

@@ -68,6 +68,11 @@ class Workspace:
         self._envs.move_to_end(key)
         return self._envs[key]
 
+    def keep(self, slot: int) -> None:
+        """Note that the environment of a slot is still in use, so that others are closed first."""
+        key = next(key for key in reversed(self._envs) if key[0] == slot)
+        self._envs.move_to_end(key)
+
     def close(self) -> None:
         """Close every environment, and with it its rendering context."""
         self.running.clear()

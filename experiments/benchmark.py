@@ -48,7 +48,7 @@ def data(run: schema.BenchmarkRun) -> list[Row]:
     """Time the making of batches."""
     from experiments.benchmarks.data import measure
 
-    _record(run)
+    record_what_is_read(run)
     return measure(run, repeats=run.repeats)
 
 
@@ -59,7 +59,7 @@ def training(run: schema.BenchmarkRun) -> list[Row]:
     from experiments.benchmarks.peers import training_row
     from experiments.benchmarks.training import measure
 
-    _record(run)
+    record_what_is_read(run)
     rows = measure(run, repeats=run.repeats)
     if run.peer_python is not None:
         ours = next(row.value for row in rows if row.unit == "samples/s")
@@ -77,7 +77,7 @@ def latency(run: schema.BenchmarkRun) -> list[Row]:
     from experiments.benchmarks.latency import measure
     from experiments.benchmarks.peers import latency_row
 
-    _record(run)
+    record_what_is_read(run)
     rows = measure(run)
     if run.peer_python is not None:
         rows.append(latency_row(run, python=run.peer_python))
@@ -100,8 +100,9 @@ PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {
 }
 
 
-def _record(run: schema.BenchmarkRun) -> None:
-    if run.record:
+def record_what_is_read(run: schema.BenchmarkRun) -> None:
+    """Record what the measurement reads, unless there is a dataset, to which nothing is added."""
+    if run.record and not (Path(run.dataset) / "meta" / "info.json").exists():
         collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
 
 

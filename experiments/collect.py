@@ -16,12 +16,14 @@ import hydra
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from envs.base import require_choice
 from envs.collection import DemonstrationEpisode, collect_episodes
 from envs.disturbance import Disturbance
 from envs.registry import make_env
 from experiments import cli, schema
 from experiments.simulation import env_configs, env_settings
 from experiments.tables import format_table
+from policies.spec import RobotSpec
 from vla.data.writer import DatasetWriter
 
 schema.register()
@@ -36,9 +38,7 @@ class Collection:
         if collect.twin_share is not None:
             env = dataclasses.replace(env, twin_share=collect.twin_share)
         self.settings, self.configs = collect, env_configs(env, tasks)
-        probe = make_env(self.configs[tasks[0]])  # also finds wrong tasks, keys and a missing GL early
-        spec = probe.robot_spec
-        probe.close()
+        spec = self._probe(tasks)
         info = {"env": env_settings(env), **self._noise()}
         self.writer = DatasetWriter(
             root,
@@ -54,6 +54,18 @@ class Collection:
             self.kept[task] += 1
             if task in self.next_seed:
                 self.next_seed[task] = max(self.next_seed[task], seed + 1)
+
+    def _probe(self, tasks: Sequence[str]) -> RobotSpec:
+        """Return the robot of these tasks; find wrong names and an OpenGL that cannot draw early."""
+        probe = make_env(self.configs[tasks[0]])
+        try:
+            for task in tasks:
+                require_choice("task", task, probe.TASKS)
+            probe.start_episode(seed=self.settings.first_seed)
+            probe.render_camera(probe.robot_spec.camera_names[0])
+            return probe.robot_spec
+        finally:
+            probe.close()
 
     def _noise(self) -> dict[str, float]:
         return {

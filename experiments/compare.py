@@ -27,8 +27,16 @@ def open_evaluation(path: Path, condition: str) -> Evaluation:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is not finished; what is there would flatter it, as successes end before failures do.
     """
-    return load_evaluation(path if (path / "plan.json").exists() else path / condition)
+    evaluation = load_evaluation(path if (path / "plan.json").exists() else path / condition)
+    if not evaluation.is_complete:
+        raise ValueError(
+            f"{evaluation.run_dir} is not finished: {len(evaluation.rows)} of "
+            f"{len(evaluation.plan.requests())} episodes, and successes end first; continue it with the "
+            "command that began it"
+        )
+    return evaluation
 
 
 def require_same_scenes(a: Evaluation, b: Evaluation, *, ignore: Sequence[str] = ()) -> None:

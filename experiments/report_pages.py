@@ -64,8 +64,9 @@ def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
     """Return the success table and the videos."""
     named = {f"{condition} instruction": evaluation for condition, evaluation in results.items()}
     note = (
-        "Swapped: the policy is told to do it with another object of the same scene; blank: it is told "
-        "nothing. Success is always that of the original instruction, so both should be low."
+        "Swapped: the policy is told to do something else, with another object of the scene (in Meta-World: "
+        "another task); blank: it is told nothing. Success is always that of the original instruction, so "
+        "both should be low, except where the scene leaves only one thing to do."
     )
     sections: list[Section] = [
         Success(title="Success", evaluations=named, targets={}, note=note if len(named) > 1 else "")

@@ -109,6 +109,7 @@ class TrainerConfig:
     accumulate: int = 1
     smoothing_bins: float = 1.0
     future_weight: float = 3.0  # of the loss on later states
+    balance_tasks: bool = False  # as many samples of each task, however long its demonstrations
     precision: str = "auto"  # auto | fp32 | bf16
     compile: str = "auto"  # auto | on | off
     device: str = "auto"  # auto | cpu | cuda

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from envs.comparison import PairedCounts, compare
-from envs.results import Evaluation
+from envs.results import Evaluation, load_evaluation
 from envs.statistics import Interval
 from experiments import cli, schema
 from experiments.compare import open_evaluation, require_same_scenes
@@ -27,7 +27,7 @@ from vla.training.metrics import read_metrics
 schema.register()
 
 PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
-PLACES = ("out_dir", "dataset", "record", "data.cache_dir", "path")  # overrides that say where, not what
+PLACES = ("out_dir", "dataset", "record", "data.cache_dir")  # overrides that say where, not what
 HEADER = ["changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"]
 
 
@@ -89,11 +89,16 @@ def find_runs(paths: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        below = [] if _is_run(path) else sorted(p.parent for p in path.glob("*/.hydra"))
+        below = [] if _is_run(path) else sorted((p.parent for p in path.glob("*/.hydra")), key=_by_number)
         if not below and not _is_run(path):
             raise FileNotFoundError(f"{path} holds no run: neither it nor a directory in it has .hydra/")
         found += below or [path]
     return found
+
+
+def _by_number(run: Path) -> tuple[bool, int, str]:
+    """Order a sweep's directories as Hydra numbers them, 2 before 10, and others by name after these."""
+    return (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run.name)
 
 
 def _is_run(path: Path) -> bool:
@@ -112,16 +117,18 @@ def _evaluation(run: Path) -> Path:
     return run / "evaluation" if (run / "evaluation").exists() else run
 
 
-def _has_episodes(rows: Path) -> bool:
-    return rows.exists() and rows.stat().st_size > 0
+def _is_evaluated(run: Path, condition: str) -> bool:
+    folder = _evaluation(run)
+    folder = folder if (folder / "plan.json").exists() else folder / condition
+    return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
 
 
 def split_unevaluated(runs: list[Path], condition: str) -> tuple[list[Path], list[Path]]:
-    """Return the runs of a sweep that can be in its table, and those that are not evaluated yet.
+    """Return the runs of a sweep that can be in its table, and those not evaluated to the end yet.
 
     The first run is among the former whatever it holds, as without it there is nothing to compare with.
     """
-    waiting = [run for run in runs[1:] if not _has_episodes(_evaluation(run) / condition / "episodes.jsonl")]
+    waiting = [run for run in runs[1:] if not _is_evaluated(run, condition)]
     return [run for run in runs if run not in waiting], waiting
 
 
@@ -130,7 +137,7 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
 
     Raises:
         FileNotFoundError: a run has no evaluation under this condition.
-        ValueError: two runs met other scenes.
+        ValueError: an evaluation is not finished, or two runs met other scenes.
     """
     first, rows = overrides(runs[0]), list[SweepRow]()
     for run in runs:
@@ -138,8 +145,6 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
         changed = [f"{key}={value}" for key, value in mine.items() if first.get(key) != value]
         changed += [f"{key} as by default" for key in first if key not in mine]
         evaluation = open_evaluation(_evaluation(run), condition)
-        if not evaluation.rows:
-            raise FileNotFoundError(f"{evaluation.run_dir} has no finished episode yet")
         paired = None
         if rows:
             require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)

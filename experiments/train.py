@@ -27,6 +27,7 @@ from experiments.collect import collect_dataset
 from experiments.evaluate import evaluate_conditions, load_policy
 from policies.spec import SpecMismatch
 from vla.data.augment import ImageAugmentation
+from vla.data.layout import read_info
 from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
 from vla.model.sizes import ModelSizes
@@ -59,17 +60,29 @@ def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
     if run.data.max_windows is not None:
         train = train.subset(np.arange(min(run.data.max_windows, train.num_windows)))
         validation = train
-    print(f"{train.num_windows} windows of {train.num_episodes} episodes; {validation.num_windows} held out")
+    held_out = "none" if validation is train else validation.num_windows
+    print(f"{train.num_windows} windows of {train.num_episodes} episodes; {held_out} held out")
     return train, validation
 
 
-def require_cameras_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
-    """Check before training that the policy can be evaluated after it.
+def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
+    """Check before training that the policy can be evaluated after it, on pictures like those it learns from.
 
     Raises:
-        ValueError: the environment shows other cameras than those that the policy learns from.
+        ValueError: the environment shows other cameras, or draws in another quality.
     """
-    if run.evaluation.conditions and list(cameras) != list(run.env.cameras):
+    if not run.evaluation.conditions:
+        return
+    for root in (run.dataset, *run.data.more_datasets):
+        recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
+        quality = recorded_by_us.get("render_quality", run.env.render_quality)
+        if quality != run.env.render_quality:
+            raise ValueError(
+                f"{root} was drawn with render_quality={quality}, the evaluation after training would draw "
+                f"with {run.env.render_quality}. Give env.render_quality={quality}, or skip the evaluation "
+                "with evaluation.conditions=[]"
+            )
+    if list(cameras) != list(run.env.cameras):
         raise ValueError(
             f"the policy would learn from cameras {list(cameras)}, but the evaluation after it shows "
             f"{list(run.env.cameras)}. Choose with data.cameras and env.cameras, or skip the evaluation with "
@@ -170,13 +183,13 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
-        ValueError: the evaluation after training would show other cameras.
+        ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = DirectoryLock(run_dir)
     try:
         train, validation = open_data(run)
-        require_cameras_of_evaluation(run, train.robot_spec.camera_names)
+        require_pictures_of_evaluation(run, train.robot_spec.camera_names)
         processor = build_processor(run, train)
         trainer = Trainer(
             trainer_settings(run.trainer, seed=run.seed),

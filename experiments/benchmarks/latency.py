@@ -144,6 +144,10 @@ def _decoding_rows(
             )
         )
     equal = {name: median for name, median in medians.items() if (one := found[name]) and one.passed}
+    if not equal:
+        raise ValueError(
+            f"none of {[*found]} answers as torch does; add one to backends, such as onnxruntime"
+        )
     best = min(equal, key=equal.__getitem__)
     useless = [f"; {name} answers with no actions" for name, one in found.items() if one is None]
     rows.append(

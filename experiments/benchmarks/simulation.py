@@ -19,6 +19,7 @@ from experiments.benchmarks.measure import Row, best_cpu_s
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _EMPTY = "<mujoco><worldbody><geom type='plane' size='1 1 1'/><camera pos='0 0 2'/></worldbody></mujoco>"
 _DEFAULT_FRAMES = 5  # repeats of a frame that takes a tenth of a second
+_EPISODES = 3  # of each kind; the fastest counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,10 @@ def measure(
         repeats: of every short measurement; the smallest counts.
     """
     bare_frame_s = _bare_frame_s(image_size, repeats=repeats)  # first: it chooses the OpenGL for both
-    theirs, their_frame_s = _as_it_comes(task, image_size=image_size, camera=camera, seed=seed)
+    as_it_comes = [
+        _as_it_comes(task, image_size=image_size, camera=camera, seed=seed) for _ in range(_EPISODES)
+    ]
+    theirs, their_frame_s = min(as_it_comes, key=lambda one: one[0].cpu_s)
     frames = {
         quality: _frame_s(task, quality, camera, image_size=image_size, seed=seed, repeats=count)
         for quality, count in (("full", _DEFAULT_FRAMES), ("fast", repeats), ("simplified", repeats))
@@ -55,7 +59,9 @@ def measure(
     load_s = time.process_time() - started
     reset_s = best_cpu_s(lambda: env.start_episode(seed=seed), repeats=repeats)
     bare_s, step_s, expert_s = _steps_s(env, seed=seed, repeats=min(repeats, 3))
-    ours = min((_ours(env, camera, seed, execute_horizon) for _ in range(3)), key=lambda one: one.cpu_s)
+    ours = min(
+        (_ours(env, camera, seed, execute_horizon) for _ in range(_EPISODES)), key=lambda one: one.cpu_s
+    )
     env.close()
     limit_s = ours.steps * bare_s + ours.frames * bare_frame_s
     bare = "a bare plane drawn"

@@ -23,7 +23,22 @@ def test_a_shift_moves_the_picture_by_at_most_its_pixels():
     augmentation = ImageAugmentation(max_shift=2, brightness=0.0, contrast=0.0, colour=0.0)
     images = a_batch()
     changed = augmentation(images, np.random.default_rng(3))
-    inner = np.s_[2:-2]
-    for before, after in zip(images[:, 0], changed[:, 0], strict=True):
+    inner, found = np.s_[2:-2], []
+    for before, after in zip(images.reshape(-1, 16, 16, 3), changed.reshape(-1, 16, 16, 3), strict=True):
         shifts = [np.roll(before, (dy, dx), axis=(0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)]
-        assert sum((shifted[inner, inner] == after[inner, inner]).all() for shifted in shifts) == 1
+        equal = [(shifted[inner, inner] == after[inner, inner]).all() for shifted in shifts]
+        assert sum(equal) == 1
+        found.append(equal.index(True))
+    assert len(set(found)) > 5
+
+
+def test_brightness_contrast_and_colour_change_each_frame_in_its_own_way():
+    images = np.full((1, 6, 4, 4, 3), 128, dtype=np.uint8)
+    images[..., :2, :] = 60
+    for name in ("brightness", "contrast", "colour"):
+        changes = {"brightness": 0.0, "contrast": 0.0, "colour": 0.0, name: 0.2}
+        changed = ImageAugmentation(max_shift=0, **changes)(images, np.random.default_rng(5))[0].astype(int)
+        dark, light = changed[:, 0, 0], changed[:, 3, 3]
+        assert len(np.unique(dark, axis=0)) > 3, f"{name} changed no frame, or all alike"
+        assert (dark == dark[:, :1]).all() == (name != "colour")
+        assert (len(np.unique(light - dark, axis=0)) == 1) == (name == "brightness")

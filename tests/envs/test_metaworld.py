@@ -139,6 +139,16 @@ def test_the_goal_is_drawn_where_it_is_from_the_first_frame_on():
         np.testing.assert_allclose(simulation.data.site("goal").xpos, simulation._target_pos)
 
 
+@pytest.mark.parametrize("task", ["dial-turn", "window-open", "window-close", "drawer-open"])
+def test_the_expert_sees_objects_where_they_are_from_the_first_step_on(task):
+    env = small(task)
+    for seed in range(3):
+        env.start_episode(seed=seed)
+        now = env.simulation._get_curr_obs_combined_no_goal()
+        np.testing.assert_allclose(env._seen[:36], np.tile(now, 2))
+    env.close()
+
+
 def test_drawing_never_touches_physics():
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (40, 4)).astype(np.float32) * [0.01, 0.01, 0.01, 1.0]

@@ -171,6 +171,18 @@ def test_an_environment_is_closed_before_the_next_is_made():
     workspace.close()
 
 
+def test_an_environment_in_use_outlives_those_that_were_used_since():
+    workspace = Workspace(env_factory=FACTORY, max_envs=2)
+    playing = workspace.env(0, {"task": "point"})
+    other = workspace.env(1, {"task": "point"})
+    events = []
+    playing.close, other.close = lambda: events.append("playing"), lambda: events.append("other")
+    workspace.keep(0)
+    workspace.env(1, {"task": "other"})
+    assert events == ["other"]
+    workspace.close()
+
+
 @dataclasses.dataclass(frozen=True)
 class ListModules(Job):
     def describe(self):

@@ -4,11 +4,13 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments import schema
+from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.schema import CollectConfig
 from experiments.schema_env import EnvConfig
-from experiments.train import record_if_asked
+from experiments.train import record_if_asked, require_pictures_of_evaluation
 from policies.spec import SpecMismatch
+from vla.data.reader import Dataset
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])
@@ -36,15 +38,43 @@ def test_recordings_may_hold_more_twins_than_the_run_has(tmp_path, asked, wanted
     assert env.twin_share == 0.2
 
 
-def test_a_recording_with_other_cameras_is_used_only_if_asked(tmp_path):
-    def run(*overrides):
-        given = [f"dataset={tmp_path}", "record=true", "tasks=[reach]", "collect.episodes_per_task=1"]
-        schema.register()
-        with initialize_config_module("conf", version_base="1.3"):
-            config = compose("train", [*given, "env.image_size=16", "collect.storage=image", *overrides])
-        return schema.typed(config, schema.TrainRun)
+def tiny_run(dataset, *overrides):
+    given = [f"dataset={dataset}", "record=true", "tasks=[reach]", "collect.episodes_per_task=1"]
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", [*given, "env.image_size=16", "collect.storage=image", *overrides])
+    return schema.typed(config, schema.TrainRun)
 
-    record_if_asked(run("env.cameras=[exterior,wrist]"))
+
+def test_a_recording_with_other_cameras_is_used_only_if_asked(tmp_path):
+    record_if_asked(tiny_run(tmp_path, "env.cameras=[exterior,wrist]"))
     with pytest.raises(SpecMismatch, match=r"cameras:(.|\n)*record=false .*another dataset"):
-        record_if_asked(run("env.cameras=[wrist]"))
-    record_if_asked(run("env.cameras=[wrist]", "record=false"))
+        record_if_asked(tiny_run(tmp_path, "env.cameras=[wrist]"))
+    record_if_asked(tiny_run(tmp_path, "env.cameras=[wrist]", "record=false"))
+
+
+def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
+    run = tiny_run(tmp_path, "env.render_quality=full", "env.cameras=[wrist]")
+    record_if_asked(run)
+    require_pictures_of_evaluation(run, ["wrist"])
+    other = tiny_run(tmp_path, "env.render_quality=fast", "env.cameras=[wrist]")
+    with pytest.raises(ValueError, match=r"render_quality=full.*Give env\.render_quality=full"):
+        require_pictures_of_evaluation(other, ["wrist"])
+    other.evaluation.conditions = []
+    require_pictures_of_evaluation(other, ["wrist"])
+
+
+def test_a_wrong_task_leaves_no_dataset_behind(tmp_path):
+    run = tiny_run(tmp_path / "dataset", "tasks=[reach,lfit]")
+    with pytest.raises(ValueError, match="lfit"):
+        record_if_asked(run)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_benchmark_adds_nothing_to_a_dataset_that_is_there(tmp_path):
+    record_if_asked(tiny_run(tmp_path))
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("benchmark", ["part=data", f"dataset={tmp_path}", "env=metaworld/reach"])
+    record_what_is_read(schema.typed(config, schema.BenchmarkRun))
+    assert Dataset(tmp_path).num_episodes == 1

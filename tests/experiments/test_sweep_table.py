@@ -10,7 +10,7 @@ from envs.results import EvaluationPlan
 from experiments.sweep_table import find_runs, overrides, read_rows, split_unevaluated
 
 
-def write_run(path, *, overrides, successes, cameras=("front",), episodes=4):
+def write_run(path, *, overrides, successes, cameras=("front",), episodes=4, finished=4):
     (path / ".hydra").mkdir(parents=True)
     (path / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
     inside = path / "evaluation" / "right"
@@ -35,7 +35,7 @@ def write_run(path, *, overrides, successes, cameras=("front",), episodes=4):
         )
         for k in range(episodes)
     ]
-    lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in rows]
+    lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in rows[:finished]]
     (inside / "episodes.jsonl").write_text("".join(lines))
     metrics = {"step": 7, "validation/token_accuracy": 0.5}
     (path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
@@ -63,12 +63,18 @@ def test_runs_that_saw_the_same_scenes_by_other_cameras_are_pairs(tmp_path):
 
 def test_places_are_no_changes(tmp_path):
     write_run(tmp_path / "0", overrides=["out_dir=x", "dataset=y", "path=z", "seed=3"], successes=1)
-    assert overrides(tmp_path / "0") == {"seed": "3"}
+    assert overrides(tmp_path / "0") == {"path": "z", "seed": "3"}
 
 
 def test_a_key_that_was_taken_away_is_a_change(tmp_path):
     write_run(tmp_path / "0", overrides=["~experiment", "seed=3"], successes=1)
     assert overrides(tmp_path / "0") == {"~experiment": "", "seed": "3"}
+
+
+def test_runs_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "base", "2"):
+        write_run(tmp_path / name, overrides=[], successes=1)
+    assert [run.name for run in find_runs([str(tmp_path)])] == ["2", "10", "base"]
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
@@ -82,10 +88,13 @@ def test_a_sweep_that_is_going_on_has_a_table_of_what_is_there(tmp_path):
     for unfinished in ("1", "3"):
         (tmp_path / unfinished / ".hydra").mkdir(parents=True)
         (tmp_path / unfinished / ".hydra" / "overrides.yaml").write_text("[]")
+    write_run(tmp_path / "4", overrides=["seed=4"], successes=3, finished=3)
     runs = find_runs([str(tmp_path)])
     evaluated, waiting = split_unevaluated(runs, "right")
     assert [run.name for run in evaluated] == ["0", "2"]
-    assert [run.name for run in waiting] == ["1", "3"]
+    assert [run.name for run in waiting] == ["1", "3", "4"]
     assert split_unevaluated(runs[1:], "right")[0] == runs[1:3]
     with pytest.raises(FileNotFoundError, match="no evaluation"):
         read_rows(split_unevaluated(runs[1:], "right")[0], "right")
+    with pytest.raises(ValueError, match="not finished: 3 of 4 episodes"):
+        read_rows(runs[-1:], "right")

@@ -15,7 +15,8 @@ import pytest
 import torch
 from training_fixtures import make_processor, make_windows, tiny_model, train_for
 
-from vla.training.batches import BatchMaker
+from vla.data.sampler import EpochSampler
+from vla.training.batches import BatchMaker, Prefetcher
 from vla.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -27,6 +28,7 @@ from vla.training.losses import action_token_loss, bin_targets
 from vla.training.metrics import read_metrics
 from vla.training.settings import NonFiniteLossError, TrainerSettings
 from vla.training.step import TrainStep
+from vla.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -174,6 +176,50 @@ def test_committed_steps_are_drawn_by_batch_number_and_carry_no_loss(tmp_path: P
     logits, _ = loaded.model.forward_with_future(*arrays[:4], num_committed=torch.full((40,), 2))
     wanted, _ = action_token_loss(logits[:, 2:], batch.bins[:, 2:], batch.valid[:, 2:], targets)
     torch.testing.assert_close(loss, wanted)
+
+
+def test_tasks_are_balanced_only_if_asked(tmp_path: Path) -> None:
+    windows = make_windows(tmp_path)
+    windows._episode_task = np.array([0, 0, 0, 0, 0, 1])
+    processor = make_processor(windows)
+    drawn = {}
+    for balance in (False, True):
+        settings = TrainerSettings(
+            num_steps=1,
+            batch_size=32,
+            learning_rate=1e-3,
+            compile="off",
+            num_threads=1,
+            balance_tasks=balance,
+        )
+        trainer = Trainer(
+            settings,
+            model=tiny_model(processor),
+            processor=processor,
+            train=windows,
+            validation=windows,
+            run_dir=tmp_path / str(balance),
+            provenance={},
+        )
+        order = trainer.prefetcher._sampler._order
+        trainer.close()
+        drawn[balance] = int((windows.task_index[order] == 1).sum())
+    assert drawn == {False: 7, True: 21}
+
+
+class _OutOfMemory(BatchMaker):
+    def make(self, indices, *, number):
+        raise MemoryError("no room for a batch")
+
+
+def test_whatever_stops_the_batches_stops_the_training(tmp_path: Path) -> None:
+    windows = make_windows(tmp_path)
+    maker = _OutOfMemory(windows=windows, processor=make_processor(windows), augmentation=None, seed=0)
+    sampler = EpochSampler(num_windows=windows.num_windows, batch_size=2, seed=0)
+    prefetcher = Prefetcher(maker=maker, sampler=sampler, first_number=0)
+    with pytest.raises(MemoryError, match="no room"):
+        next(iter(prefetcher))
+    prefetcher.close()
 
 
 def test_autoregressive_models_train_too(tmp_path: Path) -> None:

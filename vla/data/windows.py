@@ -134,7 +134,7 @@ class Windows:
 
     @property
     def task_index(self) -> Int64[np.ndarray, " windows"]:
-        """For each window the number of its task in `task_names`; `EpochSampler` balances by it."""
+        """For each window the number of its task in `task_names`; `EpochSampler` can balance by it."""
         return self._episode_task[self._episode_index[self.moments]]
 
     def batch(self, indices: Int64[np.ndarray, " batch"]) -> dict[str, Shaped[np.ndarray, "batch ..."]]:

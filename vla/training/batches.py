@@ -119,7 +119,7 @@ class Prefetcher:
                 batch = self._maker.make(indices, number=self._number)
                 self._number += 1
                 self._put((batch, self._sampler.state()))
-        except (ValueError, OSError, RuntimeError, KeyError, IndexError) as error:
+        except BaseException as error:  # noqa: BLE001 (raised again in `__iter__`)
             self._put(error)
 
     def _put(self, item: tuple[Batch, dict[str, Any]] | BaseException) -> None:

@@ -32,7 +32,8 @@ class TrainerSettings:
     `time_budget_minutes`, if given, ends the run after that much training time even if `num_steps` are not
     done, and the learning rate follows whichever of the two is further along; such a run does not repeat bit
     for bit. `smoothing_bins` is the width of the Gaussian over neighbouring action bins in the targets;
-    `future_weight` the weight of the loss on later states, for models that predict them;
+    `future_weight` the weight of the loss on later states, for models that predict them; `balance_tasks`
+    gives every task an equal share of the samples, however long its demonstrations;
     `accumulate` the number of batches summed into one optimiser step; `batch_size` that of one process.
     """
 
@@ -48,6 +49,7 @@ class TrainerSettings:
     accumulate: int = 1
     smoothing_bins: float = 1.0
     future_weight: float = 3.0
+    balance_tasks: bool = False
     time_budget_minutes: float | None = None
     precision: str = "auto"
     compile: str = "auto"

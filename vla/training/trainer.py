@@ -88,6 +88,7 @@ class Trainer:
         self.average = WeightAverage(model, decay=settings.ema_decay)
         sampler = EpochSampler(
             num_windows=train.num_windows,
+            groups=train.task_index if settings.balance_tasks else None,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=self.ranks.rank,
