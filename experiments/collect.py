@@ -39,7 +39,7 @@ class Collection:
             env = dataclasses.replace(env, twin_share=collect.twin_share)
         self.settings, self.configs = collect, env_configs(env, tasks)
         spec = self._probe(tasks)
-        info = {"env": env_settings(env), **self._noise()}
+        info = {"env": env_settings(env), **self._expert()}
         self.writer = DatasetWriter(
             root,
             robot_spec=spec,
@@ -67,8 +67,10 @@ class Collection:
         finally:
             probe.close()
 
-    def _noise(self) -> dict[str, float]:
-        return {
+    def _expert(self) -> dict[str, float]:
+        """Return how the expert is recorded; what is 0 by default and was added later is left out then."""
+        extra = {"extra_steps": self.settings.extra_steps} if self.settings.extra_steps else {}
+        return extra | {
             "noise_std": self.settings.noise_std,
             "noise_probability": self.settings.noise_probability,
             "bump_probability": self.settings.bump_probability,
@@ -101,6 +103,7 @@ class Collection:
                         bump_probability=self.settings.bump_probability,
                     ),
                     num_workers=self.settings.num_workers,
+                    extra_steps=self.settings.extra_steps,
                     on_failure=self._count_failure,
                 )
                 for episode in episodes:

@@ -32,6 +32,7 @@ class CollectConfig:
     noise_probability: float = MISSING  # share of the episodes in which the expert is disturbed
     noise_std: float = MISSING  # of the disturbance in each period, as a share of half the action range
     bump_probability: float = MISSING  # of a few periods' drift to begin in a period of such an episode
+    extra_steps: int = 0  # control periods recorded after success: what to do right at the goal
     twin_share: float | None = None  # while recording, in place of the env's: more lessons in shapes
     storage: str = MISSING  # video | image
     pixel_format: str = "yuv420p"  # as in LeRobot; yuv444p keeps the colours of small things sharp

@@ -10,6 +10,7 @@ from experiments.schema import CollectConfig
 from experiments.schema_env import EnvConfig
 from experiments.train import record_if_asked, require_pictures_of_evaluation
 from policies.spec import SpecMismatch
+from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 
 
@@ -62,6 +63,14 @@ def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
         require_pictures_of_evaluation(other, ["wrist"])
     other.evaluation.conditions = []
     require_pictures_of_evaluation(other, ["wrist"])
+
+
+def test_a_recording_may_go_on_after_success(tmp_path):
+    for name, extra in (("short", 0), ("long", 3)):
+        record_if_asked(tiny_run(tmp_path / name, f"collect.extra_steps={extra}"))
+    assert Dataset(tmp_path / "long").num_frames == Dataset(tmp_path / "short").num_frames + 3
+    with pytest.raises(DatasetError, match="extra_steps"):
+        record_if_asked(tiny_run(tmp_path / "short", "collect.extra_steps=3", "collect.episodes_per_task=2"))
 
 
 def test_a_wrong_task_leaves_no_dataset_behind(tmp_path):
