@@ -9,7 +9,7 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 import abc
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -51,6 +51,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     Stepping on after either is allowed (recorders keep a few frames of the robot at rest).
     """
 
+    TASKS: ClassVar[tuple[str, ...]]  # names of the family's tasks, for error messages; each family sets it
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
