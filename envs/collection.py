@@ -42,7 +42,6 @@ class _Demonstrate(Job):
     env_config: Mapping[str, Any]
     seed: int
     disturbance: Disturbance
-    camera_names: tuple[str, ...] | None
     extra_steps: int
 
     def describe(self) -> str:
@@ -53,14 +52,13 @@ class _Demonstrate(Job):
         env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment a task
         env.start_episode(seed=self.seed)
         spec = env.robot_spec
-        names = spec.camera_names if self.camera_names is None else self.camera_names
         disturbances = self.disturbance.of_episode(spec, seed=self.seed)
         noisy = disturbances is not None
-        images: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        images: dict[str, list[np.ndarray]] = {name: [] for name in spec.camera_names}
         states, actions = [], []
         success, steps_left = False, env.max_steps
         while steps_left > 0:
-            for name in names:
+            for name in spec.camera_names:
                 images[name].append(env.render_camera(name))
             states.append(env.read_state())
             clean = np.clip(env.expert_action(), spec.action_low, spec.action_high)
@@ -92,7 +90,6 @@ def collect_episodes(
     *,
     disturbance: Disturbance,
     num_workers: int,
-    camera_names: Sequence[str] | None = None,
     extra_steps: int = 0,
     on_failure: Callable[[str, int], None] | None = None,
     env_factory: str = MAKE_ENV,
@@ -104,7 +101,6 @@ def collect_episodes(
         seeds_by_task: seeds of the episodes by task, a subset of the tasks of `env_configs`.
         disturbance: of the expert.
         num_workers: recording processes; about one a core.
-        camera_names: cameras to record; all of the robot spec when left out.
         extra_steps: control periods to record after success, undisturbed.
         on_failure: called with task and seed of each episode in which the expert failed.
         env_factory: ``module:function`` that makes an environment from a configuration.
@@ -124,7 +120,6 @@ def collect_episodes(
             env_config=env_configs[task],
             seed=seed,
             disturbance=disturbance,
-            camera_names=None if camera_names is None else tuple(camera_names),
             extra_steps=extra_steps,
         )
         for task, seed in _taking_turns(seeds_by_task)

@@ -93,22 +93,14 @@ class Comparison:
         return f"{name_a} and {name_b} cannot be told apart: {numbers}.{hint}"
 
 
-def compare(
-    rows_a: Sequence[EpisodeRow], rows_b: Sequence[EpisodeRow], *, across_conditions: bool = False
-) -> Comparison:
-    """Pair the rows of two evaluations and count.
-
-    Args:
-        rows_a: of the one.
-        rows_b: of the other.
-        across_conditions: pair by task and seed alone, to compare for instance the right with the swapped
-            instruction; else rows of different conditions are no pairs.
+def compare(rows_a: Sequence[EpisodeRow], rows_b: Sequence[EpisodeRow]) -> Comparison:
+    """Pair the rows of two evaluations by task, seed and condition, and count.
 
     Raises:
         ValueError: nothing pairs, an episode occurs twice, or paired episodes had different instructions,
             which means that their scenes differ.
     """
-    keyed_a, keyed_b = _by_key(rows_a, across_conditions), _by_key(rows_b, across_conditions)
+    keyed_a, keyed_b = _by_key(rows_a), _by_key(rows_b)
     shared = [key for key in keyed_a if key in keyed_b]
     if not shared:
         raise ValueError(f"no episode in common: A has {_describe(rows_a)}, B has {_describe(rows_b)}")
@@ -134,10 +126,10 @@ def compare(
 _Key = tuple[str, int, str]
 
 
-def _by_key(rows: Sequence[EpisodeRow], across_conditions: bool) -> dict[_Key, EpisodeRow]:
+def _by_key(rows: Sequence[EpisodeRow]) -> dict[_Key, EpisodeRow]:
     keyed: dict[_Key, EpisodeRow] = {}
     for row in rows:
-        key = (row.task, row.seed, "any" if across_conditions else row.condition)
+        key = (row.task, row.seed, row.condition)
         if key in keyed:
             raise ValueError(
                 f"task {row.task}, seed {row.seed} occurs twice; compare one evaluation with one"

@@ -172,7 +172,6 @@ class _ContinueEpisode(Job):
 
     def run(self, workspace: Workspace, slot: int) -> _Progress:
         episode: _RunningEpisode = workspace.running[slot]
-        workspace.keep(slot)
         return episode.progress(episode.advance(self.actions))
 
 

@@ -178,31 +178,3 @@ def pairs_needed(*, only_a_rate: float, only_b_rate: float, alpha: float = 0.05,
     z_alpha, z_power = _critical_value(1 - alpha), NormalDist().inv_cdf(power)
     spread = math.sqrt(max(disagreement - difference**2, 0.0))
     return math.ceil(((z_alpha * math.sqrt(disagreement) + z_power * spread) / difference) ** 2)
-
-
-def episodes_needed(*, rate: float, half_width: float, confidence: float = 0.95) -> int:
-    """Return the fewest episodes whose Wilson interval is at most `half_width` wide on either side.
-
-    Raises:
-        ValueError: `rate` lies outside of [0, 1] or `half_width` outside of (0, 0.5).
-
-    >>> episodes_needed(rate=0.9, half_width=0.05)
-    141
-    """
-    if not (0 <= rate <= 1 and 0 < half_width < 0.5):
-        raise ValueError(
-            f"rate={rate}, half_width={half_width}; need 0 <= rate <= 1 and 0 < half_width < 0.5"
-        )
-    z = _critical_value(confidence)
-
-    def wide(trials: int) -> bool:
-        spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-        return spread / (1 + z * z / trials) > half_width
-
-    low, high = 0, 1
-    while wide(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if wide(middle) else (low, middle)
-    return high

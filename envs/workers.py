@@ -41,8 +41,9 @@ class Workspace:
     """What a worker keeps between jobs: its environments and the episodes that are under way.
 
     Environments are reused as long as possible. Before a new one is made the least recently used is closed
-    when there are `max_envs`; with OSMesa that must be 1 (making a second context and then freeing the first
-    leaves the second drawing nowhere, without an error).
+    when there are `max_envs`, but never the last that another slot asked for, which may be playing. With
+    OSMesa `max_envs` must be 1 (making a second context and then freeing the first leaves the second drawing
+    nowhere, without an error).
     """
 
     def __init__(self, *, env_factory: str, max_envs: int) -> None:
@@ -52,14 +53,16 @@ class Workspace:
         )
         self._max_envs = max_envs
         self._envs: OrderedDict[tuple[int, str], ManipulationEnv] = OrderedDict()
+        self._in_use: dict[int, tuple[int, str]] = {}  # by slot
         self.running: dict[int, Any] = {}  # by slot
 
     def env(self, slot: int, config: Mapping[str, Any]) -> ManipulationEnv:
         """Return the environment of a slot with this configuration, made now if there is none."""
         key = (slot, json.dumps(config, sort_keys=True))
+        self._in_use[slot] = key
         if key not in self._envs:
             while len(self._envs) >= self._max_envs:
-                self._envs.popitem(last=False)[1].close()
+                self._envs.pop(self._least_recent()).close()
             self._envs[key] = self._make_env(config)
             if self._max_envs > 1 and os.environ.get("MUJOCO_GL") == "osmesa":
                 raise RuntimeError(
@@ -68,14 +71,16 @@ class Workspace:
         self._envs.move_to_end(key)
         return self._envs[key]
 
-    def keep(self, slot: int) -> None:
-        """Note that the environment of a slot is still in use, so that others are closed first."""
-        key = next(key for key in reversed(self._envs) if key[0] == slot)
-        self._envs.move_to_end(key)
+    def _least_recent(self) -> tuple[int, str]:
+        unused = [key for key in self._envs if key not in self._in_use.values()]
+        if not unused:
+            raise RuntimeError(f"{len(self._in_use)} slots cannot share {self._max_envs} environment(s)")
+        return unused[0]
 
     def close(self) -> None:
         """Close every environment, and with it its rendering context."""
         self.running.clear()
+        self._in_use.clear()
         while self._envs:
             self._envs.popitem()[1].close()
 

@@ -172,14 +172,18 @@ def test_an_environment_is_closed_before_the_next_is_made():
 
 
 def test_an_environment_in_use_outlives_those_that_were_used_since():
-    workspace = Workspace(env_factory=FACTORY, max_envs=2)
+    workspace = Workspace(env_factory=FACTORY, max_envs=3)
     playing = workspace.env(0, {"task": "point"})
-    other = workspace.env(1, {"task": "point"})
     events = []
-    playing.close, other.close = lambda: events.append("playing"), lambda: events.append("other")
-    workspace.keep(0)
-    workspace.env(1, {"task": "other"})
-    assert events == ["other"]
+    playing.close = lambda: events.append("playing")
+    for k in range(4):
+        env = workspace.env(1, {"task": f"point {k}"})
+        env.close = lambda k=k: events.append(k)
+    assert events == [0, 1]
+    workspace.env(2, {"task": "point"})
+    assert events == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="4 slots cannot share 3 environment"):
+        workspace.env(3, {"task": "point"})
     workspace.close()
 
 

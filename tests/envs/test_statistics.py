@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 import envs.statistics
 from envs.statistics import (
-    episodes_needed,
     mcnemar_p_value,
     paired_difference_interval,
     pairs_needed,
@@ -76,13 +75,6 @@ def test_tango_holds_the_difference_and_is_antisymmetric(counts):
     assert mcnemar_p_value(only_a, only_b) == mcnemar_p_value(only_b, only_a)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.85, 1.0])
-def test_the_planned_number_of_episodes_is_the_smallest(rate):
-    trials = episodes_needed(rate=rate, half_width=0.05)
-    assert wilson_interval(round(rate * trials), trials).half_width == pytest.approx(0.05, abs=0.002)
-    assert episodes_needed(rate=rate, half_width=0.04) > trials
-
-
 def test_more_disagreement_needs_more_pairs():
     assert pairs_needed(only_a_rate=0.25, only_b_rate=0.15) > pairs_needed(only_a_rate=0.15, only_b_rate=0.05)
 
@@ -100,5 +92,3 @@ def test_counts_that_do_not_fit_are_refused():
         mcnemar_p_value(-1, 2)
     with pytest.raises(ValueError, match="need unequal shares"):
         pairs_needed(only_a_rate=0.1, only_b_rate=0.1)
-    with pytest.raises(ValueError, match="half_width"):
-        episodes_needed(rate=0.9, half_width=0.0)
