@@ -22,6 +22,11 @@ from vla.files import atomic_write_json
 schema.register()
 
 
+def evaluation_folder(path: Path, condition: str) -> Path:
+    """Return `path` if it is an evaluation itself, else its folder for a condition, there or not."""
+    return path if (path / "plan.json").exists() else path / condition
+
+
 def open_evaluation(path: Path, condition: str) -> Evaluation:
     """Load the evaluation in `path`, or in its folder for a condition.
 
@@ -29,7 +34,7 @@ def open_evaluation(path: Path, condition: str) -> Evaluation:
         FileNotFoundError: there is none.
         ValueError: it is not finished; what is there would flatter it, as successes end before failures do.
     """
-    evaluation = load_evaluation(path if (path / "plan.json").exists() else path / condition)
+    evaluation = load_evaluation(evaluation_folder(path, condition))
     if not evaluation.is_complete:
         raise ValueError(
             f"{evaluation.run_dir} is not finished: {len(evaluation.rows)} of "

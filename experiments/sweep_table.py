@@ -19,7 +19,7 @@ from envs.comparison import PairedCounts, compare
 from envs.results import Evaluation, load_evaluation
 from envs.statistics import Interval
 from experiments import cli, schema
-from experiments.compare import open_evaluation, require_same_scenes
+from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.tables import format_table, markdown_table
 from vla.files import atomic_write_bytes, atomic_write_json
 from vla.training.metrics import read_metrics
@@ -118,8 +118,7 @@ def _evaluation(run: Path) -> Path:
 
 
 def _is_evaluated(run: Path, condition: str) -> bool:
-    folder = _evaluation(run)
-    folder = folder if (folder / "plan.json").exists() else folder / condition
+    folder = evaluation_folder(_evaluation(run), condition)
     return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
 
 
