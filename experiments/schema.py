@@ -98,10 +98,10 @@ class DataConfig:
 class TrainerConfig:
     """`vla.training.settings.TrainerSettings`, the seed apart."""
 
-    num_steps: int = MISSING
+    num_samples: int = MISSING  # the budget; the learning rate follows it
     batch_size: int = MISSING
     learning_rate: float = MISSING
-    time_budget_minutes: float | None = None  # ends the run early; such a run cannot be repeated bit for bit
+    max_minutes: float | None = None  # a cap that ends the run before its budget; more time continues it
     optimizer: str = "muon"  # muon (for the trunk's matrices) | adamw
     warmup_share: float = 0.03
     weight_decay: float = 0.05
@@ -112,9 +112,9 @@ class TrainerConfig:
     future_weight: float = 3.0  # of the loss on later states
     balance_tasks: bool = False  # as many samples of each task, however long its demonstrations
     precision: str = "auto"  # auto | fp32 | bf16
-    compile: str = "auto"  # auto | on | off
+    compile: str = "auto"  # auto (on a GPU) | on | off
     device: str = "auto"  # auto | cpu | cuda
-    num_threads: int | None = None
+    num_threads: int | None = None  # null: one or all, whichever is faster at the moment
     augmentation: AugmentationConfig | None = None
     log_every_steps: int = 20
     validate_every_steps: int = 500

@@ -34,7 +34,7 @@ from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 from vla.training.metrics import MetricSink
-from vla.training.settings import TrainerSettings, TrainingResult
+from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
 
 schema.register()
@@ -209,7 +209,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
             trainer.close()
     finally:
         lock.release()
-    if not result.finished:
+    if result.end == INTERRUPTED:
         raise KeyboardInterrupt
     return result
 

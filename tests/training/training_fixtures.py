@@ -106,7 +106,7 @@ def train_for(
     train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
     processor = make_processor(windows, max_committed=max_committed)
     settings = TrainerSettings(
-        num_steps=steps,
+        num_samples=8 * steps,
         batch_size=8,
         learning_rate=1e-3,
         optimizer="adamw",

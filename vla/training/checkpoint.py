@@ -181,8 +181,12 @@ def load_averaged(directory: Path) -> dict[str, Tensor]:
 def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the state that `save_checkpoint` was given, after checking their hashes."""
     verify_manifest(directory)
-    tensors = load_file(directory / "training.safetensors")
-    return tensors, json.loads((directory / "state.json").read_text())
+    return load_file(directory / "training.safetensors"), read_state(directory)
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return the state that `save_checkpoint` was given, without reading the weights."""
+    return json.loads((directory / "state.json").read_text(encoding="utf-8"))
 
 
 def checkpoint_directory(run_dir: Path, step: int) -> Path:

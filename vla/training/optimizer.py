@@ -8,13 +8,20 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vla.training.muon import Muon
+
 OPTIMIZERS = ("adamw", "muon")
 
 
 def make_optimizers(
-    model: nn.Module, *, kind: str, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    *,
+    kind: str,
+    weight_decay: float,
+    betas: tuple[float, float],
+    product_dtype: torch.dtype,
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimisers of a run; `kind` is one of `OPTIMIZERS`.
+    """Return the optimizers of a run; `kind` is one of `OPTIMIZERS`, `product_dtype` that of all products.
 
     "adamw": AdamW (arXiv:1711.05101) for all; matrices and filters decay, gains, biases, positions do not.
     "muon": Muon (arXiv:2502.16982) for the trunk's matrices, with steps as large as AdamW's, so that one
@@ -34,8 +41,7 @@ def make_optimizers(
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
     if hidden:
-        muon = torch.optim.Muon(hidden, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+        optimizers.append(Muon(hidden, lr=0.0, weight_decay=weight_decay, product_dtype=product_dtype))
     return optimizers
 
 
@@ -71,8 +77,9 @@ class WeightAverage:
         """Move the average towards the model's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        for name, parameter in model.named_parameters():
-            self._weights[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        present = {name: p.detach().float() for name, p in model.named_parameters()}
+        averages = [self._weights[name] for name in present]
+        torch._foreach_lerp_(averages, list(present.values()), 1.0 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights by parameter name."""

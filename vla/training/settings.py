@@ -1,16 +1,20 @@
-"""What a training run can be told, and how it ends; plain data, checked at once.
-
-Knows nothing of how training is done.
-"""
+"""Settings and result of a training run; plain data, checked at once."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from vla.data.augment import ImageAugmentation
 
+FINISHED, OUT_OF_TIME, INTERRUPTED = "finished", "out of time", "interrupted"
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
+
+
+class BudgetSpent(ValueError):
+    """A resumed run has nothing left to train with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +23,11 @@ class TrainingResult:
 
     checkpoint: Path
     step: int
+    num_samples: int  # that were trained on, over all resumptions
     elapsed_s: float  # seconds of training, over all resumptions
     samples_per_s: float  # median over the logged intervals of this process
-    finished: bool  # False when it was interrupted by Ctrl-C or SIGTERM
+    phase_ms: dict[str, float]  # of a step, by phase: median over the logged intervals; host time on a GPU
+    end: str  # FINISHED, OUT_OF_TIME or INTERRUPTED (by Ctrl-C or SIGTERM)
     metrics: dict[str, float]  # of the last validation
 
 
@@ -29,15 +35,16 @@ class TrainingResult:
 class TrainerSettings:
     """Every setting of a run.
 
-    `time_budget_minutes`, if given, ends the run after that much training time even if `num_steps` are not
-    done, and the learning rate follows whichever of the two is further along; such a run does not repeat bit
-    for bit. `smoothing_bins` is the width of the Gaussian over neighbouring action bins in the targets;
-    `future_weight` the weight of the loss on later states, for models that predict them; `balance_tasks`
-    gives every task an equal share of the samples, however long its demonstrations;
-    `accumulate` the number of batches summed into one optimiser step; `batch_size` that of one process.
+    `num_samples` is the budget: the run ends with the step that reaches it, and the learning rate follows it.
+    `max_minutes`, if given, ends a run before that; the learning rate does not follow it, so that such a run
+    is not as good, and continues where it stopped once it is given more time. `smoothing_bins` is the width
+    of the Gaussian over neighboring action bins in the targets; `future_weight` the weight of the loss on
+    later states, for models that predict them; `balance_tasks` gives every task an equal share of the
+    samples, however long its demonstrations; `accumulate` the number of batches summed into one optimizer
+    step; `batch_size` that of one process. `num_threads` None chooses between one and all by timing steps.
     """
 
-    num_steps: int
+    num_samples: int
     batch_size: int
     learning_rate: float
     warmup_share: float = 0.03
@@ -50,7 +57,7 @@ class TrainerSettings:
     smoothing_bins: float = 1.0
     future_weight: float = 3.0
     balance_tasks: bool = False
-    time_budget_minutes: float | None = None
+    max_minutes: float | None = None
     precision: str = "auto"
     compile: str = "auto"
     device: str = "auto"
@@ -64,13 +71,22 @@ class TrainerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "accumulate", "log_every_steps", "validate_every_steps"):
+        for name in ("num_samples", "batch_size", "accumulate", "log_every_steps", "validate_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive")
-        if self.time_budget_minutes is not None and not self.time_budget_minutes > 0:
+        if self.num_samples < self.batch_size * self.accumulate:
             raise ValueError(
-                f"trainer.time_budget_minutes is {self.time_budget_minutes}; give minutes or null"
+                f"trainer.num_samples is {self.num_samples}, less than the {self.batch_size * self.accumulate} "
+                "of one step (trainer.batch_size x trainer.accumulate); raise the one or lower the other"
+            )
+        if self.max_minutes is not None and not (0 < self.max_minutes < math.inf):
+            raise ValueError(
+                f"trainer.max_minutes is {self.max_minutes}; give a positive number, or null for no cap"
+            )
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(
+                f"trainer.num_threads is {self.num_threads}; give at least 1, or null to have it chosen"
             )

@@ -1,13 +1,14 @@
-"""The training loop: step, log, validate, save, resume. Behaviour cloning on action tokens.
+"""The training loop: step, log, validate, save, resume. Behavior cloning on action tokens.
 
-It is handed a model, a processor and windows of demonstrations. It knows nothing of configs, simulators or
-robots. A resumed run continues bit for bit: weights, moments, average, sampler position; augmentation is a
-function of seed and batch number, and the model draws no random numbers.
+It is handed a model, a processor and windows of demonstrations. A resumed run continues bit for bit: weights,
+moments, average, sampler position, the number type and the number of threads; augmentation is a function of
+seed and batch number, and the model draws no random numbers.
 """
 
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 from vla.training.batches import Batch, BatchMaker, Prefetcher
 from vla.training.checkpoint import (
+    CheckpointError,
     checkpoint_directory,
     list_checkpoints,
     load_averaged,
@@ -30,19 +32,38 @@ from vla.training.checkpoint import (
     load_weights,
     pack_training,
     prune_checkpoints,
+    read_state,
     require_same_parts,
     save_checkpoint,
     unpack_training,
 )
 from vla.training.distributed import join_ranks, leave_ranks, local_device, mean_over_ranks, wrap
-from vla.training.hardware import choose_compile, choose_precision
+from vla.training.hardware import (
+    choose_compile,
+    choose_precision,
+    keep_freed_memory,
+    measure_product_rates,
+    precision_name,
+)
 from vla.training.interrupt import interruptible
 from vla.training.losses import bin_targets
 from vla.training.metrics import JsonLinesSink, MetricSink
 from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
-from vla.training.settings import NonFiniteLossError, TrainerSettings, TrainingResult
+from vla.training.settings import (
+    FINISHED,
+    INTERRUPTED,
+    OUT_OF_TIME,
+    BudgetSpent,
+    NonFiniteLossError,
+    TrainerSettings,
+    TrainingResult,
+)
 from vla.training.step import TrainStep
+from vla.training.threads import ThreadChooser
 from vla.training.validation import validate
+
+
+_STEPS_BEFORE_FORECAST = 20
 
 
 class Trainer:
@@ -51,6 +72,7 @@ class Trainer:
     Use it once: `Trainer(...)` prepares or resumes, `fit` trains, `close` ends it.
 
     Raises:
+        BudgetSpent: the checkpoint in `run_dir` was trained for longer than the budget allows.
         CheckpointError: `run_dir` holds a checkpoint of another model or processor.
     """
 
@@ -68,14 +90,20 @@ class Trainer:
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
         self.provenance = dict(provenance)
-        if settings.num_threads is not None:
-            torch.set_num_threads(settings.num_threads)
         self.device = local_device(settings.device)
         self.ranks = join_ranks(self.device)
-        self.precision, why = choose_precision(settings.precision, self.device)
-        use_compile, compile_why = choose_compile(settings.compile)
-        self._say(f"{model.num_parameters() / 1e6:.2f} M parameters on {self.device}; {why}; {compile_why}")
+        self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
+        self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
         model.to(self.device)
+        keep_freed_memory()
+        resumed = self._newest_state()
+        rates = measure_product_rates(model, self.device)
+        self.precision, why = choose_precision(
+            settings.precision, rates=rates, begun_with=resumed.get("precision")
+        )
+        use_compile, compile_why = choose_compile(settings.compile, self.device)
+        self._say(f"{model.num_parameters() / 1e6:.2f} M parameters on {self.device}; {why}; {compile_why}")
+        self.threads = self._thread_chooser(resumed, use_compile=use_compile)
         self.targets = bin_targets(
             bins_per_dim=model.sizes.bins_per_dim,
             num_bins=model.sizes.num_bins,
@@ -83,7 +111,11 @@ class Trainer:
         ).to(self.device)
         self.train_step = self._make_step(use_compile=use_compile)
         self.optimizers = make_optimizers(
-            model, kind=settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas
+            model,
+            kind=settings.optimizer,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            product_dtype=self.precision,
         )
         self.average = WeightAverage(model, decay=settings.ema_decay)
         sampler = EpochSampler(
@@ -109,6 +141,28 @@ class Trainer:
         self.prefetcher = Prefetcher(maker=maker, sampler=sampler, first_number=first)
         self.validation_set = self._validation_set(validation)
         self.rates: list[float] = []
+        self._step_s: list[float] = []  # of the steps since the last log
+        self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
+        self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples trained on, over all resumptions."""
+        return self.step * self.samples_per_step
+
+    def _thread_chooser(self, resumed: Mapping[str, Any], *, use_compile: bool) -> ThreadChooser:
+        """Return what chooses the number of threads: nothing to choose if it is fixed or compiled in."""
+        fixed, available = self.settings.num_threads, torch.get_num_threads()
+        if fixed is not None or use_compile or self.device.type != "cpu" or self.ranks.world_size > 1:
+            count = fixed or available
+            torch.set_num_threads(count)
+            return ThreadChooser(most=1, report=self._say)
+        return ThreadChooser(
+            most=available,
+            chosen=resumed.get("num_threads"),
+            usual_s=resumed.get("usual_step_s"),
+            report=self._say,
+        )
 
     def _make_step(self, *, use_compile: bool) -> nn.Module:
         """Return forward pass and loss, distributed over the ranks and compiled if asked for."""
@@ -128,18 +182,18 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss is NaN or infinite. The last good checkpoint is kept.
         """
-        last = self.settings.num_steps
+        last = self.num_steps
         if max_steps_now is not None:
             last = min(last, self.step + max_steps_now)
+        first = self.step
         batches = iter(self.prefetcher)
         saved_at = time.monotonic()
         with interruptible() as interrupted, self._bar() as bar:
             mark = (time.monotonic(), self.step)
-            while self.step < last and not self._out_of_time() and not interrupted.is_set():
-                started = time.monotonic()
-                values = self._train_one(batches)
-                self.step += 1
-                self.elapsed_s += time.monotonic() - started
+            while self.step < last and not self._is_out_of_time() and not interrupted.is_set():
+                values = self._timed_step(batches)
+                if self.step == first + _STEPS_BEFORE_FORECAST:
+                    self._forecast()
                 if self.step % self.settings.log_every_steps == 0 or self.step == last:
                     self._log(bar, values, mark)
                     mark = (time.monotonic(), self.step)
@@ -152,16 +206,32 @@ class Trainer:
                     mark = (saved_at, self.step)
         self._validate()
         path = self._save()
-        if interrupted.is_set():
-            self._say(f"interrupted at step {self.step}; the same command resumes from {path}")
         return TrainingResult(
             checkpoint=path,
             step=self.step,
+            num_samples=self.num_samples,
             elapsed_s=self.elapsed_s,
             samples_per_s=float(np.median(self.rates)) if self.rates else float("nan"),
-            finished=self.step >= self.settings.num_steps or self._out_of_time(),
+            phase_ms={name: float(np.median(values)) for name, values in self._phase_ms.items()},
+            end=self._report_end(path),
             metrics=self.metrics,
         )
+
+    def _report_end(self, checkpoint: Path) -> str:
+        """Return how the run ended; anything but the end of its budget is also printed."""
+        settings = self.settings
+        if self.step >= self.num_steps:
+            return FINISHED
+        done = f"{self.num_samples:,} of {settings.num_samples:,} samples"
+        if self._is_out_of_time():
+            self._say(
+                f"trainer.max_minutes={settings.max_minutes:g} ended the run after {done}: it is not trained "
+                "to the end, and the success that a recipe promises does not hold for it. To go on: the same "
+                "command with a larger trainer.max_minutes, or with trainer.max_minutes=null"
+            )
+            return OUT_OF_TIME
+        self._say(f"interrupted after {done}; the same command resumes from {checkpoint}")
+        return INTERRUPTED
 
     def close(self) -> None:
         """Stop the batch thread, close the sinks, leave the process group."""
@@ -170,75 +240,127 @@ class Trainer:
             sink.close()
         leave_ranks(self.ranks)
 
+    def _timed_step(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
+        """Do one step on as many threads as are fast now."""
+        if self.threads.most > 1:
+            torch.set_num_threads(self.threads.next_count())
+        started = time.monotonic()
+        values = self._train_one(batches)
+        seconds = time.monotonic() - started
+        self.step += 1
+        self.elapsed_s += seconds
+        self._step_s.append(seconds)
+        self.threads.record(seconds)
+        return values
+
     def _train_one(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
-        """Do one optimiser step and return its loss, token accuracy, gradient norm and learning rate."""
+        """Do one optimizer step and return its loss, token accuracy, gradient norm and learning rate."""
         settings = self.settings
-        rate = settings.learning_rate * learning_rate_factor(self._progress(), warmup=settings.warmup_share)
+        rate = settings.learning_rate * learning_rate_factor(
+            self._progress_after_step(), warmup=settings.warmup_share
+        )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         loss_sum = torch.zeros((), device=self.device)
         accuracy_sum = torch.zeros((), device=self.device)
         for _ in range(settings.accumulate):
-            batch, self.sampler_state = next(batches)
-            batch = batch.to(self.device)
-            loss, accuracy = self.train_step(*batch.arguments())
-            (loss / settings.accumulate).backward()
+            with self._timing("data"):
+                batch, self.sampler_state = next(batches)
+                batch = batch.to(self.device)
+            with self._timing("forward"):
+                loss, accuracy = self.train_step(*batch.arguments())
+            with self._timing("backward"):
+                (loss / settings.accumulate).backward()
             loss_sum += loss.detach() / settings.accumulate
             accuracy_sum += accuracy.detach() / settings.accumulate
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        values = {
-            "loss": float(mean_over_ranks(loss_sum, self.ranks)),
-            "token_accuracy": float(mean_over_ranks(accuracy_sum, self.ranks)),
-            "gradient_norm": float(norm),
-            "learning_rate": rate,
-        }
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-            kept = list_checkpoints(self.run_dir)
-            raise NonFiniteLossError(
-                f"loss {values['loss']}, gradient norm {values['gradient_norm']} after step {self.step}; "
-                f"the last good checkpoint is {kept[-1] if kept else 'none yet'}. "
-                "Lower trainer.learning_rate or trainer.max_grad_norm, or try trainer.precision=fp32"
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.model)
+        with self._timing("optimizer"):
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+            values = {
+                "loss": float(mean_over_ranks(loss_sum, self.ranks)),
+                "token_accuracy": float(mean_over_ranks(accuracy_sum, self.ranks)),
+                "gradient_norm": float(norm),
+                "learning_rate": rate,
+            }
+            self._require_finite(values)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.average.update(self.model)
         return values
 
-    def _progress(self) -> float:
-        """Return how much of the run is done, in [0, 1], by steps or by time, whichever is further."""
-        by_steps = self.step / self.settings.num_steps
-        if self.settings.time_budget_minutes is None:
-            return by_steps
-        return min(1.0, max(by_steps, self.elapsed_s / (60 * self.settings.time_budget_minutes)))
+    def _require_finite(self, values: Mapping[str, float]) -> None:
+        if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+            return
+        kept = list_checkpoints(self.run_dir)
+        raise NonFiniteLossError(
+            f"loss {values['loss']}, gradient norm {values['gradient_norm']} after step {self.step}; "
+            f"the last good checkpoint is {kept[-1] if kept else 'none yet'}. "
+            "Lower trainer.learning_rate or trainer.max_grad_norm, or try trainer.precision=fp32"
+        )
 
-    def _out_of_time(self) -> bool:
-        budget = self.settings.time_budget_minutes
-        return budget is not None and self.elapsed_s >= 60 * budget
+    @contextmanager
+    def _timing(self, phase: str) -> Iterator[None]:
+        """Add the time that the block takes to a phase of the step; on a GPU that of the host."""
+        started = time.perf_counter()
+        yield
+        self._phase_s[phase] += time.perf_counter() - started
+
+    def _progress_after_step(self) -> float:
+        """Return the share of the budget that will be spent after the present step, in (0, 1]."""
+        return min(1.0, (self.step + 1) * self.samples_per_step / self.settings.num_samples)
+
+    def _is_out_of_time(self) -> bool:
+        cap = self.settings.max_minutes
+        return cap is not None and self.step < self.num_steps and self.elapsed_s >= 60 * cap
+
+    def _forecast(self) -> None:
+        """Print how long the rest takes if it goes on as it does now."""
+        seconds, left = float(np.median(self._step_s)), self.num_steps - self.step
+        phases = ", ".join(f"{name} {value / 1e3:.2f}" for name, value in self._phases().items())
+        self._say(
+            f"about {left * seconds / 60:.0f} min of training left: {left} steps at "
+            f"{self.samples_per_step / seconds:.0f} samples/s; seconds per step: {phases}"
+        )
+
+    def _phases(self) -> dict[str, float]:
+        """Return the mean milliseconds of each phase of a step since the last log."""
+        return {name: 1e3 * seconds / len(self._step_s) for name, seconds in self._phase_s.items()}
 
     def _bar(self) -> tqdm:
         return tqdm(
-            total=100,
-            initial=round(100 * self._progress(), 1),  # of a resumed run; the time left counts from there
+            total=self.num_steps * self.samples_per_step,
+            initial=self.num_samples,  # of a resumed run; the time left counts from there
             desc="train",
             disable=not self.ranks.is_main,
-            bar_format="{desc} {n:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
+            unit_scale=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} samples {elapsed}<{remaining} {postfix}",
         )
 
     def _log(self, bar: tqdm, values: Mapping[str, float], mark: tuple[float, int]) -> None:
         """Write the numbers of one interval, which began at `mark`, to the sinks and the live line."""
         now, (since, step) = time.monotonic(), mark
-        per_step = self.settings.batch_size * self.settings.accumulate * self.ranks.world_size
-        rate = (self.step - step) * per_step / (now - since)
+        rate = (self.step - step) * self.samples_per_step / (now - since)
         self.rates.append(rate)
-        bar.n = round(100 * self._progress(), 1)
+        phases = self._phases()
+        self._phase_s.clear()
+        self._step_s.clear()
+        for name, milliseconds in phases.items():
+            self._phase_ms[name].append(milliseconds)
+        bar.n = self.num_samples
         bar.set_postfix_str(
-            f"step {self.step} loss {values['loss']:.3f} token acc {values['token_accuracy']:.3f} "
-            f"{rate:.0f} samples/s"
+            f"loss {values['loss']:.3f} token acc {values['token_accuracy']:.3f} {rate:.0f} samples/s"
         )
+        numbers = {
+            **values,
+            "num_samples": self.num_samples,
+            "samples_per_s": rate,
+            "elapsed_s": self.elapsed_s,
+            "num_threads": torch.get_num_threads(),
+            **{f"ms_per_step/{name}": milliseconds for name, milliseconds in phases.items()},
+        }
         for sink in self.sinks:
-            sink.log(self.step, {**values, "samples_per_s": rate, "elapsed_s": self.elapsed_s})
+            sink.log(self.step, numbers)
 
     def _validation_set(self, validation: Windows) -> list[Batch]:
         """Draw the fixed batches that every validation uses."""
@@ -288,7 +410,11 @@ class Trainer:
             return directory
         state = {
             "step": self.step,
+            "num_samples": self.num_samples,
             "elapsed_s": self.elapsed_s,
+            "precision": precision_name(self.precision),
+            "num_threads": self.threads.chosen if self.threads.most > 1 else torch.get_num_threads(),
+            "usual_step_s": self.threads.usual_s,
             "sampler": self.sampler_state,
             "average_updates": self.average.num_updates,
             "metrics": self.metrics,
@@ -304,6 +430,36 @@ class Trainer:
         )
         prune_checkpoints(self.run_dir, keep=self.settings.keep_checkpoints)
         return directory
+
+    def _newest_state(self) -> dict[str, Any]:
+        """Return the state of the newest checkpoint of the run directory, empty if there is none.
+
+        Raises:
+            BudgetSpent: that checkpoint was trained for longer than this run may.
+            CheckpointError: it is of a version that did not count samples.
+        """
+        found = list_checkpoints(self.run_dir)
+        if not found:
+            return {}
+        state = read_state(found[-1])
+        if "num_samples" not in state:
+            raise CheckpointError(
+                f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated and "
+                "exported. Train in a new run directory"
+            )
+        settings, minutes = self.settings, state["elapsed_s"] / 60
+        if state["num_samples"] > self.num_steps * self.samples_per_step:
+            raise BudgetSpent(
+                f"trainer.num_samples={settings.num_samples}, but {self.run_dir} was trained on "
+                f"{state['num_samples']} already; raise it, or train in a new run directory"
+            )
+        is_done = state["num_samples"] >= settings.num_samples
+        if settings.max_minutes is not None and not is_done and minutes >= settings.max_minutes:
+            raise BudgetSpent(
+                f"trainer.max_minutes={settings.max_minutes:g}, but {self.run_dir} was trained for {minutes:.1f} "
+                "minutes already; raise it, or give trainer.max_minutes=null to train to the end"
+            )
+        return state
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint of the run directory, if there is one."""
