@@ -128,12 +128,12 @@ def test_model_sizes_are_what_their_names_promise(size, low, high):
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [
-        ("trainr.num_steps=3", "trainer"),
-        ("trainer.num_step=3", "num_steps"),
+        ("trainr.num_samples=3", "trainer"),
+        ("trainer.num_sample=3", "num_samples"),
         ("trainer.augmentation.max_shfit=3", "max_shift"),
         ("sede=1", "seed"),
         ("+sede=1", "seed"),
-        ("+trainer.num_step=1", "num_steps"),
+        ("+trainer.num_sample=1", "num_samples"),
         ("modle=vla_tiny", "model"),
     ],
 )
@@ -148,8 +148,8 @@ def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest)
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
-        ("trianer:\n  num_steps: 3\n", "trainer"),
-        ("trainer:\n  num_step: 3\n", "num_steps"),
+        ("trianer:\n  num_samples: 3\n", "trainer"),
+        ("trainer:\n  num_sample: 3\n", "num_samples"),
         ("model:\n  deepth: 3\n", "depth"),
     ],
 )

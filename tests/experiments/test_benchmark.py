@@ -27,10 +27,9 @@ TOY = [
     "model.num_heads=2",
     "model.stem_channels=[8,8]",
     "model.patch_size=16",
-    "trainer.num_steps=4",
+    "trainer.num_samples=32",
     "trainer.batch_size=8",
     "trainer.log_every_steps=2",
-    "trainer.compile=off",
 ]
 
 WORK = Work(

@@ -76,7 +76,7 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path: Path) -> None:
         from training_fixtures import train_for
         run, data = Path({str(tmp_path / "run")!r}), Path({str(tmp_path)!r})
         result = train_for(run, data, steps=100000, log_every_steps=1)
-        assert not result.finished
+        assert result.end == "interrupted"
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 150
@@ -149,10 +149,10 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.num_steps"):
-        TrainerSettings(num_steps=0, batch_size=1, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"trainer\.num_samples"):
+        TrainerSettings(num_samples=0, batch_size=1, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"trainer\.learning_rate"):
-        TrainerSettings(num_steps=1, batch_size=1, learning_rate=0.0)
+        TrainerSettings(num_samples=1, batch_size=1, learning_rate=0.0)
 
 
 def test_committed_steps_are_drawn_by_batch_number_and_carry_no_loss(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_tasks_are_balanced_only_if_asked(tmp_path: Path) -> None:
     drawn = {}
     for balance in (False, True):
         settings = TrainerSettings(
-            num_steps=1,
+            num_samples=32,
             batch_size=32,
             learning_rate=1e-3,
             compile="off",
@@ -227,4 +227,4 @@ def test_autoregressive_models_train_too(tmp_path: Path) -> None:
     model = tiny_model(make_processor(windows), decoding="autoregressive")
     assert model.decoding == "autoregressive"
     result = train_for(tmp_path / "run", tmp_path, steps=2, decoding="autoregressive")
-    assert result.finished
+    assert result.end == "finished"

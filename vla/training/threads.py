@@ -7,7 +7,7 @@ steps are steps of the training.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 _WINDOW = 5  # steps over which a change is noticed
@@ -21,7 +21,7 @@ class ThreadChooser:
     """Says before each step on how many threads it should run, and learns how long the step took.
 
     Args:
-        most: as many threads as there are cores to use; with 1 there is nothing to choose.
+        choices: the numbers of threads to choose from: one, or 1 and all.
         chosen: what a resumed run used; None asks for a comparison first.
         usual_s: how long a step took then [s].
         report: receives a sentence for the log at every choice.
@@ -31,25 +31,20 @@ class ThreadChooser:
     def __init__(
         self,
         *,
-        most: int,
+        choices: Sequence[int],
         chosen: int | None = None,
         usual_s: float | None = None,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.most, self._report, self._clock = most, report, clock
-        self.chosen = most if chosen is None else min(chosen, most)
+        self.choices, self._report, self._clock = tuple(sorted(set(choices))), report, clock
+        self.chosen = chosen if chosen in self.choices else self.choices[-1]
         self.usual_s = usual_s
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._trial: dict[int, list[float]] = {}
         self._is_first_step = True
         self._compared_at, self._cost_s = clock(), 0.0
-        self._must_compare = most > 1 and chosen is None
-
-    @property
-    def is_comparing(self) -> bool:
-        """Whether the next step belongs to a comparison."""
-        return bool(self._trial)
+        self._must_compare = chosen not in self.choices
 
     def next_count(self) -> int:
         """Return the number of threads for the next step."""
@@ -74,16 +69,17 @@ class ThreadChooser:
         now = median(self._recent)
         if self.usual_s is None or now < self.usual_s:
             self.usual_s = now
-        if self.most > 1 and (now > _SLOWER * self.usual_s or self._is_time_to_look_again()):
+        if now > _SLOWER * self.usual_s or self._is_time_to_look_again():
             self._compare()
 
     def _is_time_to_look_again(self) -> bool:
         wait = max(_AGAIN_S, _AGAIN_COST * self._cost_s)
-        return self.chosen < self.most and self._clock() - self._compared_at > wait
+        return self.chosen < self.choices[-1] and self._clock() - self._compared_at > wait
 
     def _compare(self) -> None:
-        self._trial = {self.most: [], 1: []}
         self._recent.clear()
+        if len(self.choices) > 1:
+            self._trial = {count: [] for count in self.choices}
 
     def _decide(self) -> None:
         """End the comparison if its steps are enough to tell."""

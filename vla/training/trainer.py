@@ -62,7 +62,6 @@ from vla.training.step import TrainStep
 from vla.training.threads import ThreadChooser
 from vla.training.validation import validate
 
-
 _STEPS_BEFORE_FORECAST = 20
 
 
@@ -154,11 +153,9 @@ class Trainer:
         """Return what chooses the number of threads: nothing to choose if it is fixed or compiled in."""
         fixed, available = self.settings.num_threads, torch.get_num_threads()
         if fixed is not None or use_compile or self.device.type != "cpu" or self.ranks.world_size > 1:
-            count = fixed or available
-            torch.set_num_threads(count)
-            return ThreadChooser(most=1, report=self._say)
+            return ThreadChooser(choices=[fixed or available], report=self._say)
         return ThreadChooser(
-            most=available,
+            choices=[1, available],
             chosen=resumed.get("num_threads"),
             usual_s=resumed.get("usual_step_s"),
             report=self._say,
@@ -242,8 +239,7 @@ class Trainer:
 
     def _timed_step(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
         """Do one step on as many threads as are fast now."""
-        if self.threads.most > 1:
-            torch.set_num_threads(self.threads.next_count())
+        torch.set_num_threads(self.threads.next_count())
         started = time.monotonic()
         values = self._train_one(batches)
         seconds = time.monotonic() - started
@@ -356,7 +352,7 @@ class Trainer:
             "num_samples": self.num_samples,
             "samples_per_s": rate,
             "elapsed_s": self.elapsed_s,
-            "num_threads": torch.get_num_threads(),
+            "num_threads": self.threads.chosen,
             **{f"ms_per_step/{name}": milliseconds for name, milliseconds in phases.items()},
         }
         for sink in self.sinks:
@@ -413,7 +409,7 @@ class Trainer:
             "num_samples": self.num_samples,
             "elapsed_s": self.elapsed_s,
             "precision": precision_name(self.precision),
-            "num_threads": self.threads.chosen if self.threads.most > 1 else torch.get_num_threads(),
+            "num_threads": self.threads.chosen,
             "usual_step_s": self.threads.usual_s,
             "sampler": self.sampler_state,
             "average_updates": self.average.num_updates,
