@@ -67,14 +67,25 @@ make_venv() {
     fi
 }
 
+# Whether pip finds torch in an index: one try of a few seconds, so that a closed network is found out once.
+has_torch() {
+    timeout 20 .venv/bin/python -m pip --disable-pip-version-check index versions torch --index-url "$1" \
+        --retries 0 --timeout 5 >/dev/null 2>&1
+}
+
 # PyPI's torch for Linux brings several GB of CUDA. Sources that pip is configured with decide first (they
 # may hold a CPU build); only without any is PyTorch's CPU index added. TORCH_INDEX overrides both.
 install_torch() {
-    local source=()
+    local source=() configured
+    configured=$(.venv/bin/python -m pip config list)
     if [ -n "${TORCH_INDEX:-}" ]; then
         source=(--index-url "$TORCH_INDEX")
-    elif [ "$(uname -s)" = Linux ] && ! .venv/bin/python -m pip config list | grep -Eq '(find-links|index-url)='; then
-        source=(--extra-index-url "$PYTORCH_CPU_INDEX")
+    elif [ "$(uname -s)" = Linux ] && ! grep -Eq '(find-links|index-url)=' <<<"$configured"; then
+        if has_torch "$PYTORCH_CPU_INDEX"; then
+            source=(--extra-index-url "$PYTORCH_CPU_INDEX")
+        else
+            say "$PYTORCH_CPU_INDEX cannot be reached; torch comes from pip's own index, perhaps with CUDA (GBs)"
+        fi
     fi
     say "installing $TORCH_REQUIREMENT ${source[*]}"
     pip_install "$TORCH_REQUIREMENT" "${source[@]}"

@@ -28,8 +28,9 @@ from experiments.export import export_checkpoint
 from experiments.report_pages import write_quickstart_page
 from experiments.stages import Stages
 from experiments.tables import format_table as format_rows
-from experiments.train import train_policy
+from experiments.train import shortfall, train_policy
 from vla.data.lock import DirectoryLock
+from vla.training.checkpoint import read_state, resolve_checkpoint
 
 schema.register()
 
@@ -43,16 +44,33 @@ class Quickstart:
     def __init__(self, *, run: schema.QuickstartRun, out_dir: Path) -> None:
         self.run, self.out_dir = run, out_dir
         settings = dataclasses.asdict(dataclasses.replace(run, fresh=False))
+        del settings["trainer"]["max_minutes"]  # may be raised, to train on
         self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
 
     def all(self) -> None:
         """Run what is not done yet, then write the report and print the summary."""
+        self.reopen_training()
         self.stages.run("record", self.record)
         self.stages.run("train", self.train)
         self.stages.run("evaluate", self.evaluate)
         self.stages.run("export", self.export)
         self.stages.run("evaluate the bundle without torch", self.evaluate_bundle)
         self.summarize()
+
+    def reopen_training(self) -> None:
+        """Continue a training that trainer.max_minutes had ended, if it has more time now."""
+        if "train" not in self.stages.finished or self.shortfall() is None:
+            return
+        cap = self.run.trainer.max_minutes
+        elapsed_s = read_state(resolve_checkpoint(self.out_dir / "train"))["elapsed_s"]
+        if cap is None or elapsed_s < 60 * cap:
+            self.stages.reopen("train")
+            for name in MADE_HERE[MADE_HERE.index("train") + 1 :]:
+                shutil.rmtree(self.out_dir / name, ignore_errors=True)
+
+    def shortfall(self) -> str | None:
+        """Return a sentence if the training ended before its budget, else None."""
+        return shortfall(self.out_dir / "train", budget=self.run.trainer.num_samples)
 
     def record(self) -> None:
         """Record demonstrations; continues a recording that was interrupted."""
@@ -62,7 +80,10 @@ class Quickstart:
     def train(self) -> None:
         """Train; continues from the newest checkpoint."""
         result = train_policy(self.run, self.out_dir / "train")
-        print(f"{result.step} steps, {result.samples_per_s:.0f} samples/s, checkpoint {result.checkpoint}")
+        print(
+            f"{result.num_samples:,} samples in {result.step} steps, {result.samples_per_s:.0f} samples/s, "
+            f"checkpoint {result.checkpoint}"
+        )
 
     def evaluate(self) -> None:
         """Evaluate the checkpoint on the reporting seeds under every condition."""
@@ -127,6 +148,7 @@ class Quickstart:
         rows = [[name, f"{seconds[name] / 60:.1f}"] for name in self.stages.finished]
         print(format_rows(["stage", "minutes"], [*rows, ["all", f"{self.stages.total_s / 60:.1f}"]]))
         page = self.out_dir / "report.html"
+        missing = self.shortfall()
         write_quickstart_page(
             page,
             checkpoint=checkpoint,
@@ -136,7 +158,10 @@ class Quickstart:
             closed_loop=closed_loop,
             seconds=self.stages.seconds,
             commands=self.commands(),
+            shortfall=missing,
         )
+        if missing is not None:
+            print(f"\n{missing}")
         print(f"\nbundle: {self.out_dir / 'bundle'}\nreport: {page}")
 
     def commands(self) -> list[tuple[str, str]]:

@@ -54,6 +54,12 @@ class Stages:
         self._write()
         print(f"== {name} took {self.seconds[name]:.0f} s, {self.total_s:.0f} s so far\n", flush=True)
 
+    def reopen(self, name: str) -> None:
+        """Forget that a stage and those after it were finished; the time that they took still counts."""
+        if name in self.finished:
+            self.finished = self.finished[: self.finished.index(name)]
+            self._write()
+
     @property
     def total_s(self) -> float:
         """Seconds of all stages, over all attempts."""

@@ -33,6 +33,7 @@ from vla.data.windows import Windows, open_windows
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
+from vla.training.checkpoint import read_state, resolve_checkpoint
 from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
@@ -214,6 +215,21 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
     return result
 
 
+def shortfall(run_dir: Path, *, budget: int) -> str | None:
+    """Return a sentence for a run whose time ended before its budget of samples, else None.
+
+    Raises:
+        CheckpointError: there is no checkpoint in `run_dir`.
+    """
+    done = read_state(resolve_checkpoint(run_dir))["num_samples"]
+    if done >= budget:
+        return None
+    return (
+        f"trainer.max_minutes ended this training after {done:,} of {budget:,} samples. The success that the "
+        "recipe promises does not hold for it. To go on, run the same command with trainer.max_minutes=null"
+    )
+
+
 def record_if_asked(run: schema.TrainRun) -> None:
     """Record what is missing in the dataset, if the run asks for that.
 
@@ -251,6 +267,9 @@ def main(config: DictConfig) -> None:
         run_dir=run_dir / "evaluation",
     )
     print(format_table(*results.values()))
+    missing = shortfall(run_dir, budget=run.trainer.num_samples)
+    if missing is not None:
+        print(missing)
     print(f"results in {run_dir / 'evaluation'}")
 
 

@@ -1,4 +1,4 @@
-"""Chooses the number type of matrix products, compilation and memory handling by what is fast on this machine.
+"""Chooses number type, compilation and memory handling by what is fast on this machine.
 
 bf16 products are twice to ten times as fast as fp32 on processors that have them, and up to fifty times as
 slow on those that have not. Which it is here is timed, because no file tells it on every system.
@@ -53,7 +53,8 @@ class ProductRates(NamedTuple):
         return "bf16" if self.bf16 > _WORTH_ROUNDING * self.fp32 else "fp32"
 
     def __str__(self) -> str:
-        return f"fp32 {self.fp32 / 1e9:.0f}, bf16 {self.bf16 / 1e9:.0f} GFLOP/s in products of this model's shapes"
+        fp32, bf16 = self.fp32 / 1e9, self.bf16 / 1e9
+        return f"fp32 {fp32:.3g}, bf16 {bf16:.3g} GFLOP/s in products of this model's shapes"
 
 
 def precision_name(dtype: torch.dtype) -> str:

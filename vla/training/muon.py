@@ -39,40 +39,35 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         product_dtype: torch.dtype,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.product_dtype = product_dtype
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.momentum, self.product_dtype = momentum, product_dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: nothing here calls it
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            gradients = [cast(Tensor, p.grad) for p in params]
-            averages = [self._momentum_buffer(p) for p in params]
-            torch._foreach_lerp_(averages, gradients, 1.0 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-            torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
-            for indices in _by_shape(params):
-                directions = orthogonalize(torch.stack([ahead[i] for i in indices]), self.product_dtype)
-                longer_side = max(directions.shape[1:])
-                rate = group["lr"] * _LIKE_ADAMW * longer_side**0.5
-                torch._foreach_add_([params[i] for i in indices], list(directions.unbind()), alpha=-rate)
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for params in by_shape.values():
+                self._step_together(params, lr=group["lr"], weight_decay=group["weight_decay"])
 
-    def _momentum_buffer(self, parameter: nn.Parameter) -> Tensor:
-        state = self.state[parameter]
+    def _step_together(self, params: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        """Update matrices of one shape."""
+        ahead = torch.stack([self._nesterov(p) for p in params])
+        directions = orthogonalize(ahead, self.product_dtype)
+        rate = lr * _LIKE_ADAMW * max(directions.shape[1:]) ** 0.5
+        for parameter, direction in zip(params, directions, strict=True):
+            parameter.mul_(1.0 - lr * weight_decay).add_(direction, alpha=-rate)
+
+    def _nesterov(self, parameter: nn.Parameter) -> Tensor:
+        """Move the momentum of a parameter, and return the gradient that Nesterov looks ahead to."""
+        gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
-
-
-def _by_shape(params: Sequence[Tensor]) -> list[list[int]]:
-    """Return the indices of the matrices of each shape."""
-    groups: dict[torch.Size, list[int]] = defaultdict(list)
-    for index, parameter in enumerate(params):
-        groups[parameter.shape].append(index)
-    return list(groups.values())
+        average = state["momentum_buffer"].lerp_(gradient, 1.0 - self.momentum)
+        return gradient.lerp(average, self.momentum)
 
 
 def orthogonalize(

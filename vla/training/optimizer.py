@@ -77,9 +77,8 @@ class WeightAverage:
         """Move the average towards the model's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        present = {name: p.detach().float() for name, p in model.named_parameters()}
-        averages = [self._weights[name] for name in present]
-        torch._foreach_lerp_(averages, list(present.values()), 1.0 - decay)
+        for name, parameter in model.named_parameters():
+            self._weights[name].lerp_(parameter.detach().float(), 1.0 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights by parameter name."""

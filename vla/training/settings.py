@@ -77,10 +77,11 @@ class TrainerSettings:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive")
-        if self.num_samples < self.batch_size * self.accumulate:
+        per_step = self.batch_size * self.accumulate
+        if self.num_samples < per_step:
             raise ValueError(
-                f"trainer.num_samples is {self.num_samples}, less than the {self.batch_size * self.accumulate} "
-                "of one step (trainer.batch_size x trainer.accumulate); raise the one or lower the other"
+                f"trainer.num_samples is {self.num_samples}, less than the {per_step} of one step "
+                "(trainer.batch_size x trainer.accumulate); raise the one or lower the other"
             )
         if self.max_minutes is not None and not (0 < self.max_minutes < math.inf):
             raise ValueError(

@@ -117,6 +117,23 @@ class Trainer:
             product_dtype=self.precision,
         )
         self.average = WeightAverage(model, decay=settings.ema_decay)
+        self.step, self.elapsed_s = 0, 0.0
+        self.sampler_state: dict[str, Any] | None = None  # at the first sample
+        self.metrics: dict[str, float] = {}
+        self._resume()
+        self.sinks: list[MetricSink] = list(sinks)
+        if self.ranks.is_main:
+            self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
+        self.prefetcher = self._open_prefetcher(train)
+        self.validation_set = self._validation_set(validation)
+        self.rates: list[float] = []
+        self._step_s: list[float] = []  # of the steps since the last log
+        self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
+        self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
+
+    def _open_prefetcher(self, train: Windows) -> Prefetcher:
+        """Return what prepares the batches of this process, from where training stands."""
+        settings = self.settings
         sampler = EpochSampler(
             num_windows=train.num_windows,
             groups=train.task_index if settings.balance_tasks else None,
@@ -125,24 +142,13 @@ class Trainer:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
+        if self.sampler_state is not None:
+            sampler.load_state(self.sampler_state)
         self.sampler_state = sampler.state()
-        self.step, self.elapsed_s = 0, 0.0
-        self.metrics: dict[str, float] = {}
-        self._resume()
-        sampler.load_state(self.sampler_state)
-        self.sinks: list[MetricSink] = list(sinks)
-        if self.ranks.is_main:
-            self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
         maker = BatchMaker(
-            windows=train, processor=processor, augmentation=settings.augmentation, seed=settings.seed
+            windows=train, processor=self.processor, augmentation=settings.augmentation, seed=settings.seed
         )
-        first = self.step * settings.accumulate
-        self.prefetcher = Prefetcher(maker=maker, sampler=sampler, first_number=first)
-        self.validation_set = self._validation_set(validation)
-        self.rates: list[float] = []
-        self._step_s: list[float] = []  # of the steps since the last log
-        self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
-        self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
+        return Prefetcher(maker=maker, sampler=sampler, first_number=self.step * settings.accumulate)
 
     @property
     def num_samples(self) -> int:
@@ -330,7 +336,8 @@ class Trainer:
             desc="train",
             disable=not self.ranks.is_main,
             unit_scale=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} samples {elapsed}<{remaining} {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} samples "
+            "{elapsed}<{remaining} {postfix}",
         )
 
     def _log(self, bar: tqdm, values: Mapping[str, float], mark: tuple[float, int]) -> None:
@@ -440,8 +447,8 @@ class Trainer:
         state = read_state(found[-1])
         if "num_samples" not in state:
             raise CheckpointError(
-                f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated and "
-                "exported. Train in a new run directory"
+                f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated "
+                "and exported. Train in a new run directory"
             )
         settings, minutes = self.settings, state["elapsed_s"] / 60
         if state["num_samples"] > self.num_steps * self.samples_per_step:
@@ -452,8 +459,8 @@ class Trainer:
         is_done = state["num_samples"] >= settings.num_samples
         if settings.max_minutes is not None and not is_done and minutes >= settings.max_minutes:
             raise BudgetSpent(
-                f"trainer.max_minutes={settings.max_minutes:g}, but {self.run_dir} was trained for {minutes:.1f} "
-                "minutes already; raise it, or give trainer.max_minutes=null to train to the end"
+                f"trainer.max_minutes={settings.max_minutes:g}, but {self.run_dir} was trained for "
+                f"{minutes:.1f} minutes already; raise it, or give trainer.max_minutes=null"
             )
         return state
 
