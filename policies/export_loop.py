@@ -46,6 +46,7 @@ class Beginning(nn.Module):
         places = self.model.suffix_position + prefix.situation
         token = places.new_zeros(images.shape[0], 1, places.shape[2])
         caches = [tensor for pair in prefix.cache for tensor in pair]
+        caches.append(prefix.bias.transpose(2, 3))  # grows with the caches, along the same axis
         forced = [] if committed is None else [committed.reshape(-1, places.shape[1])]
         return (places, token, *caches, *forced)
 
@@ -72,8 +73,10 @@ class Step(nn.Module):
         """Return the bin at `position` and what the next step takes: its token and the longer caches."""
         model, index = self.model, position.reshape(1)
         suffix = token + places.index_select(1, index)
+        *caches, hidden = caches
         past = list(zip(caches[0::2], caches[1::2], strict=True))
-        tokens, grown = model.trunk.write(suffix, past)
+        hidden = torch.cat((hidden, hidden.new_zeros(hidden.shape[0], 1, 1, 1)), dim=2)
+        tokens, grown = model.trunk.write(suffix, past, bias=hidden.transpose(2, 3))
         logits = self.head.of_token(tokens.reshape(-1, tokens.shape[2]))
         if self.has_illegal_bins:
             logits = logits + model.illegal_bias.index_select(0, index % model.action_dim)
@@ -81,7 +84,7 @@ class Step(nn.Module):
         if forced is not None:
             bins = keep_committed(forced.index_select(1, index)[:, 0], bins)
         embedded = F.embedding(bins[:, None], self.embedding)
-        return (bins, embedded, *(tensor for pair in grown for tensor in pair))
+        return (bins, embedded, *(tensor for pair in grown for tensor in pair), hidden)
 
 
 def export_loop(
@@ -99,7 +102,7 @@ def export_loop(
     beginning = Beginning(model)
     with torch.no_grad():
         places, token, *rest = beginning(*example)
-    num_caches = 2 * len(model.trunk.blocks)
+    num_caches = 2 * len(model.trunk.blocks) + 1  # keys and values, and which of them padding hides
     caches, forced = rest[:num_caches], rest[num_caches:]
     cache_names = [f"cache_{i}" for i in range(num_caches)]
     forced_names = ["forced"] * len(forced)

@@ -43,7 +43,7 @@ class GraphAttention(nn.Module):
         x: Float[Tensor, "batch new width"],
         *,
         past: KeyValue | None = None,
-        bias: Float[Tensor, "new total"] | None = None,
+        bias: Float[Tensor, "#batch 1 rows total"] | None = None,
     ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
         """Return the attended tokens, and the keys and values of everything seen up to now."""
         num_new, width = x.shape[1], x.shape[2]

@@ -30,7 +30,7 @@ class CompiledPolicy(TokenPolicy):
     def __init__(self, *, model: VLAModel, processor: Processor) -> None:
         super().__init__(processor=processor)
         self._model = graph_friendly(model)
-        self._num_caches = 2 * len(self._model.trunk.blocks)
+        self._num_caches = 2 * len(self._model.trunk.blocks) + 1
         is_parallel = model.decoding == "parallel"
         self._first = _compiled(Generation(self._model) if is_parallel else Beginning(self._model))
         self._step = None if is_parallel else _compiled(Step(self._model), dynamic=True)

@@ -5,9 +5,9 @@ import torch
 
 from vla.model.attention import Attention
 from vla.model.generation import generate
-from vla.model.masks import suffix_bias
+from vla.model.masks import padding_bias, suffix_bias
 from vla.model.sizes import ModelSizes
-from vla.model.vla import VLAModel
+from vla.model.vla import PAD_ID, VLAModel
 
 
 def tiny_model(decoding: str = "parallel", **changes: object) -> VLAModel:
@@ -145,11 +145,31 @@ def test_hyperparameters_rebuild_the_model() -> None:
     assert [p.shape for p in twin.parameters()] == [p.shape for p in model.parameters()]
 
 
-def test_the_drawn_mask_is_the_mask() -> None:
-    bias = suffix_bias(
-        num_prefix=3, num_suffix=3, causal=True, dtype=torch.float32, device=torch.device("cpu")
-    )
-    assert (bias == 0).int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+def test_the_drawn_masks_are_the_masks() -> None:
+    prefix = padding_bias(torch.tensor([[True, False, True]]), torch.float32)
+    causal = suffix_bias(prefix, num_suffix=3, causal=True)[0, 0]
+    assert (causal == 0).int().tolist() == [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1]]
+    both_ways = suffix_bias(prefix, num_suffix=3, causal=False)[0, 0]
+    assert (both_ways == 0).int().tolist() == [[1, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_padding_changes_nothing(decoding: str) -> None:
+    model = tiny_model(decoding, num_future_states=1)
+    with torch.no_grad():
+        model.token_embedding.weight[PAD_ID] = 0  # as it is made and, having no gradient, stays
+    images, text_ids, state, bins = inputs()
+    text_ids = text_ids.clamp(min=1)
+    text_ids[:, 4:], text_ids[1, 2:] = PAD_ID, PAD_ID
+    with torch.no_grad():
+        padded = model.forward_with_future(images, text_ids, state, bins)
+        short = model.forward_with_future(images, text_ids[:, :4], state, bins)
+        alone = model.forward_with_future(images[1:2], text_ids[1:2, :2], state[1:2], bins[1:2])
+        chosen = [generate(model, images, text, state) for text in (text_ids, text_ids[:, :4])]
+    for long, cut, one in zip(padded, short, alone, strict=True):
+        torch.testing.assert_close(long, cut, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(long[1:2], one, rtol=1e-4, atol=1e-4)
+    assert torch.equal(*chosen)
 
 
 def test_wrong_sizes_are_refused_with_a_hint() -> None:

@@ -31,7 +31,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch new width"],
         *,
         past: KeyValue | None = None,
-        bias: Float[Tensor, "new total"] | None = None,
+        bias: Float[Tensor, "#batch 1 rows total"] | None = None,
     ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
         """Return the attended tokens, and the keys and values of everything seen up to now."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from vla.model.masks import suffix_bias
 from vla.model.vla import VLAModel
 
 LARGEST_LOGIT = 1e8  # beyond it, or with NaN, a model is broken: its actions must not reach a robot
@@ -47,7 +48,8 @@ def generate(
     all_chosen: list[Tensor] = []
     for position in range(model.action_horizon * model.action_dim):
         suffix = (token + model.suffix_position[position] + prefix.situation).to(cache[0][0].dtype)
-        tokens, cache = model.trunk.write(suffix, cache)
+        bias = suffix_bias(prefix.bias, num_suffix=position + 1, causal=False)
+        tokens, cache = model.trunk.write(suffix, cache, bias=bias)
         bins = most_likely_bins(model.bin_logits(tokens, first_position=position)[:, 0, 0])
         if forced is not None:
             bins = keep_committed(forced[:, position], bins)

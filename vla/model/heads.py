@@ -5,7 +5,7 @@ Knows sizes only, no tokenizers and no units.
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vla.model.transformer import RMSNorm
@@ -20,11 +20,13 @@ class PhraseEncoder(nn.Module):
         self.words = nn.Linear(width, width, bias=False)
         self.phrase = nn.Conv1d(width, width, kernel_size=3, padding=1)
 
-    def forward(self, text: Float[Tensor, "batch text width"]) -> Float[Tensor, "batch width"]:
-        """Return the sum over words, padding being 0, plus the maximum over phrases."""
+    def forward(
+        self, text: Float[Tensor, "batch text width"], valid: Bool[Tensor, "batch text"]
+    ) -> Float[Tensor, "batch width"]:
+        """Return the sum over words plus the maximum over phrases; padding is 0 and counts in neither."""
         text = self.norm(text)
-        phrases = torch.relu(self.phrase(rearrange(text, "b n d -> b d n"))).amax(dim=-1)
-        return 0.7 * self.words(text).sum(dim=1) + phrases
+        phrases = torch.relu(self.phrase(rearrange(text, "b n d -> b d n"))) * valid[:, None]
+        return 0.7 * self.words(text).sum(dim=1) + phrases.amax(dim=-1)
 
 
 class BinHead(nn.Module):

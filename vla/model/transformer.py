@@ -41,7 +41,7 @@ class Block(nn.Module):
         x: Float[Tensor, "batch new width"],
         *,
         past: KeyValue | None = None,
-        bias: Float[Tensor, "new total"] | None = None,
+        bias: Float[Tensor, "#batch 1 rows total"] | None = None,
     ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
         """Return the new tokens after this block, and its keys and values so far."""
         mixed, seen = self.attention(self.attention_norm(x), past=past, bias=bias)
@@ -73,11 +73,13 @@ class Transformer(nn.Module):
             for projection in (block.attention.out, block.down):
                 nn.init.zeros_(projection.weight)  # each block starts as the identity
 
-    def read(self, prefix: Float[Tensor, "batch prefix width"]) -> list[KeyValue]:
-        """Run the prefix, every token seeing every other, and return each block's keys and values."""
+    def read(
+        self, prefix: Float[Tensor, "batch prefix width"], *, bias: Float[Tensor, "#batch 1 1 prefix"]
+    ) -> list[KeyValue]:
+        """Run the prefix, every token seeing all that `bias` allows; return each block's keys and values."""
         cache: list[KeyValue] = []
         for block in self.blocks[:-1]:
-            prefix, seen = block(prefix)
+            prefix, seen = block(prefix, bias=bias)
             cache.append(seen)
         last = self.blocks[-1]
         assert isinstance(last, Block)
@@ -89,9 +91,9 @@ class Transformer(nn.Module):
         suffix: Float[Tensor, "batch suffix width"],
         cache: list[KeyValue],
         *,
-        bias: Float[Tensor, "suffix total"] | None = None,
+        bias: Float[Tensor, "#batch 1 rows total"],
     ) -> tuple[Float[Tensor, "batch suffix width"], list[KeyValue]]:
-        """Run suffix tokens that see the cache and, under `bias`, one another; return them normalised."""
+        """Run suffix tokens that see the cache and one another under `bias`; return them normalized."""
         grown: list[KeyValue] = []
         for block, past in zip(self.blocks, cache, strict=True):
             suffix, seen = block(suffix, past=past, bias=bias)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vla.model.attention import KeyValue
 from vla.model.heads import BinHead, PhraseEncoder
 from vla.model.image_tokenizer import ImageTokenizer
-from vla.model.masks import suffix_bias
+from vla.model.masks import FORBIDDEN, padding_bias, suffix_bias
 from vla.model.sizes import ModelSizes
 from vla.model.transformer import RMSNorm, Transformer
 
@@ -26,7 +26,6 @@ PAD_ID = 0  # id of padding in the vocabulary
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # waves over [-1, 1] that tell near numbers apart
 WAVES = 1 + 2 * len(FREQUENCIES)  # features of one number
 NO_BIN = -1  # in committed bins: nothing was promised there
-ILLEGAL = -1e9  # logit of a bin that may not be used: probability 0, yet finite, as 0 * inf is NaN
 
 
 class Prefix(NamedTuple):
@@ -34,6 +33,7 @@ class Prefix(NamedTuple):
 
     cache: list[KeyValue]  # keys and values of each block
     situation: Tensor  # [batch 1 width] state, places, instruction in one; added to every action token
+    bias: Tensor  # [batch 1 1 prefix] hides padding from whoever attends to the cache
 
 
 def waves(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch features"]:
@@ -84,7 +84,7 @@ class VLAModel(nn.Module):
         legal = torch.arange(sizes.num_bins)[None] < torch.tensor(sizes.bins_per_dim)[:, None]
         self.illegal_bias: Tensor
         self.register_buffer(
-            "illegal_bias", torch.zeros(legal.shape).masked_fill(~legal, ILLEGAL), persistent=False
+            "illegal_bias", torch.zeros(legal.shape).masked_fill(~legal, FORBIDDEN), persistent=False
         )
 
     def num_parameters(self) -> int:
@@ -97,20 +97,26 @@ class VLAModel(nn.Module):
         text_ids: Int[Tensor, "batch text"],
         state: Float[Tensor, "batch state"],
     ) -> Prefix:
-        """Run images, text and state through the trunk and return what the suffix looks at."""
-        text = self.token_embedding(text_ids)
-        instruction = self.phrase_encoder(text)
+        """Run images, text and state through the trunk and return what the suffix looks at.
+
+        `text` may be shorter than `max_text_tokens`: padding changes nothing, and costs time.
+        """
+        text, has_word = self.token_embedding(text_ids), text_ids != PAD_ID
+        instruction = self.phrase_encoder(text, has_word)
         image_tokens, places = self.image_tokenizer(images, instruction)
-        text_tokens = (text + self.text_position).to(image_tokens.dtype)
+        text_tokens = (text + self.text_position[: text_ids.shape[1]]).to(image_tokens.dtype)
         features = torch.cat((waves(state), 4.0 * places, instruction.float()), dim=-1)
         situation = self.state_tokenizer(features)[:, None].to(image_tokens.dtype)
-        cache = self.trunk.read(torch.cat((image_tokens, text_tokens, situation), dim=1))
-        return Prefix(cache=cache, situation=situation)
+        seen = torch.ones_like(has_word[:, :1])
+        valid = torch.cat((seen.expand(-1, image_tokens.shape[1]), has_word, seen), dim=1)
+        bias = padding_bias(valid, image_tokens.dtype)
+        cache = self.trunk.read(torch.cat((image_tokens, text_tokens, situation), dim=1), bias=bias)
+        return Prefix(cache=cache, situation=situation, bias=bias)
 
     def bin_logits(
         self, tokens: Float[Tensor, "batch suffix width"], *, first_position: int = 0
     ) -> Float[Tensor, "batch suffix dims bins"]:
-        """Return logits over bins with every illegal bin at `ILLEGAL`.
+        """Return logits over bins with every illegal bin at `FORBIDDEN`.
 
         In parallel decoding `dims` is the action dimension and suffix is time. In autoregressive decoding
         `dims` is 1 and the suffix positions, counted from `first_position`, run over time and dimension.
@@ -160,13 +166,7 @@ class VLAModel(nn.Module):
         suffix = (
             torch.cat((start, self.token_embedding(ids)), dim=1) + self.suffix_position + prefix.situation
         )
-        bias = suffix_bias(
-            num_prefix=cache[0][0].shape[2],
-            num_suffix=suffix.shape[1],
-            causal=True,
-            dtype=cache[0][0].dtype,
-            device=suffix.device,
-        )
+        bias = suffix_bias(prefix.bias, num_suffix=suffix.shape[1], causal=True)
         tokens, _ = self.trunk.write(suffix.to(cache[0][0].dtype), cache, bias=bias)
         logits = self.bin_logits(tokens)
         return rearrange(logits, "b (t a) 1 v -> b t a v", a=self.action_dim), future
@@ -193,5 +193,6 @@ class VLAModel(nn.Module):
             known = (committed >= 0).to(queries.dtype)
             features = waves(self.action_head.centres[committed.clamp(min=0)])
             queries = queries + self.committed_tokenizer(features).to(queries.dtype) * known[..., :1]
-        tokens, _ = self.trunk.write(queries, prefix.cache)
+        bias = suffix_bias(prefix.bias, num_suffix=queries.shape[1], causal=False)
+        tokens, _ = self.trunk.write(queries, prefix.cache, bias=bias)
         return self.bin_logits(tokens)

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from vla.data.augment import ImageAugmentation
 from vla.data.windows import EpochSampler, Windows
+from vla.model.vla import PAD_ID
 from vla.tokenizers.processor import Processor
 
+_TEXT_STEP = 4  # few lengths, so that what compiles by shape seldom compiles
 _COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
 
 
@@ -68,7 +70,7 @@ class BatchMaker:
             images = self.augmentation(images, np.random.default_rng((self.seed, number)))
         return Batch(
             images=torch.from_numpy(images),
-            text_ids=torch.from_numpy(self._text_ids[raw["instruction_index"]]),
+            text_ids=torch.from_numpy(without_padding(self._text_ids[raw["instruction_index"]])),
             state=torch.from_numpy(self.processor.encode_state(raw["state"])),
             bins=torch.from_numpy(self.processor.encode_actions(raw["action"])),
             valid=torch.from_numpy(raw["valid"]),
@@ -81,6 +83,15 @@ class BatchMaker:
         rng = np.random.default_rng((self.seed, number, _COMMITTED_STREAM))
         drawn = rng.integers(0, self.processor.max_committed + 1, size=batch)
         return np.where(rng.random(batch) < 0.5, 0, drawn)
+
+
+def without_padding(text_ids: Int64[np.ndarray, "batch text"]) -> Int64[np.ndarray, "batch shorter"]:
+    """Cut off the columns in which no instruction has a word, up to a multiple of `_TEXT_STEP`.
+
+    The model gives the same answers (vla/model/vla.py), and is trained faster.
+    """
+    longest = int((text_ids != PAD_ID).sum(axis=1).max(initial=1))
+    return text_ids[:, : -(-longest // _TEXT_STEP) * _TEXT_STEP]
 
 
 class Prefetcher:
