@@ -22,6 +22,11 @@ from experiments.schema import all_keys, keys_of
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 _UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
+_NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full_key: (\S+)", re.IGNORECASE)
+RENAMED = {
+    "num_steps": "num_samples (a step trains on batch_size of them)",
+    "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
+}
 _GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
 
 
@@ -85,6 +90,10 @@ def explain_config_error(error: BaseException) -> str:
         candidates = (keys_of(owner) if owner else ()) or all_keys()
         return f"unknown key {name!r}; {_nearest(name, candidates)}\n{text}"
     group = _GROUP_TYPO.search(text)
+    no_value = _NO_VALUE.search(text)
+    if no_value:
+        key = no_value.group(1)
+        return f"{key} has no value; give {key}=<value>\n{text}"
     if group:
         name = group.group(1)
         return f"unknown key {name!r}; {_nearest(name.split('.')[-1], all_keys())}\n{text}"
@@ -105,5 +114,7 @@ def _chain(error: BaseException) -> list[str]:
 
 
 def _nearest(name: str, candidates: tuple[str, ...]) -> str:
+    if name in RENAMED:
+        return f"it is now {RENAMED[name]}"
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"nearest: {close[0]!r}" if close else f"known here: {', '.join(candidates)}"

@@ -28,7 +28,7 @@ from experiments.export import export_checkpoint
 from experiments.report_pages import write_quickstart_page
 from experiments.stages import Stages
 from experiments.tables import format_table as format_rows
-from experiments.train import shortfall, train_policy
+from experiments.train import shortfall, train_policy, trainer_settings
 from vla.data.lock import DirectoryLock
 from vla.training.checkpoint import read_state, resolve_checkpoint
 
@@ -207,6 +207,7 @@ def start_over(out_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """Run all stages."""
     run = schema.typed(config, schema.QuickstartRun)
+    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     lock = DirectoryLock(out_dir)
     try:

@@ -251,6 +251,7 @@ def record_if_asked(run: schema.TrainRun) -> None:
 def main(config: DictConfig) -> None:
     """Record if asked to, train, evaluate."""
     run = schema.typed(config, schema.TrainRun)
+    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     record_if_asked(run)
     result = train_policy(run, run_dir)

@@ -146,6 +146,21 @@ def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest)
 
 
 @pytest.mark.parametrize(
+    ("override", "first_line"),
+    [
+        ("trainer.num_samples=null", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
+        ("trainer.num_samples='???'", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
+        ("trainer.num_steps=3", "unknown key 'num_steps'; it is now num_samples"),
+        ("trainer.time_budget_minutes=9", "unknown key 'time_budget_minutes'; it is now num_samples"),
+    ],
+)
+def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        schema.typed(composed("train", [override]), schema.TrainRun)
+    assert explain_config_error(caught.value).startswith(first_line)
+
+
+@pytest.mark.parametrize(
     ("text", "nearest"),
     [
         ("trianer:\n  num_samples: 3\n", "trainer"),

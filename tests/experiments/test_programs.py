@@ -87,6 +87,23 @@ def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
 
 
 @pytest.mark.timeout(1200)
+def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_without_the_cap(tmp_path):
+    arguments = [f"out_dir={tmp_path}", *TINY, "evaluation.videos_per_task=0"]
+    capped = program("quickstart", *arguments, "trainer.max_minutes=0.00001")
+    assert capped.returncode == 0, capped.stderr
+    sentence = "after 8 of 480 samples. The success that the recipe promises does not hold for it"
+    assert sentence in capped.stdout
+    assert sentence in (tmp_path / "report.html").read_text()
+    again = program("quickstart", *arguments, "trainer.max_minutes=0.00001")
+    assert again.stdout.count("done before") == 5
+    whole = program("quickstart", *arguments, "trainer.max_minutes=null")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("done before") == 1
+    assert "480 samples in 60 steps" in whole.stdout
+    assert "does not hold" not in whole.stdout + (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.timeout(1200)
 def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
     out_dir, _ = quickstart
     result = program(
