@@ -1,6 +1,6 @@
 """Measures the project's speed beside what the machine can do at most, measured in the same run.
 
-    python -m experiments.benchmark simulation          (or data, training, latency, serving)
+    python -m experiments.benchmark simulation          (or data, training, threads, latency, serving)
     python -m experiments.benchmark training model=vla_small trainer.batch_size=64
     python -m experiments.benchmark training peer_python=/path/to/lerobot/bin/python     (LeRobot beside it)
 
@@ -68,6 +68,14 @@ def training(run: schema.BenchmarkRun) -> list[Row]:
     return rows
 
 
+def threads(run: schema.BenchmarkRun) -> list[Row]:
+    """Time the trainer on one thread, on all and as it chooses, beside busy neighbors."""
+    from experiments.benchmarks.threads import measure
+
+    record_what_is_read(run)
+    return measure(run, repeats=run.repeats)
+
+
 def latency(run: schema.BenchmarkRun) -> list[Row]:
     """Time both decodings of the model in every backend, on one thread.
 
@@ -95,6 +103,7 @@ PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {
     "simulation": simulation,
     "data": data,
     "training": training,
+    "threads": threads,
     "latency": latency,
     "serving": serving,
 }

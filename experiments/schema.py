@@ -265,7 +265,7 @@ class QuickstartRun(TrainRun):
 class BenchmarkRun(TrainRun):
     """`python -m experiments.benchmark`: what a training run has, to be timed instead."""
 
-    part: str = MISSING  # simulation | data | training | latency | serving
+    part: str = MISSING  # simulation | data | training | threads | latency | serving
     repeats: int = 20  # of every short measurement
     backends: list[str] = field(
         default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]

@@ -255,7 +255,7 @@ def main(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     record_if_asked(run)
     result = train_policy(run, run_dir)
-    print(f"checkpoint {result.checkpoint}, step {result.step}, {result.elapsed_s / 60:.1f} min of training")
+    print(f"checkpoint {result.checkpoint}, {result.num_samples:,} samples, {result.elapsed_s / 60:.1f} min")
     if not run.evaluation.conditions:
         return
     loaded = load_policy("checkpoint", result.checkpoint)

@@ -47,7 +47,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     maker = BatchMaker(windows=train, processor=processor, augmentation=settings.augmentation, seed=run.seed)
     chosen = np.random.default_rng(run.seed).integers(0, train.num_windows, size=settings.batch_size)
     data_s = best_cpu_s(lambda: maker.make(chosen, number=0), repeats=repeats) / len(chosen)
-    trained = _train(settings, model, processor, train, validation)
+    trained = train_for_a_while(settings, model, processor, train, validation)
     torch.set_num_threads(trained.num_threads)
     fp32 = gemm_flops(torch.float32, repeats=repeats)
     bf16 = gemm_flops(torch.bfloat16, repeats=repeats) if trained.precision is torch.bfloat16 else None
@@ -89,9 +89,10 @@ def _phase_row(phase: str, trained: TrainedForAWhile, *, peak: float) -> Row:
     )
 
 
-def _train(
+def train_for_a_while(
     settings: TrainerSettings, model: VLAModel, processor: Processor, train: Windows, validation: Windows
 ) -> TrainedForAWhile:
+    """Train within the budget of the settings, and leave nothing behind."""
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             settings,

@@ -28,6 +28,7 @@ TOY = [
     "model.stem_channels=[8,8]",
     "model.patch_size=16",
     "trainer.num_samples=32",
+    "trainer.max_minutes=0.02",
     "trainer.batch_size=8",
     "trainer.log_every_steps=2",
 ]
