@@ -63,7 +63,7 @@ def wrap(module: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
-    """Return the mean of a scalar over all processes."""
+    """Return the mean of a tensor over all processes."""
     if ranks.world_size == 1:
         return value
     value = value.detach().clone()

@@ -39,6 +39,7 @@ from vla.training.checkpoint import (
 )
 from vla.training.distributed import join_ranks, leave_ranks, local_device, mean_over_ranks, wrap
 from vla.training.hardware import (
+    ProductRates,
     choose_compile,
     choose_precision,
     keep_freed_memory,
@@ -96,7 +97,7 @@ class Trainer:
         model.to(self.device)
         keep_freed_memory()
         resumed = self._newest_state()
-        rates = measure_product_rates(model, self.device)
+        rates = self._product_rates()
         self.precision, why = choose_precision(
             settings.precision, rates=rates, begun_with=resumed.get("precision")
         )
@@ -130,6 +131,12 @@ class Trainer:
         self._step_s: list[float] = []  # of the steps since the last log
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
         self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
+
+    def _product_rates(self) -> ProductRates:
+        """Return the rates of matrix products here, the same for all ranks, so that all choose alike."""
+        rates = measure_product_rates(self.model, self.device)
+        mean = mean_over_ranks(torch.tensor(rates, device=self.device), self.ranks)
+        return ProductRates(*mean.tolist())
 
     def _open_prefetcher(self, train: Windows) -> Prefetcher:
         """Return what prepares the batches of this process, from where training stands."""
