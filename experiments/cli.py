@@ -22,6 +22,7 @@ from experiments.schema import all_keys, keys_of
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 _UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
+_FULL_ERROR, _SET_HERE = "HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR"
 _NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full_key: (\S+)", re.IGNORECASE)
 RENAMED = {
     "num_steps": "num_samples (a step trains on batch_size of them)",
@@ -44,8 +45,9 @@ def run(main: Callable[[], object]) -> NoReturn:
     Errors that are for the user become one message and the place that raised them; anything else is a bug
     of ours and keeps its traceback.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    wants_traceback = os.environ.get(_FULL_ERROR) == "1"
+    if not wants_traceback:
+        os.environ[_FULL_ERROR] = os.environ[_SET_HERE] = "1"  # Hydra raises instead of printing and exiting
     signal.signal(signal.SIGTERM, _raise_terminated)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
@@ -68,6 +70,14 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _end(EXIT_INTERRUPTED, "interrupted; the same command with the same output directory continues")
     sys.exit(0)
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for a program that this one starts: that of the user, without what `run` set."""
+    environment = dict(os.environ)
+    if environment.pop(_SET_HERE, None) is not None:
+        del environment[_FULL_ERROR]
+    return environment
 
 
 def is_for_the_user(error: BaseException) -> bool:

@@ -27,6 +27,10 @@ from policies.interface import Policy
 schema.register()
 
 
+class TorchImported(RuntimeError):
+    """The evaluation of a bundle, which is to run without torch, imported it."""
+
+
 class LoadedPolicy(NamedTuple):
     """A policy, and the hash that identifies it for good."""
 
@@ -34,13 +38,23 @@ class LoadedPolicy(NamedTuple):
     policy_id: str
 
 
-def load_policy(kind: str, path: Path) -> LoadedPolicy:
+def load_policy(kind: str, path: Path, *, device: str) -> LoadedPolicy:
     """Load a checkpoint (or the newest of a training run) with torch, or a bundle without.
 
+    Args:
+        kind: "checkpoint" or "bundle".
+        path: where it lies.
+        device: "auto", "cpu" or "cuda"; what a checkpoint runs on is printed.
+
     Raises:
-        ValueError: `kind` is neither, or what lies at `path` is damaged or something else.
+        ValueError: `kind` or `device` is none of these or cannot be had, or what lies at `path` is damaged or
+            something else.
     """
     if kind == "bundle":
+        if device not in ("auto", "cpu"):
+            raise ValueError(
+                f"evaluation.device is {device!r}, but a bundle runs on the CPU; give cpu or auto"
+            )
         from policies.exported import BundlePolicy
 
         bundle = BundlePolicy.load(path)
@@ -48,9 +62,12 @@ def load_policy(kind: str, path: Path) -> LoadedPolicy:
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy
         from vla.training.checkpoint import load_policy_checkpoint
+        from vla.training.distributed import local_device
 
         loaded = load_policy_checkpoint(path)
-        policy = VLAPolicy(model=loaded.model, processor=loaded.processor)
+        chosen = str(local_device(device, key="evaluation.device"))
+        print(f"evaluating {loaded.path} on {chosen}")
+        policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
         return LoadedPolicy(policy, loaded.checkpoint_id)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
@@ -95,7 +112,7 @@ def main(config: DictConfig) -> None:
     """Evaluate."""
     run = schema.typed(config, schema.EvaluateRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    loaded = load_policy(run.policy, Path(run.path))
+    loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device)
     results = evaluate_conditions(
         loaded.policy,
         policy_id=loaded.policy_id,
@@ -112,7 +129,8 @@ def main(config: DictConfig) -> None:
         command=shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]]),
     )
     if run.policy == "bundle":
-        assert "torch" not in sys.modules, "something imported torch; a bundle must not need it"
+        if "torch" in sys.modules:
+            raise TorchImported("something imported torch; a bundle must not need it")
         print("torch was not imported")
     print(f"report: {run_dir / 'report.html'}")
 

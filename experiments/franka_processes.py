@@ -1,7 +1,6 @@
 """The other processes of a Franka trial: franky-sim and a policy server, and what can befall the latter."""
 
 import contextlib
-import os
 import re
 import secrets
 import signal
@@ -11,6 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+
+from experiments import cli
 
 START_S = 120.0  # how long a process may take to get ready; seconds on a quiet machine
 
@@ -31,7 +32,7 @@ class Process:
         self._is_thawed.set()
 
     def __enter__(self) -> "Process":
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = cli.child_environment() | {"PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )

@@ -87,7 +87,8 @@ class Quickstart:
 
     def evaluate(self) -> None:
         """Evaluate the checkpoint on the reporting seeds under every condition."""
-        loaded = load_policy("checkpoint", self.out_dir / "train")
+        device = self.run.evaluation.device
+        loaded = load_policy("checkpoint", self.out_dir / "train", device=device)
         results = evaluate_conditions(
             loaded.policy,
             policy_id=loaded.policy_id,
@@ -126,7 +127,7 @@ class Quickstart:
             *overrides(dataclasses.asdict(self.run.env), prefix="env."),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
-        if subprocess.run(command, check=False).returncode != 0:
+        if subprocess.run(command, check=False, env=cli.child_environment()).returncode != 0:
             raise BundleEvaluationFailed("the evaluation of the bundle failed; its messages are above")
 
     def results(self, folder: str, conditions: list[str]) -> dict[str, Evaluation]:

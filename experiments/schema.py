@@ -120,7 +120,8 @@ class TrainerConfig:
     validate_every_steps: int = 500
     validation_batches: int = 4
     save_every_minutes: float = 3.0
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # -1: all
+    resume: str = "same"  # same: other settings than the run began with are refused | override: they apply
 
 
 @dataclass
@@ -132,6 +133,7 @@ class EvaluationConfig:
     conditions: list[str] = MISSING  # right | swapped | blank
     execute_horizon: int = MISSING  # actions executed of a chunk before the policy looks again
     ensemble_decay: float | None = None  # mean of overlapping chunks, by ACT; null: the newest
+    device: str = "auto"  # auto | cpu | cuda, for checkpoints; a bundle runs on the CPU
     num_workers: int = 2
     envs_per_worker: int = 4
     videos_per_task: int = 2

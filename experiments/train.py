@@ -1,14 +1,15 @@
 """Trains a policy on a dataset and evaluates it; records the dataset first if asked to.
 
     python -m experiments.train experiment=tabletop out_dir=outputs/train/tabletop
+    torchrun --nproc-per-node=4 -m experiments.train experiment=tabletop      (as many processes as GPUs)
 
-The same command continues an interrupted run. Knows nothing of how a step is computed:
-vla/training/trainer.py does.
+The same command continues an interrupted run.
 """
 
 import dataclasses
 import hashlib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 from vla.training.checkpoint import read_state, resolve_checkpoint
+from vla.training.distributed import (
+    ALONE,
+    Ranks,
+    join_ranks,
+    leave_ranks,
+    local_device,
+    text_of_main,
+    wait_for_ranks,
+)
 from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
@@ -61,9 +71,15 @@ def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
     if run.data.max_windows is not None:
         train = train.subset(np.arange(min(run.data.max_windows, train.num_windows)))
         validation = train
-    held_out = "none" if validation is train else validation.num_windows
-    print(f"{train.num_windows} windows of {train.num_episodes} episodes; {held_out} held out")
     return train, validation
+
+
+def describe_data(train: Windows, validation: Windows) -> str:
+    """Return a sentence that counts windows and episodes."""
+    held_out = (
+        "none" if validation is train else f"{validation.num_windows} of {validation.num_episodes} episodes"
+    )
+    return f"training on {train.num_windows} windows of {train.num_episodes} episodes; held out: {held_out}"
 
 
 def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
@@ -177,8 +193,8 @@ def provenance(run: schema.TrainRun) -> dict[str, Any]:
     }
 
 
-def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
-    """Train, or continue, in `run_dir`.
+def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -> TrainingResult:
+    """Train, or continue, in `run_dir`, alone or together with the other processes of `torchrun`.
 
     Raises:
         DirectoryInUse: another live process trains there.
@@ -187,9 +203,11 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = DirectoryLock(run_dir)
+    lock = DirectoryLock(run_dir) if ranks.is_main else None
     try:
         train, validation = open_data(run)
+        if ranks.is_main:
+            print(describe_data(train, validation))
         require_pictures_of_evaluation(run, train.robot_spec.camera_names)
         processor = build_processor(run, train)
         trainer = Trainer(
@@ -201,7 +219,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
             train=train,
             validation=validation,
             run_dir=run_dir,
-            sinks=make_sinks(run, run_dir),
+            sinks=make_sinks(run, run_dir) if ranks.is_main else [],
             provenance=provenance(run),
         )
         try:
@@ -209,9 +227,10 @@ def train_policy(run: schema.TrainRun, run_dir: Path) -> TrainingResult:
         finally:
             trainer.close()
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
     if result.end == INTERRUPTED:
-        raise KeyboardInterrupt
+        raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
     return result
 
 
@@ -247,18 +266,11 @@ def record_if_asked(run: schema.TrainRun) -> None:
         ) from mismatch
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
-def main(config: DictConfig) -> None:
-    """Record if asked to, train, evaluate."""
-    run = schema.typed(config, schema.TrainRun)
-    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    record_if_asked(run)
-    result = train_policy(run, run_dir)
-    print(f"checkpoint {result.checkpoint}, {result.num_samples:,} samples, {result.elapsed_s / 60:.1f} min")
+def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: Path) -> None:
+    """Evaluate under every condition of the run, if it names any, and print a table."""
     if not run.evaluation.conditions:
         return
-    loaded = load_policy("checkpoint", result.checkpoint)
+    loaded = load_policy("checkpoint", result.checkpoint, device=run.evaluation.device)
     results = evaluate_conditions(
         loaded.policy,
         policy_id=loaded.policy_id,
@@ -272,6 +284,30 @@ def main(config: DictConfig) -> None:
     if missing is not None:
         print(missing)
     print(f"results in {run_dir / 'evaluation'}")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Record if asked to, train, evaluate. Under torchrun, the first process alone records and evaluates."""
+    run = schema.typed(config, schema.TrainRun)
+    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
+    device = local_device(run.trainer.device)
+    ranks = join_ranks(device)
+    run_dir = Path(text_of_main(HydraConfig.get().runtime.output_dir, ranks, device))
+    try:
+        if ranks.is_main:
+            record_if_asked(run)
+            if not ranks.is_alone:
+                open_data(run)  # decodes frames that are not decoded yet, for all
+        wait_for_ranks(ranks)
+        result = train_policy(run, run_dir, ranks=ranks)
+    finally:
+        leave_ranks(ranks)
+    if ranks.is_main:
+        print(
+            f"checkpoint {result.checkpoint}, {result.num_samples:,} samples, {result.elapsed_s / 60:.1f} min"
+        )
+        evaluate_checkpoint(run, result, run_dir)
 
 
 if __name__ == "__main__":

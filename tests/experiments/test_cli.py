@@ -11,15 +11,19 @@ import pytest
 from experiments import cli
 from vla.data.lock import DirectoryInUse
 
+SET_BY_RUN = ("HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR")
+
 
 @pytest.fixture(autouse=True)
 def undo(monkeypatch):
     """Give signals and environment back as they were."""
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for name in SET_BY_RUN:
+        monkeypatch.delenv(name, raising=False)
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
-    os.environ.pop("HYDRA_FULL_ERROR", None)
+    for name in SET_BY_RUN:
+        os.environ.pop(name, None)
 
 
 def raising(error):
@@ -46,6 +50,17 @@ def test_exit_codes(error, code, capsys):
     captured = capsys.readouterr().err
     assert str(error) in captured
     assert "Traceback" not in captured
+
+
+@pytest.mark.parametrize("by_user", [None, "1"])
+def test_programs_that_are_started_see_the_environment_of_the_user(by_user, monkeypatch):
+    if by_user is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", by_user)
+    before = dict(os.environ)
+    seen = []
+    with pytest.raises(SystemExit):
+        cli.run(lambda: seen.append((os.environ["HYDRA_FULL_ERROR"], cli.child_environment())))
+    assert seen == [("1", before)]
 
 
 def test_success_ends_with_code_0():

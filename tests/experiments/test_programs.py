@@ -104,6 +104,29 @@ def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_wit
 
 
 @pytest.mark.timeout(1200)
+def test_a_training_that_is_terminated_saves_and_exits_with_143(quickstart, tmp_path):
+    data = [f"dataset={quickstart[0]}/dataset", f"data.cache_dir={quickstart[0]}/cache", "env.level=none"]
+    tiny = [setting for setting in TINY if not setting.startswith(("bundle_", "trainer.num_samples"))]
+    command = [sys.executable, "-m", "experiments.train", f"out_dir={tmp_path}", *data, *tiny]
+    process = subprocess.Popen(
+        [*command, "trainer.num_samples=100000000"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 143, message
+    assert "the same command resumes from" in message
+    assert list((tmp_path / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.timeout(1200)
 def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
     out_dir, _ = quickstart
     result = program(

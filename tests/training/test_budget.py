@@ -51,7 +51,7 @@ def test_a_smaller_budget_than_was_trained_is_refused_and_an_equal_one_does_noth
 def test_a_checkpoint_that_did_not_count_samples_is_refused(tmp_path: Path) -> None:
     train_for(tmp_path / "run", tmp_path, steps=2, now=1)
     state = list_checkpoints(tmp_path / "run")[-1] / "state.json"
-    state.write_text(state.read_text().replace('"num_samples"', '"unknown"'))
+    state.write_text(state.read_text().replace('"settings"', '"unknown"'))
     with pytest.raises(CheckpointError, match="older version"):
         train_for(tmp_path / "run", tmp_path, steps=2)
 

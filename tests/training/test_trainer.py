@@ -112,7 +112,9 @@ def test_losses_are_the_golden_ones(tmp_path: Path) -> None:
 def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     train_for(tmp_path / "run", tmp_path, steps=50, now=2)
     with pytest.raises(NonFiniteLossError, match=r"last good checkpoint is .*step_00000002"):
-        train_for(tmp_path / "run", tmp_path, steps=50, learning_rate=1e30, max_grad_norm=1e30)
+        train_for(
+            tmp_path / "run", tmp_path, steps=50, learning_rate=1e30, max_grad_norm=1e30, resume="override"
+        )
     assert load_training(resolve_checkpoint(tmp_path / "run"))[1]["step"] == 2
 
 

@@ -34,7 +34,7 @@ from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what AdamW and Muon remember
+MOMENTS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}  # what each remembers
 
 
 class CheckpointError(ValueError):
@@ -159,18 +159,44 @@ def unpack_training(
     optimizers: Sequence[torch.optim.Optimizer],
     *,
     source: Path,
-) -> None:
-    """Restore what `pack_training` returned into a model and optimisers of the same kinds."""
+    may_drop: bool = False,
+) -> list[str]:
+    """Restore what `pack_training` returned into a model and optimizers of the same kinds.
+
+    Args:
+        tensors: what `pack_training` returned.
+        model: receives the raw weights.
+        optimizers: receive the moments.
+        source: where the tensors come from, for messages.
+        may_drop: whether moments that the optimizers do not know may be left out.
+
+    Returns:
+        The names of moments that were left out.
+
+    Raises:
+        CheckpointError: weights do not fit the model, or moments do not fit the optimizers.
+    """
     prefix = "weights."
     weights = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
     load_weights(model, weights, source=source)
     owners = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
+    left = {name for name in tensors if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
-        moments = {key: tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors}
-        if moments:
-            owners[id(parameter)].state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-            }
+        owner = owners[id(parameter)]
+        wanted = MOMENTS[type(owner).__name__]
+        if not {f"{key}.{name}" for key in wanted} <= left:
+            continue  # this parameter was never stepped, or by another optimizer
+        owner.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device)
+            for key, value in ((key, tensors[f"{key}.{name}"]) for key in wanted)
+        }
+        left -= {f"{key}.{name}" for key in wanted}
+    if left and not may_drop:
+        raise CheckpointError(
+            f"{source} holds moments of another optimizer: {sorted(left)[:3]} and so on, {len(left)} in all. "
+            "Give trainer.optimizer as it was, or trainer.resume=override to start its moments anew"
+        )
+    return sorted(left)
 
 
 def load_averaged(directory: Path) -> dict[str, Tensor]:
@@ -217,6 +243,8 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def prune_checkpoints(run_dir: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a run."""
+    """Remove all but the newest `keep` checkpoints of a run; -1 keeps all."""
+    if keep == -1:
+        return
     for directory in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(directory)

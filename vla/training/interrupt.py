@@ -1,7 +1,4 @@
-"""Ctrl-C and SIGTERM as an event that a loop looks at, so that it ends with its work saved.
-
-Knows nothing of what the loop does.
-"""
+"""Ctrl-C and SIGTERM as something that a loop looks at, so that it ends with its work saved."""
 
 import signal
 import threading
@@ -10,23 +7,34 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interruption:
+    """Whether, and by which signal, the process was asked to end.
+
+    Attributes:
+        signal: the number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that a loop can end well; a second one kills."""
-    event = threading.Event()
+def interruptible() -> Iterator[Interruption]:
+    """Note the first Ctrl-C or SIGTERM, so that a loop can end well; a second one acts as it did before."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield interruption
         return
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        event.set()
+        interruption.signal = number
         signal.signal(number, old[signal.Signals(number)])
 
     for number in old:
         signal.signal(number, note)
     try:
-        yield event
+        yield interruption
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

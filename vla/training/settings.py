@@ -1,12 +1,35 @@
 """Settings and result of a training run; plain data, checked at once."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 from vla.data.augment import ImageAugmentation
 
+MAY_CHANGE = (
+    frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
+        {
+            "num_samples",
+            "max_minutes",
+            "precision",
+            "compile",
+            "device",
+            "num_threads",
+            "log_every_steps",
+            "validate_every_steps",
+            "validation_batches",
+            "save_every_minutes",
+            "keep_checkpoints",
+            "resume",
+        }
+    )
+)
 FINISHED, OUT_OF_TIME, INTERRUPTED = "finished", "out of time", "interrupted"
+
+
+RESUMES = ("same", "override")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -27,7 +50,8 @@ class TrainingResult:
     elapsed_s: float  # seconds of training, over all resumptions
     samples_per_s: float  # median over the logged intervals of this process
     phase_ms: dict[str, float]  # of a step, by phase: median over the logged intervals; host time on a GPU
-    end: str  # FINISHED, OUT_OF_TIME or INTERRUPTED (by Ctrl-C or SIGTERM)
+    end: str  # FINISHED, OUT_OF_TIME or INTERRUPTED
+    signal: int | None  # that interrupted it: SIGINT (Ctrl-C) or SIGTERM
     metrics: dict[str, float]  # of the last validation
 
 
@@ -42,6 +66,8 @@ class TrainerSettings:
     later states, for models that predict them; `balance_tasks` gives every task an equal share of the
     samples, however long its demonstrations; `accumulate` the number of batches summed into one optimizer
     step; `batch_size` that of one process. `num_threads` None chooses between one and all by timing steps.
+    `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with other settings than it
+    began with, "override" continues with the new ones.
     """
 
     num_samples: int
@@ -68,12 +94,22 @@ class TrainerSettings:
     save_every_minutes: float = 3.0
     keep_checkpoints: int = 2
     num_threads: int | None = None
+    resume: str = "same"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_size", "accumulate", "log_every_steps", "validate_every_steps"):
+        for name in (
+            *("num_samples", "batch_size", "accumulate"),
+            *("log_every_steps", "validate_every_steps", "validation_batches"),
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.keep_checkpoints < 1 and self.keep_checkpoints != -1:
+            raise ValueError(
+                f"trainer.keep_checkpoints is {self.keep_checkpoints}; give at least 1, or -1 to keep all"
+            )
+        if self.resume not in RESUMES:
+            raise ValueError(f"trainer.resume is {self.resume!r}; it must be one of {RESUMES}")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive")
@@ -91,3 +127,10 @@ class TrainerSettings:
             raise ValueError(
                 f"trainer.num_threads is {self.num_threads}; give at least 1, or null to have it chosen"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready data."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.augmentation is not None:
+            values["augmentation"] = dict(vars(self.augmentation))
+        return json.loads(json.dumps(values))

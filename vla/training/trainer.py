@@ -37,7 +37,15 @@ from vla.training.checkpoint import (
     save_checkpoint,
     unpack_training,
 )
-from vla.training.distributed import join_ranks, leave_ranks, local_device, mean_over_ranks, wrap
+from vla.training.distributed import (
+    adding_up,
+    join_ranks,
+    largest_over_ranks,
+    leave_ranks,
+    local_device,
+    mean_over_ranks,
+    wrap,
+)
 from vla.training.hardware import (
     ProductRates,
     choose_compile,
@@ -46,13 +54,14 @@ from vla.training.hardware import (
     measure_product_rates,
     precision_name,
 )
-from vla.training.interrupt import interruptible
+from vla.training.interrupt import Interruption, interruptible
 from vla.training.losses import bin_targets
 from vla.training.metrics import JsonLinesSink, MetricSink
 from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
 from vla.training.settings import (
     FINISHED,
     INTERRUPTED,
+    MAY_CHANGE,
     OUT_OF_TIME,
     BudgetSpent,
     NonFiniteLossError,
@@ -121,6 +130,7 @@ class Trainer:
         self.step, self.elapsed_s = 0, 0.0
         self.sampler_state: dict[str, Any] | None = None  # at the first sample
         self.metrics: dict[str, float] = {}
+        self.validated_step: int | None = None  # at which `metrics` were measured
         self._resume()
         self.sinks: list[MetricSink] = list(sinks)
         if self.ranks.is_main:
@@ -183,8 +193,7 @@ class Trainer:
             precision=self.precision,
             device=self.device,
         )
-        wrapped = wrap(step, self.ranks)
-        return cast(nn.Module, torch.compile(wrapped)) if use_compile else wrapped
+        return wrap(cast(nn.Module, torch.compile(step)) if use_compile else step, self.ranks)
 
     def fit(self, *, max_steps_now: int | None = None) -> TrainingResult:
         """Train until done, out of time, interrupted, or for `max_steps_now` more steps; then save.
@@ -198,9 +207,9 @@ class Trainer:
         first = self.step
         batches = iter(self.prefetcher)
         saved_at = time.monotonic()
-        with interruptible() as interrupted, self._bar() as bar:
+        with interruptible() as interruption, self._bar() as bar:
             mark = (time.monotonic(), self.step)
-            while self.step < last and not self._is_out_of_time() and not interrupted.is_set():
+            while self.step < last and not self._must_stop(interruption):
                 values = self._timed_step(batches)
                 if self.step == first + _STEPS_BEFORE_FORECAST:
                     self._forecast()
@@ -214,7 +223,8 @@ class Trainer:
                     self._save()
                     saved_at = time.monotonic()
                     mark = (saved_at, self.step)
-        self._validate()
+        if self.validated_step != self.step:
+            self._validate()
         path = self._save()
         return TrainingResult(
             checkpoint=path,
@@ -224,8 +234,17 @@ class Trainer:
             samples_per_s=float(np.median(self.rates)) if self.rates else float("nan"),
             phase_ms={name: float(np.median(values)) for name, values in self._phase_ms.items()},
             end=self._report_end(path),
+            signal=interruption.signal,
             metrics=self.metrics,
         )
+
+    def _must_stop(self, interruption: Interruption) -> bool:
+        """Decide together with the other processes whether time is up or one of them was interrupted."""
+        self.elapsed_s = largest_over_ranks(self.elapsed_s, self.ranks, self.device)
+        signaled = largest_over_ranks(float(interruption.signal or 0), self.ranks, self.device)
+        if signaled:  # never set to None: a signal may have arrived meanwhile
+            interruption.signal = int(signaled)
+        return self._is_out_of_time() or bool(signaled)
 
     def _report_end(self, checkpoint: Path) -> str:
         """Return how the run ended; anything but the end of its budget is also printed."""
@@ -273,14 +292,15 @@ class Trainer:
                 group["lr"] = rate
         loss_sum = torch.zeros((), device=self.device)
         accuracy_sum = torch.zeros((), device=self.device)
-        for _ in range(settings.accumulate):
+        for number in range(1, settings.accumulate + 1):
             with self._timing("data"):
                 batch, self.sampler_state = next(batches)
                 batch = batch.to(self.device)
-            with self._timing("forward"):
-                loss, accuracy = self.train_step(*batch.arguments())
-            with self._timing("backward"):
-                (loss / settings.accumulate).backward()
+            with adding_up(self.train_step, is_last=number == settings.accumulate):
+                with self._timing("forward"):
+                    loss, accuracy = self.train_step(*batch.arguments())
+                with self._timing("backward"):
+                    (loss / settings.accumulate).backward()
             loss_sum += loss.detach() / settings.accumulate
             accuracy_sum += accuracy.detach() / settings.accumulate
         with self._timing("optimizer"):
@@ -305,7 +325,8 @@ class Trainer:
         raise NonFiniteLossError(
             f"loss {values['loss']}, gradient norm {values['gradient_norm']} after step {self.step}; "
             f"the last good checkpoint is {kept[-1] if kept else 'none yet'}. "
-            "Lower trainer.learning_rate or trainer.max_grad_norm, or try trainer.precision=fp32"
+            "Continue from it with a lower trainer.learning_rate or trainer.max_grad_norm and "
+            "trainer.resume=override, or with trainer.precision=fp32"
         )
 
     @contextmanager
@@ -400,6 +421,7 @@ class Trainer:
             f"step {self.step}: held-out loss {self.metrics['validation/loss']:.3f}, "
             f"token accuracy {self.metrics['validation/token_accuracy']:.3f}"
         )
+        self.validated_step = self.step
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
 
@@ -428,6 +450,8 @@ class Trainer:
             "sampler": self.sampler_state,
             "average_updates": self.average.num_updates,
             "metrics": self.metrics,
+            "validated_step": self.validated_step,
+            "settings": self._settings_to_keep(),
         }
         save_checkpoint(
             directory,
@@ -452,11 +476,12 @@ class Trainer:
         if not found:
             return {}
         state = read_state(found[-1])
-        if "num_samples" not in state:
+        if "settings" not in state:
             raise CheckpointError(
                 f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated "
                 "and exported. Train in a new run directory"
             )
+        self._require_same_settings(found[-1], state["settings"])
         settings, minutes = self.settings, state["elapsed_s"] / 60
         if state["num_samples"] > self.num_steps * self.samples_per_step:
             raise BudgetSpent(
@@ -471,6 +496,29 @@ class Trainer:
             )
         return state
 
+    def _settings_to_keep(self) -> dict[str, Any]:
+        """Return the settings that shape what is learned, which a resumed run must not change unasked."""
+        kept = self.settings.to_json() | {"world_size": self.ranks.world_size}
+        return {key: value for key, value in kept.items() if key not in MAY_CHANGE}
+
+    def _require_same_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
+        """Refuse, or with trainer.resume=override report, other settings than the checkpoint's."""
+        given = self._settings_to_keep()
+        changed = [
+            f"trainer.{key}={given.get(key)} (was {stored.get(key)})"
+            for key in sorted({*given, *stored})
+            if given.get(key) != stored.get(key)
+        ]
+        if not changed:
+            return
+        text = f"{checkpoint} was trained with other settings: {', '.join(changed)}"
+        if self.settings.resume != "override":
+            raise CheckpointError(
+                f"{text}. Give those of before, train in a new run directory, or continue with the new "
+                "ones by trainer.resume=override"
+            )
+        self._say(f"{text}; continuing with the new ones")
+
     def _resume(self) -> None:
         """Continue from the newest checkpoint of the run directory, if there is one."""
         found = list_checkpoints(self.run_dir)
@@ -478,10 +526,21 @@ class Trainer:
             return
         require_same_parts(found[-1], model=self.model, processor=self.processor)
         tensors, state = load_training(found[-1])
-        unpack_training(tensors, self.model, self.optimizers, source=found[-1])
+        dropped = unpack_training(
+            tensors,
+            self.model,
+            self.optimizers,
+            source=found[-1],
+            may_drop=self.settings.resume == "override",
+        )
+        if dropped:
+            self._say(
+                f"{len(dropped)} moments of another optimizer are dropped: {', '.join(dropped[:3])} ..."
+            )
         self.average.load(load_averaged(found[-1]), num_updates=state["average_updates"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.sampler_state, self.metrics = state["sampler"], state["metrics"]
+        self.validated_step = state["validated_step"]
         self._say(f"resuming from {found[-1]}")
 
     def _say(self, text: str) -> None:

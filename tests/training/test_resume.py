@@ -1,0 +1,66 @@
+"""A resumed run has the settings that it began with, or is told what to change them to."""
+
+from pathlib import Path
+
+import pytest
+from training_fixtures import train_for
+
+from vla.training.checkpoint import CheckpointError, list_checkpoints, load_training
+from vla.training.metrics import read_metrics
+from vla.training.settings import TrainerSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 4}, r"trainer\.batch_size=4 \(was 8\)"),
+        ({"ema_decay": 0.5}, r"trainer\.ema_decay=0\.5 \(was 0\.998\)"),
+        ({"optimizer": "muon"}, r"trainer\.optimizer=muon \(was adamw\)"),
+        ({"augmentation": None}, r"trainer\.augmentation=None \(was \{.*max_shift"),
+    ],
+)
+def test_other_settings_are_refused_by_name_unless_asked_for(
+    tmp_path: Path, changes: dict, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_for(tmp_path / "run", tmp_path, steps=4, now=1)
+    with pytest.raises(CheckpointError, match=named + r".*trainer\.resume=override"):
+        train_for(tmp_path / "run", tmp_path, steps=4, **changes)
+    result = train_for(tmp_path / "run", tmp_path, steps=4, resume="override", **changes)
+    assert result.end == "finished"
+    assert "continuing with the new ones" in capsys.readouterr().err
+
+
+def test_from_muon_to_adamw_drops_momentum_aloud_and_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_for(tmp_path / "run", tmp_path, steps=3, now=1, optimizer="muon")
+    train_for(tmp_path / "run", tmp_path, steps=3, now=1, optimizer="adamw", resume="override")
+    assert "moments of another optimizer are dropped" in capsys.readouterr().err
+    tensors, _ = load_training(list_checkpoints(tmp_path / "run")[-1])
+    assert not [name for name in tensors if name.startswith("momentum_buffer")]
+
+
+def test_a_finished_run_is_not_validated_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        train_for(tmp_path / "run", tmp_path, steps=2, validate_every_steps=2)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len([row for row in rows if "validation/loss" in row]) == 1
+
+
+def test_minus_one_keeps_all_checkpoints(tmp_path: Path) -> None:
+    for now in (1, 2, 3):
+        train_for(tmp_path / "run", tmp_path, steps=now, keep_checkpoints=-1)
+    assert len(list_checkpoints(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_checkpoints": 0}, r"trainer\.keep_checkpoints is 0; give at least 1, or -1 to keep all"),
+        ({"validation_batches": 0}, r"trainer\.validation_batches is 0; it must be at least 1"),
+        ({"resume": "maybe"}, r"trainer\.resume is 'maybe'; it must be one of"),
+    ],
+)
+def test_settings_that_would_lose_something_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainerSettings(**{"num_samples": 8, "batch_size": 8, "learning_rate": 1e-3, **changes})
