@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
 from policies.interface import Policy
+from vla.files import atomic_write_json
 
 _FREE_TO_CHANGE = ("episodes_per_task", "num_workers", "envs_per_worker", "videos_per_task")
 
@@ -64,7 +64,7 @@ def evaluate(
         requests = plan.requests()
         done = {(row.task, row.seed) for row in rows}
         missing = [request for request in requests if (request.task, request.seed) not in done]
-        _write_json(run_dir / "plan.json", {"policy_id": policy_id, "plan": plan.to_json()})
+        atomic_write_json(run_dir / "plan.json", {"policy_id": policy_id, "plan": plan.to_json()})
         rows += _run_missing(
             policy,
             plan,
@@ -86,10 +86,10 @@ def evaluate(
             rows=tuple(planned),
             wall_s=time.monotonic() - started_s,
         )
-        _write_json(run_dir / "results.json", evaluation.to_json())
+        atomic_write_json(run_dir / "results.json", evaluation.to_json())
         videos = _film_some(evaluation, env_factory)
         evaluation = dataclasses.replace(evaluation, videos=tuple(videos))
-        _write_json(run_dir / "results.json", evaluation.to_json())
+        atomic_write_json(run_dir / "results.json", evaluation.to_json())
     return evaluation
 
 
@@ -246,10 +246,3 @@ def _film_some(evaluation: Evaluation, env_factory: str) -> list[VideoRecord]:
         )
         for row, stem, outcome in zip(rows, stems, outcomes, strict=True)
     ]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Replace a file as a whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -15,6 +15,7 @@ from envs.charts import COLOURS, Series, line_chart, rate_bar
 from envs.report_style import STYLE
 from envs.results import Evaluation, VideoRecord
 from envs.statistics import Interval, wilson_interval
+from vla.files import atomic_write_bytes
 
 _CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
 
@@ -283,6 +284,4 @@ def write_report(
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>"
         f'<main><div class="tiles">{tiles}</div>{parts}</main></body></html>\n'
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    atomic_write_bytes(path, page.encode())

@@ -198,7 +198,7 @@ def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) 
                 "give the same, or another out_dir"
             )
     else:
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        atomic_write_json(path, settings)
 
 
 def run_missing(

@@ -30,6 +30,7 @@ from experiments.stages import Stages
 from experiments.tables import format_table as format_rows
 from experiments.train import shortfall, train_policy, trainer_settings
 from vla.data.lock import DirectoryLock
+from vla.files import atomic_write_bytes
 from vla.training.checkpoint import read_state, resolve_checkpoint
 
 schema.register()
@@ -110,7 +111,7 @@ class Quickstart:
             golden_seed=self.run.golden_seed,
             replace=True,
         )
-        (self.out_dir / "parity.txt").write_text(report.table() + "\n", encoding="utf-8")
+        atomic_write_bytes(self.out_dir / "parity.txt", f"{report.table()}\n".encode())
         print(report.table())
 
     def evaluate_bundle(self) -> None:

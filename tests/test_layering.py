@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "vla.data": ("policies.spec", "vla.files", "pyarrow", "av"),
     "vla.model": ("torch",),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.tokenizers", "vla.data", "vla.files", "torch"),
-    "envs": (*GROUND_FLOOR, "mujoco", "mink", "gymnasium", "av"),
+    "envs": (*GROUND_FLOOR, "vla.files", "mujoco", "mink", "gymnasium", "av"),
     "envs.metaworld": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
     "experiments": GUARDED,
     "conf": (),
@@ -74,7 +74,7 @@ NEVER_REACH = {
     "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra"),
     "vla.data": ("torch", "mujoco", "hydra"),
     "vla.training": ("mujoco", "hydra", "wandb"),
-    "envs": ("torch", "hydra", "wandb", "vla"),
+    "envs": ("torch", "hydra", "wandb", "vla.model", "vla.training", "vla.data", "vla.tokenizers"),
 }
 
 

@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,16 +42,15 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: the data could not be written; nothing has changed.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    partial = _unused_name_beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        partial.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     _fsync_directory(path.parent)
 
@@ -73,9 +72,9 @@ def staging_directory(final: Path) -> Iterator[Path]:
     It lies in the same file system, so that publishing is one rename; it is removed if it was not published.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    staging = _unused_name_beside(final)
+    staging.mkdir()
     try:
-        staging.chmod(0o777 & ~_umask())
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -104,8 +103,8 @@ def publish_directory(staging: Path, final: Path, *, replace: bool = False) -> N
     if final.exists() and (not replace or not final.is_dir()):
         raise FileExistsError(f"{final} exists; choose another name or remove it first")
     if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-        final.replace(old)  # an empty directory may be the target of a rename
+        old = _unused_name_beside(final, suffix=".old")
+        final.replace(old)
         try:
             staging.replace(final)
         except OSError:
@@ -239,7 +238,6 @@ def _fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _unused_name_beside(path: Path, *, suffix: str = ".tmp") -> Path:
+    """Return a hidden random name in the same directory, and so in the same file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix}")
