@@ -8,7 +8,6 @@ Prints a table and writes it as JSON and Markdown. Measure on a machine that doe
 of how things are timed: experiments/benchmarks does.
 """
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +121,7 @@ def main(config: DictConfig) -> None:
     if run.part not in PARTS:
         raise ValueError(f"part is {run.part!r}; choose from {tuple(PARTS)}")
     rows = PARTS[run.part](run)
-    command = shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]])
+    command = cli.portable_command("benchmark")
     path = save(rows, part=run.part, command=command, out_dir=Path(HydraConfig.get().runtime.output_dir))
     print(terminal_table(rows))
     print(f"written to {path}")

@@ -7,10 +7,12 @@ of what a program does; control.py adds codes of its own. `HYDRA_FULL_ERROR=1` s
 import difflib
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -78,6 +80,32 @@ def child_environment() -> dict[str, str]:
     if environment.pop(_SET_HERE, None) is not None:
         del environment[_FULL_ERROR]
     return environment
+
+
+def portable_command(program: str) -> str:
+    """Return what was typed to start a program, without paths of this machine: for results that are kept.
+
+    An absolute path outside of the working directory becomes `.../` and its last part.
+    """
+    return shlex.join(["python", "-m", f"experiments.{program}", *map(_without_place, sys.argv[1:])])
+
+
+def _without_place(argument: str) -> str:
+    key, equals, value = argument.rpartition("=")
+    return f"{key}{equals}{portable_path(value)}"
+
+
+def portable_path(path: str) -> str:
+    """Return a path as it may stand in a result: relative, or `.../` and its last part.
+
+    >>> portable_path("outputs/bundle"), portable_path("/somewhere/else/bundle")
+    ('outputs/bundle', '.../bundle')
+    """
+    if not Path(path).is_absolute():
+        return path
+    if Path(path).is_relative_to(Path.cwd()):
+        return str(Path(path).relative_to(Path.cwd()))
+    return f".../{Path(path).name}"
 
 
 def is_for_the_user(error: BaseException) -> bool:

@@ -12,9 +12,7 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
@@ -291,7 +289,7 @@ def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], b
 
     Single episodes stay in `rows.jsonl`.
     """
-    command = shlex.join(["python", "-m", "experiments.delay_table", *sys.argv[1:]])
+    command = cli.portable_command("delay_table")
     title = f"Success against inference delay: {chosen_task(run)}"
     chunk_ms = 1e3 * bundle.action_horizon / bundle.robot_spec.control_hz
     note = (

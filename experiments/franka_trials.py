@@ -12,8 +12,6 @@ time. Without a bundle the scripted expert acts in place of a policy, which trie
 import dataclasses
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import metadata
@@ -131,10 +129,10 @@ def results_of(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[T
     """Return everything that was measured, JSON-ready."""
     versions = {name: metadata.version(name) for name in ("franky-control", "franky-sim")}
     return {
-        "command": shlex.join(["python", "-m", "experiments.franka_trials", *sys.argv[1:]]),
+        "command": cli.portable_command("franka_trials"),
         "machine": machine(),
         "versions": software_versions() | versions,
-        "policy": "scripted expert" if run.bundle is None else run.bundle,
+        "policy": "scripted expert" if run.bundle is None else cli.portable_path(run.bundle),
         "time": run.time,
         "settings": {key: getattr(run, key) for key in ("schedule", "execute_horizon", "max_seconds")},
         "arm": {key: getattr(run.robot, key) for key in ("acceleration", "jerk", "gain_hz", "leash_m")},

@@ -102,3 +102,12 @@ def test_linked_files_exist():
             assert (ROOT / target).exists(), target
     for path in re.findall(r"`((?:vla|envs|policies|experiments|conf|tests)/[\w/]+\.(?:py|yaml))`", TEXT):
         assert (ROOT / path).exists(), path
+
+
+def test_no_result_names_a_path_of_one_machine():
+    results = ROOT / "experiments" / "results"
+    pages = [path for path in results.rglob("*") if path.suffix in (".md", ".json")]
+    assert pages
+    for path in pages:
+        found = re.search(r"(?<![\w.])/(?:root|home|tmp|work|Users)/\S*", path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.name}: {found.group() if found else ''}"

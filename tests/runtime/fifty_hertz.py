@@ -27,6 +27,7 @@ from envs.base import ManipulationEnv
 from envs.provenance import software_versions
 from envs.registry import make_env
 from experiments import schema
+from experiments.cli import portable_path
 from experiments.report_pages import machine
 from experiments.robot_parts import SlowedPolicy, build_controller, drive, safety_limits, task_config
 from experiments.schema_robot import ControlRun
@@ -292,7 +293,7 @@ def main() -> None:
     if measured["times_held"] and chunk_s < 2 * asked.delay + 0.1:
         wrong.append(f"a chunk lasts {chunk_s:g} s, too short for two inferences; take a longer horizon")
     about = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *(portable_path(word) for word in sys.argv)]),
         "machine": machine(),
         "software": software_versions(),
         "bundle_id": loaded.bundle_id,
