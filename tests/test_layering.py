@@ -28,7 +28,6 @@ GUARDED = (
     "av",
     "websockets",
     "msgpack",
-    "ruckig",
     "franky",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
@@ -39,7 +38,6 @@ MAY_IMPORT = {
     "policies.spec": (),
     "policies.interface": ("policies.spec",),
     "policies.runtime": GROUND_FLOOR,
-    "policies.runtime.smoothing": ("ruckig",),
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
     "policies": ("vla.tokenizers", "vla.files"),
     "policies.vla_policy": ("policies", "vla.tokenizers", "vla.model", "torch"),

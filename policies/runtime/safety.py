@@ -9,7 +9,6 @@ needs an independent emergency stop.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +37,6 @@ class UnsafeStart(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workspace:
-    """A box that the tool must stay in, for robots whose channels are joints."""
-
-    low: Float64[np.ndarray, "3"]  # [m]
-    high: Float64[np.ndarray, "3"]
-    tool_position: Callable[[Float64[np.ndarray, " action"]], Float64[np.ndarray, "3"]]  # from positions
-
-    def holds(self, positions: Float64[np.ndarray, " action"]) -> bool:
-        """Whether the tool is inside for these commanded positions."""
-        tool = self.tool_position(positions)
-        return bool((tool >= self.low).all() and (tool <= self.high).all())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SafeCommand:
     """What may be sent to the robot."""
 
@@ -66,15 +51,14 @@ class SafetyFilter:
     Args:
         spec: the robot; its action convention decides what a request means.
         limits: a position range, velocity, acceleration, jerk and step for each channel.
-        workspace: a box for the tool; None for robots whose channels are Cartesian and have ranges.
 
     Raises:
         ValueError: the limits belong to another robot.
     """
 
-    def __init__(self, *, spec: RobotSpec, limits: SafetyLimits, workspace: Workspace | None = None) -> None:
+    def __init__(self, *, spec: RobotSpec, limits: SafetyLimits) -> None:
         limits.require_fitting(spec)
-        self._spec, self._limits, self._workspace = spec, limits, workspace
+        self._spec, self._limits = spec, limits
         self._planner = BrakingPlanner()
         self._names = spec.action_names
         self._gripper = limits.is_gripper
@@ -108,7 +92,7 @@ class SafetyFilter:
         """Start from rest where the robot stands. A gripper that was commanded before keeps its command.
 
         Raises:
-            UnsafeStart: a channel is far outside its range, or the tool outside the workspace.
+            UnsafeStart: a channel is far outside its range.
         """
         position = np.array([0.0 if index is None else state[index] for index in self._measured_by])
         if self._has_started:
@@ -123,8 +107,6 @@ class SafetyFilter:
                     f"into its range, or correct the limits"
                 )
         position = np.clip(position, self._bounds.low, self._bounds.high)
-        if self._workspace is not None and not self._workspace.holds(position):
-            raise UnsafeStart("the tool is outside of the workspace; move the robot into it")
         self._position, self._has_started = position, True
         self._velocity, self._acceleration = np.zeros_like(position), np.zeros_like(position)
         self._stop = np.repeat(position[:, None], self._planner.num_periods, axis=1)
@@ -283,18 +265,9 @@ class SafetyFilter:
         later = np.concatenate([self._stop[:, 1:], self._stop[:, -1:]], axis=1)
         chosen = np.where(found, candidates[best, each], braking)
         stop = np.where(found[:, None], stops.positions[best, each], later)
-        if not self._stays_inside(chosen, stop):
-            chosen, stop = braking, later  # these were found to stay inside one period ago
         is_exact = np.abs(chosen - wanted) <= _COUNTED * (bounds.high - bounds.low)
         is_exact |= np.abs(chosen - wanted) <= _COUNTED * np.abs(wanted - self._position)
         return chosen, stop, is_exact
-
-    def _stays_inside(
-        self, chosen: Float64[np.ndarray, " action"], stop: Float64[np.ndarray, "action period"]
-    ) -> bool:
-        if self._workspace is None:
-            return True
-        return self._workspace.holds(chosen) and all(self._workspace.holds(at) for at in stop.T)
 
     def _emit(
         self,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime_fixtures import arm_limits, arm_spec
 
 from policies.runtime.limits import ChannelLimits, SafetyLimits, audit
-from policies.runtime.safety import SafetyFilter, UnsafeCommand, UnsafeStart, Workspace
+from policies.runtime.safety import SafetyFilter, UnsafeCommand, UnsafeStart
 
 START = np.array([0.1, -0.2, 1.0], np.float32)
 CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
@@ -183,27 +183,6 @@ def test_a_gripper_keeps_its_command_when_the_robot_is_armed_again():
     play(safety, [[0.0, 0.0, 0.0]] * 8)
     safety.reset(np.array([0.0, 0.0, 0.4], np.float32))  # something thick is between the fingers
     assert safety.hold().action[2] == pytest.approx(0.0, abs=1e-5)
-
-
-def test_joints_never_carry_the_tool_out_of_the_workspace():
-    lengths = np.array([0.4, 0.3])
-
-    def tool(joints):  # a planar arm of two links
-        angles = np.cumsum(joints[:2])
-        return np.array([lengths @ np.cos(angles), lengths @ np.sin(angles), 0.0])
-
-    box = Workspace(low=np.array([-1.0, -0.15, -0.1]), high=np.array([1.0, 0.15, 0.1]), tool_position=tool)
-    safety, spec, limits = make("joint_target", velocity=2.0, acceleration=10.0, jerk=300.0, workspace=box)
-    start = safety.position
-    rng = np.random.default_rng(3)
-    requests = np.repeat(rng.uniform(-0.5, 0.5, (12, 3)), 12, axis=0)
-    requests[:, 2] = 1.0
-    sent = play(safety, list(requests))
-    assert audit(sent, start=start, spec=spec, limits=limits) == []
-    heights = [tool(command.astype(float))[1] for command in sent]
-    assert max(heights) <= 0.15 + 1e-6
-    assert min(heights) >= -0.15 - 1e-6
-    assert np.ptp(heights) > 0.1  # it did move
 
 
 def test_the_audit_finds_what_an_unfiltered_stream_breaks():

@@ -18,12 +18,6 @@ def test_the_1_and_99_percent_quantiles_become_minus_one_and_one() -> None:
     np.testing.assert_allclose(normalizer.normalize(ends), [[-1, -1], [1, 1]], atol=1e-6)
 
 
-def test_mean_and_standard_deviation_become_zero_and_one() -> None:
-    unit = Normalizer.fit([ROWS], names=NAMES, method="mean_std").normalize(ROWS)
-    np.testing.assert_allclose(unit.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(unit.std(axis=0), 1, atol=1e-5)
-
-
 def test_fitting_in_pieces_is_fitting_at_once() -> None:
     pieces = (ROWS[i : i + 700] for i in range(0, len(ROWS), 700))
     assert Normalizer.fit(pieces, names=NAMES).to_json() == Normalizer.fit([ROWS], names=NAMES).to_json()

@@ -5,15 +5,14 @@ channel names only for its messages.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from vla.tokenizers.bins import first_true, require_keys
 
-Method = Literal["quantile", "mean_std"]
-DEFAULT_CLIP: dict[Method, float] = {"quantile": 1.5, "mean_std": 5.0}
+CLIP = 1.5  # times the distance from the middle to the 1 % and 99 % quantiles
 
 
 class Normalizer:
@@ -28,7 +27,7 @@ class Normalizer:
         names: Sequence[str],
         offset: Float[np.ndarray, " channel"],
         scale: Float[np.ndarray, " channel"],
-        clip: float = 1.5,
+        clip: float = CLIP,
         constant_dims: Sequence[str] = (),
     ) -> None:
         self.names, self.constant_dims, self.clip = tuple(names), tuple(constant_dims), float(clip)
@@ -56,13 +55,12 @@ class Normalizer:
         batches: Iterable[Float[np.ndarray, "_ channel"]],
         *,
         names: Sequence[str],
-        method: Method = "quantile",
         constant_dims: Sequence[str] = (),
     ) -> "Normalizer":
         """Take the constants from batches of rows, read once in any number of pieces.
 
-        "quantile" maps the 1 % and 99 % quantiles to -1 and 1 (clip 1.5), "mean_std" the mean to 0 and one
-        standard deviation to 1 (clip 5). Exact quantiles need all rows: 40 bytes each, so they are kept.
+        The 1 % and 99 % quantiles become -1 and 1. Exact quantiles need all rows: 40 bytes each, so they are
+        kept.
 
         Raises:
             ValueError: no rows, a wrong number of channels, NaN or infinity, or a channel of zero width that
@@ -74,13 +72,8 @@ class Normalizer:
         rows = np.concatenate(checked) if checked else np.empty((0, len(names)))
         if len(rows) == 0:
             raise ValueError("there are no rows to fit the normaliser to; the data set is empty")
-        if method == "quantile":
-            low, high = np.quantile(rows, [0.01, 0.99], axis=0)
-            offset, scale = (low + high) / 2, (high - low) / 2
-        elif method == "mean_std":
-            offset, scale = rows.mean(axis=0), rows.std(axis=0)
-        else:
-            raise ValueError(f"normaliser method {method!r} is none of {sorted(DEFAULT_CLIP)}")
+        low, high = np.quantile(rows, [0.01, 0.99], axis=0)
+        offset, scale = (low + high) / 2, (high - low) / 2
         narrowest = 4 * np.finfo(np.float32).eps * np.abs(offset)  # what float32 cannot tell from zero width
         constant = np.array([name in constant_dims for name in names], dtype=np.bool_)
         flat = (scale <= narrowest) & ~constant
@@ -95,7 +88,6 @@ class Normalizer:
             names=names,
             offset=offset,
             scale=np.where(constant, 1.0, scale),
-            clip=DEFAULT_CLIP[method],
             constant_dims=constant_dims,
         )
 
