@@ -14,6 +14,7 @@ No threads, no clock and no robot here: the controller passes the time in.
 """
 
 import abc
+import dataclasses
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -26,11 +27,20 @@ from policies.interface import temporal_ensemble
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """Predicted actions, the first for the period that started at `stamp` [s]."""
+    """Predicted actions.
+
+    Attributes:
+        actions: one per control period.
+        stamp: start of the period that the first of them is for [s].
+        seq: number of the request that they answer.
+        captured: when the observation was captured that they were predicted from [s]. It differs from
+            `stamp` where the robot stood still until they arrived.
+    """
 
     actions: Float32[np.ndarray, "time action"]
     stamp: float
     seq: int
+    captured: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +50,11 @@ class PlannedAction:
     action: Float32[np.ndarray, " action"]
     seq: int  # of the (newest) chunk
     index: int  # in that chunk
+    captured: float  # when the (oldest) observation behind it was captured [s]
+
+
+def _action_of(chunk: Chunk, index: int) -> PlannedAction:
+    return PlannedAction(action=chunk.actions[index], seq=chunk.seq, index=index, captured=chunk.captured)
 
 
 class Schedule(abc.ABC):
@@ -110,7 +125,7 @@ class SynchronousSchedule(Schedule):
         index = self._periods_since(self._started, now)
         if index >= min(self.execute_horizon, len(self._chunk.actions)):
             return None
-        return PlannedAction(action=self._chunk.actions[index], seq=self._chunk.seq, index=index)
+        return _action_of(self._chunk, index)
 
     def clear(self) -> None:
         """Forget the chunk."""
@@ -144,7 +159,7 @@ class AsynchronousSchedule(Schedule):
         index = self._periods_since(self._chunk.stamp, now)
         if index >= len(self._chunk.actions):
             return None
-        return PlannedAction(action=self._chunk.actions[index], seq=self._chunk.seq, index=index)
+        return _action_of(self._chunk, index)
 
     def clear(self) -> None:
         """Forget the chunk."""
@@ -186,7 +201,12 @@ class EnsemblingSchedule(Schedule):
         said = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
         mean = temporal_ensemble(said, decay=self._decay)
         newest = self._chunks[-1]
-        return PlannedAction(action=mean, seq=newest.seq, index=self._periods_since(newest.stamp, now))
+        return PlannedAction(
+            action=mean,
+            seq=newest.seq,
+            index=self._periods_since(newest.stamp, now),
+            captured=min(chunk.captured for chunk in self._chunks),
+        )
 
     def clear(self) -> None:
         """Forget all chunks."""
@@ -251,7 +271,7 @@ class RealTimeSchedule(AsynchronousSchedule):
         if promised is not None and len(promised):
             kept = promised[: len(chunk.actions)]
             actions = np.concatenate([kept, chunk.actions[len(kept) :]])
-            chunk = Chunk(actions=actions, stamp=chunk.stamp, seq=chunk.seq)
+            chunk = dataclasses.replace(chunk, actions=actions)
         if was_moving:
             self._delays.append(self._periods_since(chunk.stamp, now))
         return super().add(chunk, now)

@@ -333,7 +333,6 @@ class Controller:
             target=self._target,
             command=command,
             start=self._start,
-            period_s=self.period_s,
             inference_s=self._inference_s,
             events=self._events,
             missed=self._pacer.num_missed,

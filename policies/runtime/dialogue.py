@@ -5,6 +5,7 @@ action is due (chunking.py), and remembers since when answers fail, are missing 
 nothing; watchdog.py does.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from policies.runtime.anchoring import DeltaAnchor
-from policies.runtime.chunking import Chunk, PlannedAction, Schedule
+from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
 from policies.runtime.safety import UnsafeCommand
 from policies.runtime.stream import Intake
@@ -147,7 +148,7 @@ class Dialogue:
         positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
         # The robot has stood still until the first chunk, so that one is as good now as at its capture.
         begins = chunk.stamp if self._has_chunk else now
-        if not self._schedule.add(Chunk(actions=positions, stamp=begins, seq=chunk.seq), now):
+        if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):
             age = now - chunk.stamp
             raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")
         self.failing_since, self._has_chunk = None, True

@@ -284,4 +284,4 @@ class ResultGate:
             )
         if not np.isfinite(actions).all():
             raise BadResult("bad chunk", "the policy returned NaN or infinity")
-        return Chunk(actions=actions, stamp=result.stamp, seq=result.seq)
+        return Chunk(actions=actions, stamp=result.stamp, seq=result.seq, captured=result.stamp)

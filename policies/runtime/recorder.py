@@ -49,7 +49,7 @@ class PeriodRecord:
     start: list[float] | None  # commanded position before it, in the first period after arming
     chunk_seq: int | None
     chunk_index: int | None
-    chunk_age_s: float | None
+    chunk_age_s: float | None  # since the observation was captured that the action was predicted from
     inference_s: float | None  # from request to arrival, of a chunk that arrived in this period
     clamps: list[str]
     events: list[str]
@@ -81,7 +81,6 @@ def period_record(
     target: Any,
     command: SafeCommand | None,
     start: list[float] | None,
-    period_s: float,
     inference_s: float | None,
     events: list[str],
     missed: int,
@@ -101,7 +100,7 @@ def period_record(
         start=None if command is None else start,
         chunk_seq=None if planned is None else planned.seq,
         chunk_index=None if planned is None else planned.index,
-        chunk_age_s=None if planned is None else planned.index * period_s,
+        chunk_age_s=None if planned is None else now - planned.captured,
         inference_s=inference_s,
         clamps=[] if command is None else list(command.clamps),
         events=events,

@@ -147,12 +147,21 @@ def test_golden_samples_are_replayed_on_load(bundle):
     BundlePolicy.load(bundle, verify=False)
 
 
+def test_a_graph_that_answers_with_no_bin_is_refused_as_any_other(bundle, monkeypatch):
+    def undecodable(policy, observations):
+        return np.full((len(observations), 4, 3), -1)
+
+    monkeypatch.setattr(BundlePolicy, "predict_bins", undecodable)
+    with pytest.raises(BundleError, match="72 of 72 tokens"):
+        BundlePolicy.load(bundle)
+
+
 def test_golden_actions_are_compared_with_their_range(bundle):
     def nudge(arrays):
         arrays["actions"][0, 0, 0] += 1e-6  # 2e-5 of the range of dx
 
     edit_golden(bundle, nudge)
-    with pytest.raises(BundleError, match=r"0 of 72 tokens, actions by up to 2\.0e-05"):
+    with pytest.raises(BundleError, match=r"differently here: actions by up to 2\.0e-05"):
         BundlePolicy.load(bundle)
 
 

@@ -1,5 +1,7 @@
 """Chunk schedules: what they execute when, aligned by the time of capture."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,8 @@ def chunk(seq, stamp, value=None):
     """A chunk whose actions tell the period that they are meant for."""
     period = round(stamp / DT)
     values = np.arange(period, period + HORIZON) if value is None else np.full(HORIZON, value)
-    return Chunk(actions=values[:, None].astype(np.float32), stamp=stamp, seq=seq)
+    actions = values[:, None].astype(np.float32)
+    return Chunk(actions=actions, stamp=stamp, seq=seq, captured=stamp)
 
 
 def simulate(plan, *, delay, periods, jitter=0.0):
@@ -59,6 +62,18 @@ def test_the_synchronous_schedule_stands_still_while_it_waits(delay):
     assert asked[:4] == [0, cycle, 2 * cycle, 3 * cycle]
     assert [action is None for action in executed[:cycle]] == [True] * delay + [False] * 4
     assert executed[delay:cycle] == [0, 1, 2, 3]  # from the first action on: the robot has not moved
+
+
+@pytest.mark.parametrize("name", ["sync", "async", "ensemble", "rtc"])
+def test_the_age_of_an_action_counts_from_the_capture_of_its_observation(name):
+    one = schedule(name)
+    captured = 5.0
+    late = dataclasses.replace(chunk(stamp=captured + 3 * DT, seq=1), captured=captured)
+    assert one.add(late, captured + 3 * DT)
+    planned = one.next_action(captured + 4 * DT)
+    assert planned is not None
+    assert planned.index == 1
+    assert planned.captured == captured
 
 
 def test_the_asynchronous_schedule_runs_dry_when_the_policy_is_too_slow():

@@ -26,9 +26,9 @@ REQUESTS = st.one_of(
 )
 
 
-def make(convention="end_effector_delta", *, control_hz=20.0, workspace=None, **limits):
+def make(convention="end_effector_delta", *, control_hz=20.0, **limits):
     spec = arm_spec(convention, control_hz)
-    safety = SafetyFilter(spec=spec, limits=arm_limits(**limits), workspace=workspace)
+    safety = SafetyFilter(spec=spec, limits=arm_limits(**limits))
     safety.reset(START)
     return safety, spec, arm_limits(**limits)
 
