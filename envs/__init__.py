@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from envs.metaworld_tasks import MT50
+from envs.metaworld.tasks import MT50
 
 _TABLETOP_IDS = {
     "vla/TabletopReach-v0": "reach",
@@ -22,6 +22,6 @@ for _task in MT50:
     if f"vla/MetaWorld-{_task}-v0" not in gymnasium.registry:
         gymnasium.register(
             id=f"vla/MetaWorld-{_task}-v0",
-            entry_point="envs.metaworld:MetaWorldEnv",
+            entry_point="envs.metaworld.env:MetaWorldEnv",
             kwargs={"task": _task},
         )

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Float32, UInt8
 
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 SUCCESS_HOLD_STEPS = 5  # control periods in a row for which the goal must hold: passing by is no success
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32
 
-from policies.interface import temporal_ensemble
+from vla.interface import temporal_ensemble
 
 Actions = Float32[np.ndarray, "time action"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from envs.disturbance import Disturbance
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 _JOBS_QUEUED = 2  # per worker: it goes on while the parent writes
 _JOBS_AHEAD = 5  # per worker: episodes in memory, as they are handed over in the order of the seeds

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 _STREAM = 0x0DA27  # keeps this randomness apart from the scene, which is drawn from the seed alone
 _BUMP_STEPS = (3, 7)  # control periods, the second excluded

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from envs.base import ManipulationEnv
 
 if TYPE_CHECKING:
-    from envs.metaworld import MetaWorldEnv
+    from envs.metaworld.env import MetaWorldEnv
 
 FAMILIES = ("tabletop", "metaworld")
 
@@ -46,7 +46,7 @@ def task_groups(family: str) -> TaskGroups | None:
     {'easy': 28, 'medium': 11, 'hard': 6, 'very hard': 5}
     """
     if family == "metaworld":
-        from envs.metaworld_tasks import TIERS
+        from envs.metaworld.tasks import TIERS
 
         return TaskGroups(kind="tier", tasks=TIERS)
     return None
@@ -82,7 +82,7 @@ def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
 
 def _metaworld() -> type["MetaWorldEnv"]:
     try:
-        from envs.metaworld import MetaWorldEnv
+        from envs.metaworld.env import MetaWorldEnv
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "metaworld":
             raise

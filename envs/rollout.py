@@ -20,8 +20,8 @@ from jaxtyping import Float32, UInt8
 from envs.base import ManipulationEnv, StepOutcome
 from envs.chunk_plan import ChunkPlan
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace, max_envs
-from policies.interface import Observation, Policy
-from policies.spec import RobotSpec
+from vla.interface import Observation, Policy
+from vla.spec import RobotSpec
 
 CONDITIONS = ("right", "blank", "swapped")  # what the policy is told; the goal is always the original one
 

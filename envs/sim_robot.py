@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from envs.base import ManipulationEnv
-from policies.interface import Observation
-from policies.spec import RobotSpec
+from vla.interface import Observation
+from vla.spec import RobotSpec
 
 
 @runtime_checkable

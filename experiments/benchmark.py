@@ -16,9 +16,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import cli, schema
 from experiments.benchmarks.measure import Row, save, terminal_table
 from experiments.collect import collect_dataset
+from experiments.config import cli, schema
 
 schema.register()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.results import Evaluation
+from envs.evaluation.results import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,11 +20,11 @@ from envs.base import require_choice
 from envs.collection import DemonstrationEpisode, collect_episodes
 from envs.disturbance import Disturbance
 from envs.registry import make_env
-from experiments import cli, schema
-from experiments.simulation import env_configs, env_settings
-from experiments.tables import format_table
-from policies.spec import RobotSpec
+from experiments.config import cli, schema
+from experiments.config.simulation import env_configs, env_settings
+from experiments.reports.tables import format_table
 from vla.data.writer import DatasetWriter
+from vla.spec import RobotSpec
 
 schema.register()
 

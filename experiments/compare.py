@@ -14,9 +14,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.comparison import compare, format_comparison
-from envs.results import Evaluation, load_evaluation
-from experiments import cli, schema
+from envs.evaluation.comparison import compare, format_comparison
+from envs.evaluation.results import Evaluation, load_evaluation
+from experiments.config import cli, schema
 from vla.files import atomic_write_json
 
 schema.register()

@@ -30,9 +30,8 @@ from omegaconf import DictConfig
 
 from envs.registry import make_env
 from envs.sim_robot import SimRobot
-from experiments import cli, schema
-from experiments.control_report import live_line, summarise, write_control_page
-from experiments.robot_parts import (
+from experiments.config import cli, schema
+from experiments.config.control_setup import (
     SlowedPolicy,
     build_controller,
     chosen_task,
@@ -42,14 +41,15 @@ from experiments.robot_parts import (
     sensor_faults,
     task_config,
 )
-from experiments.schema_robot import ROBOTS, ControlRun, FrankaRobotConfig
-from policies.interface import Robot
+from experiments.config.robot import ROBOTS, ControlRun, FrankaRobotConfig
+from experiments.reports.control import live_line, summarise, write_control_page
 from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
 from policies.runtime.recorder import PeriodRecord, Recorder, audit_recording, read_recording, replay
 from policies.runtime.states import State
 from vla.files import atomic_write_json
+from vla.interface import Robot
 
 schema.register()
 
@@ -139,7 +139,7 @@ def open_robot(run: ControlRun, clock: Clock) -> Iterator[TaskRobot]:
         RuntimeError: the robot does not answer, or is in error.
     """
     if isinstance(run.robot, FrankaRobotConfig):
-        from experiments.franka_parts import open_franka  # here, as it needs no more than this robot does
+        from experiments.franka.parts import open_franka  # here, as it needs no more than this robot does
 
         with open_franka(run.robot, task_config(run), seed=run.seed, clock=clock) as robot:
             yield robot

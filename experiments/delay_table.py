@@ -27,11 +27,19 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from envs.base import ManipulationEnv
-from envs.provenance import software_versions
 from envs.registry import make_env
 from envs.sim_robot import SimRobot
-from experiments import cli, schema
-from experiments.report_pages import (
+from experiments.config import cli, schema
+from experiments.config.control_setup import (
+    build_controller,
+    chosen_task,
+    drive,
+    safety_limits,
+    sensor_faults,
+    task_config,
+)
+from experiments.config.robot import DelayTableRun
+from experiments.reports.pages import (
     DelayRow,
     cells,
     delay_markdown,
@@ -41,24 +49,16 @@ from experiments.report_pages import (
     success_rows,
     write_delay_page,
 )
-from experiments.robot_parts import (
-    build_controller,
-    chosen_task,
-    drive,
-    safety_limits,
-    sensor_faults,
-    task_config,
-)
-from experiments.schema_robot import DelayTableRun
-from experiments.tables import format_table
+from experiments.reports.tables import format_table
 from policies.exported import BundlePolicy
-from policies.interface import Policy
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
 from policies.runtime.watchdog import STARVED
 from vla.files import atomic_write_bytes, atomic_write_json
+from vla.interface import Policy
+from vla.provenance import software_versions
 
 schema.register()
 

@@ -17,12 +17,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.evaluation import evaluate
-from envs.results import Evaluation, EvaluationPlan, format_table
-from experiments import cli, schema
-from experiments.report_pages import write_evaluation_page
-from experiments.simulation import env_configs
-from policies.interface import Policy
+from envs.evaluation.evaluate import evaluate
+from envs.evaluation.results import Evaluation, EvaluationPlan, format_table
+from experiments.config import cli, schema
+from experiments.config.simulation import env_configs
+from experiments.reports.pages import write_evaluation_page
+from vla.interface import Policy
 
 schema.register()
 

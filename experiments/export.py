@@ -12,8 +12,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments import cli, schema
-from experiments.simulation import sample_observations
+from experiments.config import cli, schema
+from experiments.config.simulation import sample_observations
 from policies.export import ExportReport, export_bundle
 from vla.training.checkpoint import load_policy_checkpoint
 

@@ -22,19 +22,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.provenance import software_versions
-from experiments import cli, schema
-from experiments.franka_audit import MAX_LOST
-from experiments.franka_parts import ArmClock, open_arm, open_mirror
-from experiments.franka_processes import Process, bundle_server, expert_server, franky_sim
-from experiments.franka_report import fault_table, report, trial_table
-from experiments.franka_trial import Rig, Trial, TrialsFailed, run_trial
-from experiments.report_pages import machine
-from experiments.schema_robot import FrankaTrialsRun
-from experiments.simulation import env_configs
+from experiments.config import cli, schema
+from experiments.config.robot import FrankaTrialsRun
+from experiments.config.simulation import env_configs
+from experiments.franka.audit import MAX_LOST
+from experiments.franka.parts import ArmClock, open_arm, open_mirror
+from experiments.franka.processes import Process, bundle_server, expert_server, franky_sim
+from experiments.franka.report import fault_table, report, trial_table
+from experiments.franka.trial import Rig, Trial, TrialsFailed, run_trial
+from experiments.reports.pages import machine
 from policies.robots.franky_arm import Setpoint
 from policies.runtime.clock import MonotonicClock
 from vla.files import atomic_write_bytes, atomic_write_json
+from vla.provenance import software_versions
 
 schema.register()
 

@@ -19,15 +19,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.results import Evaluation, format_table, load_evaluation
-from experiments import cli, schema
+from envs.evaluation.results import Evaluation, format_table, load_evaluation
 from experiments.closed_loop import compare_executed
 from experiments.collect import collect_dataset
+from experiments.config import cli, schema
 from experiments.evaluate import evaluate_conditions, load_policy
 from experiments.export import export_checkpoint
-from experiments.report_pages import write_quickstart_page
+from experiments.reports.pages import write_quickstart_page
+from experiments.reports.tables import format_table as format_rows
 from experiments.stages import Stages
-from experiments.tables import format_table as format_rows
 from experiments.train import shortfall, train_policy, trainer_settings
 from vla.data.lock import DirectoryLock
 from vla.files import atomic_write_bytes

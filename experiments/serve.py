@@ -15,14 +15,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments import cli, schema
+from experiments.config import cli, schema
 from policies.exported import BundlePolicy
 from policies.serving.access import Access, read_token, server_tls
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import OPENPI_PATH, VLA_EVAL_PATH, PolicyServer, ServedPolicy, ServerSettings
 from policies.serving.session import SessionSettings
 from policies.serving.wire import WireLimits
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 schema.register()
 

@@ -15,12 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from envs.comparison import PairedCounts, compare
-from envs.results import Evaluation, load_evaluation
-from envs.statistics import Interval
-from experiments import cli, schema
+from envs.evaluation.comparison import PairedCounts, compare
+from envs.evaluation.results import Evaluation, load_evaluation
+from envs.evaluation.statistics import Interval
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
-from experiments.tables import format_table, markdown_table
+from experiments.config import cli, schema
+from experiments.reports.tables import format_table, markdown_table
 from vla.files import atomic_write_bytes, atomic_write_json
 from vla.training.metrics import read_metrics
 

@@ -21,18 +21,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.provenance import software_versions
-from envs.results import format_table
-from experiments import cli, schema
+from envs.evaluation.results import format_table
 from experiments.collect import collect_dataset
+from experiments.config import cli, schema
 from experiments.evaluate import evaluate_conditions, load_policy
-from policies.spec import SpecMismatch
 from vla.data.augment import ImageAugmentation
 from vla.data.layout import read_info
 from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.provenance import software_versions
+from vla.spec import SpecMismatch
 from vla.tokenizers.processor import Processor
 from vla.training.checkpoint import read_state, resolve_checkpoint
 from vla.training.distributed import (

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from policies.interface import Observation
-from policies.spec import RobotSpec, SpecMismatch
 from vla.files import (
     MANIFEST_NAME,
     ManifestError,
@@ -30,6 +28,8 @@ from vla.files import (
     verify_manifest,
     write_manifest,
 )
+from vla.interface import Observation
+from vla.spec import RobotSpec, SpecMismatch
 from vla.tokenizers.processor import Processor
 
 SCHEMA_VERSION = 1

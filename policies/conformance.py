@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.interface import Observation
 from policies.token_policy import TokenPolicy
+from vla.interface import Observation
 
 MAX_ACTION_DIFFERENCE = 1e-5  # of each action channel's range, for two fp32 runs of one policy
 

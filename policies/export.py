@@ -22,9 +22,9 @@ from policies.bundle import GoldenSamples, write_bundle
 from policies.conformance import PolicyComparison, compare_policies
 from policies.export_graph import OPSET, export_graph
 from policies.exported import BundlePolicy
-from policies.interface import Observation
 from policies.vla_policy import VLAPolicy
 from vla.files import publish_directory, staging_directory
+from vla.interface import Observation
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor
 

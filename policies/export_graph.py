@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from policies.export_loop import export_loop
 from policies.graph_modules import graph_friendly
-from policies.interface import Observation
+from vla.interface import Observation
 from vla.model.generation import generate
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor

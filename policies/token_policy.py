@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from policies.interface import Observation
-from policies.spec import RobotSpec
+from vla.interface import Observation
+from vla.spec import RobotSpec
 from vla.tokenizers.processor import ModelInputs, Processor
 
 

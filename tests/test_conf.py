@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from envs.evaluation.results import EvaluationPlan
 from envs.registry import make_env
-from envs.results import EvaluationPlan
-from experiments import schema
-from experiments.cli import explain_config_error
+from experiments.config import schema
+from experiments.config.cli import explain_config_error
+from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
-from experiments.simulation import env_configs
 from experiments.train import trainer_settings
 from vla.data.augment import ImageAugmentation
 from vla.model.sizes import ModelSizes

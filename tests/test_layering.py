@@ -31,47 +31,51 @@ GUARDED = (
     "franky",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("policies.spec", "policies.interface")
+GROUND_FLOOR = ("vla.spec", "vla.interface")
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
-    "policies.spec": (),
-    "policies.interface": ("policies.spec",),
+    "vla.spec": (),
+    "vla.interface": ("vla.spec",),
+    "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
-    "policies": ("vla.tokenizers", "vla.files"),
-    "policies.vla_policy": ("policies", "vla.tokenizers", "vla.model", "torch"),
-    "policies.export": ("policies", "vla.tokenizers", "vla.files", "vla.model", "torch", "onnx"),
-    "policies.export_graph": ("policies", "vla.tokenizers", "vla.model", "torch", "onnx"),
-    "policies.export_loop": ("policies.graph_modules", "vla.model", "torch", "onnx"),
-    "policies.graph_modules": ("vla.model", "torch"),
-    "policies.exported": ("policies", "vla.tokenizers", "onnxruntime"),
-    "policies.serving.wire": ("msgpack",),
-    "policies.serving.server": ("policies", "websockets"),
-    "policies.serving.session": ("policies", "websockets"),
-    "policies.serving.client": ("policies", "websockets"),
+    "policies": (*GROUND_FLOOR, "vla.tokenizers", "vla.files"),
+    "policies.vla_policy": (*GROUND_FLOOR, "policies", "vla.tokenizers", "vla.model", "torch"),
+    "policies.export": (*GROUND_FLOOR, "policies", "vla.tokenizers", "vla.files", "vla.model", "torch", "onnx"),
+    "policies.export_graph": (*GROUND_FLOOR, "policies", "vla.tokenizers", "vla.model", "torch", "onnx"),
+    "policies.export_loop": (*GROUND_FLOOR, "policies.graph_modules", "vla.model", "torch", "onnx"),
+    "policies.graph_modules": (*GROUND_FLOOR, "vla.model", "torch"),
+    "policies.exported": (*GROUND_FLOOR, "policies", "vla.tokenizers", "onnxruntime"),
+    "policies.serving.wire": (*GROUND_FLOOR, "msgpack"),
+    "policies.serving.server": (*GROUND_FLOOR, "policies", "websockets"),
+    "policies.serving.session": (*GROUND_FLOOR, "policies", "websockets"),
+    "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
     "vla.files": (),
     "vla.tokenizers": GROUND_FLOOR,
-    "vla.data": ("policies.spec", "vla.files", "pyarrow", "av"),
+    "vla.data": ("vla.spec", "vla.files", "pyarrow", "av"),
     "vla.model": ("torch",),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.tokenizers", "vla.data", "vla.files", "torch"),
-    "envs": (*GROUND_FLOOR, "vla.files", "mujoco", "mink", "gymnasium", "av"),
-    "envs.metaworld": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
+    "envs": (*GROUND_FLOOR, "vla.files", "vla.provenance", "mujoco", "mink", "gymnasium", "av"),
+    "envs.metaworld.env": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
     "experiments": GUARDED,
     "conf": (),
 }
 
 # Module prefix -> names that may not even be reached through other modules of ours.
+UPSTAIRS = ("vla.model", "vla.training", "vla.data", "vla.tokenizers", "vla.provenance")
 NEVER_REACH = {
     "policies.exported": ("torch", "onnx", "mujoco", "hydra", "vla.model", "vla.training"),
     "policies.bundle": ("torch", "onnxruntime", "mujoco", "hydra"),
-    "policies.serving.server": ("torch", "onnxruntime", "mujoco", "hydra", "vla"),
-    "policies.serving.client": ("torch", "onnxruntime", "mujoco", "hydra", "vla"),
-    "policies.runtime": ("torch", "onnxruntime", "mujoco", "hydra", "vla", "envs"),
-    "policies.robots": ("torch", "onnxruntime", "mujoco", "hydra", "vla", "envs"),
-    "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra"),
-    "vla.data": ("torch", "mujoco", "hydra"),
-    "vla.training": ("mujoco", "hydra", "wandb"),
+    "policies.serving.server": ("torch", "onnxruntime", "mujoco", "hydra", *UPSTAIRS),
+    "policies.serving.client": ("torch", "onnxruntime", "mujoco", "hydra", *UPSTAIRS),
+    "policies.runtime": ("torch", "onnxruntime", "mujoco", "hydra", "envs", *UPSTAIRS),
+    "policies.robots": ("torch", "onnxruntime", "mujoco", "hydra", "envs", *UPSTAIRS),
+    "vla.interface": ("torch", "onnxruntime", "mujoco", "hydra", "pyarrow", "av", "policies", "envs"),
+    "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra", "policies", "envs"),
+    "vla.data": ("torch", "mujoco", "hydra", "policies", "envs"),
+    "vla.model": ("mujoco", "hydra", "policies", "envs"),
+    "vla.training": ("mujoco", "hydra", "wandb", "policies", "envs"),
     "envs": ("torch", "hydra", "wandb", "vla.model", "vla.training", "vla.data", "vla.tokenizers"),
 }
 

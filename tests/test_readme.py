@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from experiments import schema
+from experiments.config import schema
 from vla.data.lerobot_v3 import Dataset
 
 ROOT = Path(__file__).parents[1]

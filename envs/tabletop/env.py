@@ -19,7 +19,7 @@ from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
 from envs.tabletop.tasks.stack import Stack
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("exterior", "wrist")
 OPTIONS = ("wording",)

@@ -16,7 +16,7 @@ from envs.tabletop.arm import FINGER_JOINT_NAMES, JOINT_NAMES, MAX_OPENING
 from envs.tabletop.control import angles_from_rotation
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.experts import Hand
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 TASKS = ("reach",)  # those whose objects stay where they are
 

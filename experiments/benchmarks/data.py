@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.benchmarks.limits import limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row, best_cpu_s
-from experiments.schema import TrainRun
+from experiments.config.schema import TrainRun
 from experiments.train import build_processor, open_data, trainer_settings
 from vla.data.frame_cache import open_frame_cache
 from vla.data.reader import Dataset

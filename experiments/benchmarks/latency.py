@@ -25,14 +25,14 @@ from experiments.benchmarks.limits import (
     read_bandwidth,
 )
 from experiments.benchmarks.measure import Row
-from experiments.schema import BenchmarkRun
-from experiments.simulation import sample_observations
+from experiments.config.schema import BenchmarkRun
+from experiments.config.simulation import sample_observations
 from experiments.train import build_model, build_processor, open_data
 from policies.conformance import PolicyComparison, compare_policies
 from policies.export import export_bundle
-from policies.interface import DecodeError, Observation
 from policies.token_policy import TokenPolicy
 from policies.vla_policy import VLAPolicy
+from vla.interface import DecodeError, Observation
 from vla.model.sizes import DECODINGS
 from vla.model.vla import VLAModel
 from vla.tokenizers.processor import Processor

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.provenance import software_versions
-from experiments.report_pages import machine
-from experiments.tables import format_table
+from experiments.reports.pages import machine
+from experiments.reports.tables import format_table
 from vla.files import atomic_write_bytes, atomic_write_json
+from vla.provenance import software_versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

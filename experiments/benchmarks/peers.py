@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.benchmarks import lerobot_peer
 from experiments.benchmarks.lerobot_peer import PeerTimes, Work
 from experiments.benchmarks.measure import Row
-from experiments.schema import BenchmarkRun
+from experiments.config.schema import BenchmarkRun
 from vla.data.reader import Dataset
 
 TIMEOUT_S = 600.0

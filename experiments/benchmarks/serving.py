@@ -18,12 +18,12 @@ from jaxtyping import Float32
 from websockets.sync.client import connect
 
 from experiments.benchmarks.measure import Row
-from policies.interface import Observation
 from policies.serving.access import Access
 from policies.serving.client import RemotePolicy
 from policies.serving.server import PolicyServer, ServedPolicy
 from policies.serving.wire import decode, encode
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 IMAGE_SIZE, HORIZON, NUM_ACTIONS = 224, 20, 7
 WARM_UP = 50

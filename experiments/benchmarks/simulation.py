@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
-from envs.metaworld import MetaWorldEnv, make_simulation
+from envs.metaworld.env import MetaWorldEnv, make_simulation
 from envs.rendering import Renderer, apply_quality
 from experiments.benchmarks.measure import Row, best_cpu_s
 

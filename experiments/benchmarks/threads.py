@@ -15,7 +15,7 @@ import torch
 from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row
 from experiments.benchmarks.training import train_for_a_while
-from experiments.schema import TrainRun
+from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
 
 NEIGHBORS = (0, 2, 6)

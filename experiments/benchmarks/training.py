@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.benchmarks.product_types import ProductTypes
-from experiments.schema import TrainRun
+from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
 from vla.data.windows import Windows
 from vla.model.vla import VLAModel

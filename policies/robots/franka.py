@@ -14,9 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
-from policies.interface import Observation
 from policies.runtime.clock import Clock
-from policies.spec import RobotSpec
+from vla.interface import Observation
+from vla.spec import RobotSpec
 
 ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
 STATE_NAMES = ("tcp_x", "tcp_y", "tcp_z", "yaw_sin", "yaw_cos", "gripper_opening")

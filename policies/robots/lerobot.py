@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from policies.interface import Observation, ObservationError
 from policies.runtime.clock import Clock
-from policies.spec import RobotSpec
+from vla.interface import Observation, ObservationError
+from vla.spec import RobotSpec
 
 
 @runtime_checkable

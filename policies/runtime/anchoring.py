@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 _REMEMBERED = 400  # periods
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from policies.interface import temporal_ensemble
+from vla.interface import temporal_ensemble
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.interface import ObservationError, Robot
 from policies.runtime.anchoring import DeltaAnchor
 from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.clock import Clock
@@ -25,6 +24,7 @@ from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, Un
 from policies.runtime.states import LATCHED, Event, State, next_state
 from policies.runtime.stream import Intake, StreamLimits, checked_instruction
 from policies.runtime.watchdog import Facts, Level, WatchdogLimits, assess, assess_observation
+from vla.interface import ObservationError, Robot
 
 ROBOT_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)  # what a driver may raise
 _ACTIVE = (State.RUNNING, State.HOLD)

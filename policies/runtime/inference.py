@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from policies.interface import Observation, Policy
 from policies.runtime.chunking import Chunk
 from policies.runtime.clock import Clock
+from vla.interface import Observation, Policy
 
 # What a policy may raise without ending the worker: wrong input or output (ObservationError and DecodeError
 # are ValueErrors), a lost connection or a timeout (OSError), a broken backend (RuntimeError).

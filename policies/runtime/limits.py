@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from policies.runtime.braking import PeriodLimits
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 MOTION, GRIPPER = "motion", "gripper"
 _UNLIMITABLE = ("velocity", "acceleration", "jerk", "step")

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from policies.interface import Observation, Robot
 from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
-from policies.spec import RobotSpec
+from vla.interface import Observation, Robot
+from vla.spec import RobotSpec
 
 RECORDING_FILE = "recording.jsonl"
 SCHEMA_VERSION = 1

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64
 
 from policies.runtime.braking import BrakingPlanner, PeriodLimits
 from policies.runtime.limits import SafetyLimits, in_periods, is_absolute
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 _COUNTED = 2e-3  # relative excess that is counted; less is rounding and the margins below
 _START_TOLERANCE = 0.05  # of the range: how far out the robot may stand where it is armed

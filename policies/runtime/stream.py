@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from policies.interface import Observation, ObservationError
-from policies.spec import RobotSpec
+from vla.interface import Observation, ObservationError
+from vla.spec import RobotSpec
 
 MAX_INSTRUCTION_BYTES = 1024
 _LIVE_OBSERVATIONS = 3  # new ones that must have come just now for a stream to count as live

@@ -21,11 +21,11 @@ from jaxtyping import Float32
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from policies.interface import DecodeError, Observation, ObservationError
 from policies.serving.contract import PolicyUnavailable, RemoteContract, agreed_contract, stated_contract
 from policies.serving.protocols import SEQ_KEY
 from policies.serving.wire import DEFAULT_LIMITS, WireError, WireLimits, decode, encode
-from policies.spec import RobotSpec
+from vla.interface import DecodeError, Observation, ObservationError
+from vla.spec import RobotSpec
 
 CLOSE_TIMEOUT_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to connect; each is twice the last

@@ -10,7 +10,7 @@ from typing import Any
 
 from policies.serving.observation_map import ObservationMap
 from policies.serving.protocols import PROTOCOL_VERSION, SERVER_NAME
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 MAX_ACTION_HORIZON = 10_000
 

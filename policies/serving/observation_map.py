@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from policies.interface import Observation, ObservationError
 from policies.serving.wire import PackedImage
 from policies.serving.wire_images import RESIZE_MODES, resize_image, unpack_image
-from policies.spec import CameraSpec, RobotSpec
+from vla.interface import Observation, ObservationError
+from vla.spec import CameraSpec, RobotSpec
 
 LAYOUTS = ("hwc", "chw")
 MISSING_FRAMES = ("refuse", "repeat")

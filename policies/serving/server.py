@@ -23,7 +23,6 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from policies.interface import Policy
 from policies.serving.access import Access, Refusal
 from policies.serving.metrics import ServerMetrics
 from policies.serving.observation_map import ObservationMap
@@ -38,7 +37,8 @@ from policies.serving.protocols import (
 from policies.serving.session import Backend, Session, SessionSettings
 from policies.serving.wire import DEFAULT_LIMITS, WireLimits
 from policies.serving.worker import InferenceWorker
-from policies.spec import RobotSpec
+from vla.interface import Policy
+from vla.spec import RobotSpec
 
 OPENPI_PATH, VLA_EVAL_PATH = "/", "/vla-eval"
 CLOSE_TIMEOUT_S = 2.0  # for a closing handshake, and for the last inference

@@ -20,12 +20,12 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from policies.interface import DecodeError, ObservationError, Policy
 from policies.serving.metrics import ServerMetrics
 from policies.serving.observation_map import RequestError
 from policies.serving.protocols import Notice, Problem, Request, ServerProtocol
 from policies.serving.wire import WireError
 from policies.serving.worker import InferenceWorker
+from vla.interface import DecodeError, ObservationError, Policy
 
 MAX_MESSAGE_CHARACTERS = 400  # of an error's text
 MAX_DOUBLINGS = 5  # of the pause after a malformed frame

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from data_fixtures import Episode, make_episodes, make_spec, write_episodes
 
-from policies.spec import RobotSpec
 from vla.data.writer import DatasetWriter
+from vla.spec import RobotSpec
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from policies.spec import CameraSpec, Channel, RobotSpec
 from vla.data.writer import DatasetWriter
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 
 def channels(prefix: str, count: int) -> tuple[Channel, ...]:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from data_fixtures import damage_packet, make_spec
 
-from policies.spec import SpecMismatch
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
+from vla.spec import SpecMismatch
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"

@@ -6,12 +6,12 @@ from data_fixtures import make_episodes, make_spec, write_episodes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policies.spec import CameraSpec, RobotSpec, SpecMismatch
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.windows import EpochSampler, Windows, open_windows
 from vla.data.writer import DatasetWriter
+from vla.spec import CameraSpec, RobotSpec, SpecMismatch
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_fixtures import make_episodes, make_spec, picture, write_episodes
 
-from policies.spec import SpecMismatch
 from vla.data import layout
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.writer import DatasetWriter
+from vla.spec import SpecMismatch
 
 FLOATS = pa.list_(pa.float32(), 3)
 INDEX_TYPES = {

@@ -11,8 +11,8 @@ import time
 import numpy as np
 
 from envs.base import ManipulationEnv
-from policies.interface import Observation
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 SPEC = RobotSpec(
     name="point",

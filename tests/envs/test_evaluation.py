@@ -11,12 +11,12 @@ import pytest
 from fake_env import FACTORY, PointPolicy
 from PIL import Image
 
-from envs.comparison import compare, format_comparison
-from envs.episodes import EpisodeLog, EpisodeRow, read_rows
-from envs.evaluation import EvaluationMismatch, EvaluationPlan, evaluate
-from envs.provenance import software_versions
-from envs.results import format_table, load_evaluation
+from envs.evaluation.comparison import compare, format_comparison
+from envs.evaluation.episodes import EpisodeLog, EpisodeRow, read_rows
+from envs.evaluation.evaluate import EvaluationMismatch, EvaluationPlan, evaluate
+from envs.evaluation.results import format_table, load_evaluation
 from envs.workers import WorkerError
+from vla.provenance import software_versions
 
 
 def plan_of(**changes):

@@ -10,11 +10,11 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401  (registers the ids)
 from envs.collection import collect_episodes
 from envs.disturbance import Disturbance
-from envs.evaluation import evaluate
-from envs.metaworld_drawing import cluster, model_to_draw
-from envs.metaworld_instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS
+from envs.evaluation.evaluate import evaluate
+from envs.evaluation.results import EvaluationPlan
+from envs.metaworld.coarse_model import cluster, model_to_draw
+from envs.metaworld.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS
 from envs.registry import make_env
-from envs.results import EvaluationPlan
 
 pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install -e '.[metaworld]'")
 

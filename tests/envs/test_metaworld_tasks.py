@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from envs.metaworld_instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
-from envs.metaworld_tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
+from envs.metaworld.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
+from envs.metaworld.tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
 from envs.registry import FamilyNotInstalled, make_env, task_groups
 
 CONF = Path(__file__).parents[2] / "conf" / "env" / "metaworld"
@@ -61,7 +61,7 @@ def test_there_is_a_configuration_for_every_task_and_for_the_sets():
 def test_an_installation_without_meta_world_is_told_what_to_install(monkeypatch):
     for name in ("metaworld", "metaworld.env_dict"):  # the second may have been imported by another test
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "envs.metaworld", raising=False)
+    monkeypatch.delitem(sys.modules, "envs.metaworld.env", raising=False)
     with pytest.raises(FamilyNotInstalled, match=r"pip install -e '\.\[metaworld\]'"):
         make_env({"family": "metaworld", "task": "reach"})
 

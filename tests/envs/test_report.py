@@ -6,9 +6,19 @@ from html.parser import HTMLParser
 import pytest
 from fake_env import FACTORY, PointPolicy
 
-from envs.charts import Series, line_chart, nice_ticks, rate_bar
-from envs.evaluation import EvaluationPlan, evaluate
-from envs.report import Chart, Charts, Commands, Headline, Success, Table, Text, Videos, write_report
+from envs.evaluation.evaluate import EvaluationPlan, evaluate
+from experiments.reports.charts import Series, line_chart, nice_ticks, rate_bar
+from experiments.reports.html import (
+    Chart,
+    Charts,
+    Commands,
+    Headline,
+    Success,
+    Table,
+    Text,
+    Videos,
+    write_report,
+)
 
 VOID = {"meta", "img", "br", "line", "link"}
 

@@ -10,7 +10,7 @@ from fake_env import FACTORY, SPEC, PointPolicy
 
 from envs.rollout import EpisodeRequest, run_episodes
 from envs.workers import Job, WorkerError, WorkerPool, Workspace
-from policies.spec import SpecMismatch
+from vla.spec import SpecMismatch
 
 
 def requests(count, *, task="point", first_seed=0, condition="right", **config):

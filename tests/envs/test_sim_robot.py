@@ -5,7 +5,6 @@ import pytest
 from fake_env import SPEC, PointEnv, PointPolicy
 
 from envs.sim_robot import SensorFaults, SimRobot
-from policies.interface import Robot
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
@@ -16,6 +15,7 @@ from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
+from vla.interface import Robot
 
 DT = 0.05
 STILL = np.float32([0.0, 0.0, 1.0])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import envs.statistics
-from envs.statistics import (
+import envs.evaluation.statistics
+from envs.evaluation.statistics import (
     mcnemar_p_value,
     paired_difference_interval,
     pairs_needed,
@@ -16,7 +16,7 @@ from envs.statistics import (
 
 
 def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(envs.statistics).failed == 0
+    assert doctest.testmod(envs.evaluation.statistics).failed == 0
 
 
 @pytest.mark.parametrize(

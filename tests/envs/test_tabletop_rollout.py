@@ -7,7 +7,7 @@ import pytest
 
 from envs.collection import collect_episodes
 from envs.disturbance import Disturbance
-from envs.evaluation import EvaluationPlan, evaluate
+from envs.evaluation.evaluate import EvaluationPlan, evaluate
 from envs.registry import make_env
 
 TASKS = ("reach", "lift")

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from envs.episodes import EpisodeRow
-from envs.metaworld_tasks import MT10, MT50, TIERS
-from envs.report import Success
-from envs.results import Evaluation, EvaluationPlan, format_table
-from envs.statistics import interval_of_mean, wilson_interval
+from envs.evaluation.episodes import EpisodeRow
+from envs.evaluation.results import Evaluation, EvaluationPlan, format_table
+from envs.evaluation.statistics import interval_of_mean, wilson_interval
+from envs.metaworld.tasks import MT10, MT50, TIERS
+from experiments.reports.html import Success
 
 
 def evaluation(tasks, tmp_path, *, family="metaworld", episodes=4, failing=()):

@@ -14,7 +14,10 @@ from hydra import compose, initialize_config_module
 from envs.registry import make_env
 from envs.sim_robot import SensorFaults
 from envs.tabletop.env import TabletopEnv
-from experiments import control, schema, schema_robot
+from experiments import control
+from experiments.config import robot as schema_robot
+from experiments.config import schema
+from experiments.config.control_setup import chosen_task, open_policy, safety_limits, task_config
 from experiments.delay_table import (
     Key,
     SettingsDiffer,
@@ -25,14 +28,13 @@ from experiments.delay_table import (
     run_episode,
     run_missing,
 )
-from experiments.report_pages import cells as cells_of
-from experiments.report_pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
-from experiments.robot_parts import chosen_task, open_policy, safety_limits, task_config
+from experiments.reports.pages import cells as cells_of
+from experiments.reports.pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
 from policies.runtime.limits import ChannelLimits, SafetyLimits
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from policies.serving.contract import PolicyUnavailable
-from policies.spec import SpecMismatch
+from vla.spec import SpecMismatch
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from envs.tabletop.env import TabletopEnv
-from experiments import cli, schema
+from experiments.config import cli, schema
+from experiments.config.control_setup import safety_limits
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
-from experiments.control_report import summarise, write_control_page
-from experiments.robot_parts import safety_limits
+from experiments.reports.control import summarise, write_control_page
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
 from policies.runtime.states import State
 

@@ -7,8 +7,8 @@ import pytest
 
 from envs.tabletop.arm import HOME_JOINTS, JOINT_HIGH
 from envs.tabletop.env import make_robot_spec
-from experiments.franka_audit import audit_setpoints, last_motion_s
-from experiments.franka_trial import fault_times
+from experiments.franka.audit import audit_setpoints, last_motion_s
+from experiments.franka.trial import fault_times
 from policies.robots.franky_arm import Setpoint
 from policies.runtime.recorder import PeriodRecord, Recording
 

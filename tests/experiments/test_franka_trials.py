@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from hydra import compose, initialize_config_module
 
-from experiments import schema
-from experiments.franka_audit import MAX_LOST, SetpointAudit
-from experiments.franka_trial import FaultTimes, Trial
+from experiments.config import schema
+from experiments.config.robot import FrankaTrialsRun
+from experiments.franka.audit import MAX_LOST, SetpointAudit
+from experiments.franka.trial import FaultTimes, Trial
 from experiments.franka_trials import shortcomings
-from experiments.schema_robot import FrankaTrialsRun
 
 AUDIT = SetpointAudit(
     setpoints=200,

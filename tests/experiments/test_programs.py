@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import schema
 from experiments.compare import open_evaluation, require_same_scenes
+from experiments.config import schema
 from experiments.train import train_policy
 from vla.data.lerobot_v3 import Dataset
 from vla.data.lock import DirectoryInUse, DirectoryLock

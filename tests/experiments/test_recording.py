@@ -3,15 +3,15 @@
 import pytest
 from hydra import compose, initialize_config_module
 
-from experiments import schema
 from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
-from experiments.schema import CollectConfig
-from experiments.schema_env import EnvConfig
+from experiments.config import schema
+from experiments.config.env import EnvConfig
+from experiments.config.schema import CollectConfig
 from experiments.train import record_if_asked, require_pictures_of_evaluation
-from policies.spec import SpecMismatch
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
+from vla.spec import SpecMismatch
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
-from experiments import schema
+from experiments.config import schema
 from experiments.serve import access_of, map_maker, serve, settings_of
 from policies.exported import BundlePolicy
 from policies.serving.access import AccessError

@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.quickstart import overrides
+from experiments.reports.tables import format_table
 from experiments.stages import SettingsChanged, Stages
-from experiments.tables import format_table
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path, capsys):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from envs.episodes import EpisodeRow
-from envs.results import EvaluationPlan
+from envs.evaluation.episodes import EpisodeRow
+from envs.evaluation.results import EvaluationPlan
 from experiments.sweep_table import find_runs, overrides, read_rows, split_unevaluated
 
 

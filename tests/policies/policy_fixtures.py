@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from policies.interface import Observation
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.tokenizers.processor import Processor
 
 INSTRUCTIONS = ("lift the red cube", "push the blue ball to the green mat", "open the drawer")

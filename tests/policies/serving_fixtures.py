@@ -11,12 +11,12 @@ import urllib.request
 import numpy as np
 from websockets.sync.client import connect
 
-from policies.interface import Observation
 from policies.serving.access import Access
 from policies.serving.server import PolicyServer, ServedPolicy, ServerSettings
 from policies.serving.session import SessionSettings
 from policies.serving.wire import decode, encode
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 HORIZON = 4
 WAIT_S = 60.0  # the longest that a test waits for anything

@@ -21,13 +21,13 @@ from serving_fixtures import (
 from websockets.sync.server import serve
 
 from policies.exported import BundlePolicy
-from policies.interface import DecodeError, ObservationError, Policy
 from policies.serving.client import PolicyUnavailable, RemotePolicy
 from policies.serving.contract import RemoteContract
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServedPolicy, ServerSettings, server_metadata
 from policies.serving.wire import decode, encode
-from policies.spec import SpecMismatch
+from vla.interface import DecodeError, ObservationError, Policy
+from vla.spec import SpecMismatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOOD = np.ones((HORIZON, 2), np.float32)

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_fixtures import arm_spec, observation_of
 
-from policies.interface import Observation
 from policies.serving.observation_map import ObservationMap, RequestError
 from policies.serving.wire import decode, encode
-from policies.spec import CameraSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec
 
 SPEC = arm_spec()
 

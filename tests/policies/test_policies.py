@@ -13,8 +13,8 @@ from policy_fixtures import tiny_model, tiny_observations, tiny_processor
 
 from policies.conformance import compare_policies
 from policies.exported import BundlePolicy
-from policies.interface import DecodeError, ObservationError, Policy
 from policies.vla_policy import VLAPolicy
+from vla.interface import DecodeError, ObservationError, Policy
 from vla.tokenizers.processor import Processor
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_a_bundle_needs_no_torch(parallel_export):
 import sys
 import numpy as np
 from policies.exported import BundlePolicy
-from policies.interface import Observation
+from vla.interface import Observation
 policy = BundlePolicy.load({str(parallel_export.directory)!r})
 frames = np.zeros((1, 32, 32, 3), dtype=np.uint8)
 observation = Observation(images={{"exterior": frames, "wrist": frames}}, state=np.zeros(3, np.float32),

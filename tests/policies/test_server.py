@@ -25,7 +25,7 @@ from policies.exported import BundlePolicy
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServedPolicy
 from policies.serving.wire import WireLimits, decode, encode
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

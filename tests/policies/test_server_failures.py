@@ -16,9 +16,9 @@ from serving_fixtures import (
 )
 from websockets.exceptions import InvalidStatus
 
-from policies.interface import DecodeError, ObservationError
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServedPolicy
+from vla.interface import DecodeError, ObservationError
 
 
 def test_an_exception_in_the_policy_shows_an_id_and_no_more(caplog):

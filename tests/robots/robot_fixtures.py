@@ -4,7 +4,7 @@ import numpy as np
 
 from policies.robots.franka import ACTION_NAMES, ArmReading, rotation_from_vector
 from policies.runtime.limits import ChannelLimits, SafetyLimits
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 DOWN = np.diag([1.0, -1.0, -1.0])  # a hand that points down
 

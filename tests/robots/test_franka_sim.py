@@ -9,13 +9,13 @@ import dataclasses
 import pytest
 from hydra import compose, initialize_config_module
 
-from experiments import schema
-from experiments.franka_parts import ArmClock, open_arm, open_mirror
-from experiments.franka_processes import franky_sim
-from experiments.franka_trial import Rig
+from experiments.config import schema
+from experiments.config.robot import FrankaTrialsRun, WatchdogConfig
+from experiments.config.simulation import env_configs
+from experiments.franka.parts import ArmClock, open_arm, open_mirror
+from experiments.franka.processes import franky_sim
+from experiments.franka.trial import Rig
 from experiments.franka_trials import TASK, run_faults, run_trials, shortcomings
-from experiments.schema_robot import FrankaTrialsRun, WatchdogConfig
-from experiments.simulation import env_configs
 from policies.robots.franky_arm import wait_at_rest
 
 pytestmark = [pytest.mark.franka, pytest.mark.timeout(1200)]

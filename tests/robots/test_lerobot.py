@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from policies.interface import ObservationError
 from policies.robots.lerobot import LerobotDevice, LerobotRobot
 from policies.runtime.clock import SimulatedClock
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import ObservationError
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 KEYS = ("shoulder_pan.pos", "gripper.pos")
 

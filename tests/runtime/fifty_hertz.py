@@ -24,21 +24,21 @@ import numpy as np
 from hydra import compose, initialize_config_module
 
 from envs.base import ManipulationEnv
-from envs.provenance import software_versions
 from envs.registry import make_env
-from experiments import schema
-from experiments.cli import portable_path
-from experiments.report_pages import machine
-from experiments.robot_parts import SlowedPolicy, build_controller, drive, safety_limits, task_config
-from experiments.schema_robot import ControlRun
+from experiments.config import schema
+from experiments.config.cli import portable_path
+from experiments.config.control_setup import SlowedPolicy, build_controller, drive, safety_limits, task_config
+from experiments.config.robot import ControlRun
+from experiments.reports.pages import machine
 from policies.exported import BundlePolicy
-from policies.interface import Observation, Policy
 from policies.runtime.clock import Clock, MonotonicClock
 from policies.runtime.inference import Inference, ThreadedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import Recorder, Recording, audit_recording, read_recording
-from policies.spec import RobotSpec
 from vla.files import atomic_write_json
+from vla.interface import Observation, Policy
+from vla.provenance import software_versions
+from vla.spec import RobotSpec
 
 CONTROL_HZ, DELAY_S = 50.0, 0.2
 TURN_S = 3.0  # how long the policy is told the same

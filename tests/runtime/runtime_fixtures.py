@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from policies.interface import Observation
 from policies.runtime.limits import ChannelLimits, SafetyLimits
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 
 def arm_spec(convention="end_effector_delta", control_hz=20.0) -> RobotSpec:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from control_fixtures import DT, Harness
 
-from policies.interface import DecodeError
 from policies.runtime.states import State
+from vla.interface import DecodeError
 
 
 def test_stale_observations_hold_then_stop_and_nothing_is_inferred_on_them(tmp_path):

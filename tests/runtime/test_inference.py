@@ -7,7 +7,6 @@ import pytest
 from control_fixtures import FakePolicy
 from runtime_fixtures import observation_at
 
-from policies.interface import ObservationError
 from policies.runtime.clock import MonotonicClock, SimulatedClock
 from policies.runtime.inference import (
     BadResult,
@@ -16,6 +15,7 @@ from policies.runtime.inference import (
     SimulatedInference,
     ThreadedInference,
 )
+from vla.interface import ObservationError
 
 PATIENCE_S = 30.0
 

@@ -11,8 +11,8 @@ import pytest
 from control_fixtures import DT, Harness
 from network_fixtures import Relay, ServerProcess, free_port, wait_until
 
-from experiments.control_report import reactions
-from experiments.robot_parts import RemoteForWorker
+from experiments.config.control_setup import RemoteForWorker
+from experiments.reports.control import reactions
 from policies.runtime.inference import ThreadedInference
 from policies.runtime.recorder import read_recording
 from policies.runtime.states import State

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from policies.interface import Observation
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.interface import Observation
+from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.tokenizers.processor import Processor
 from vla.tokenizers.registry import ACTION_TOKENIZERS
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from policies.interface import DecodeError, ObservationError
-from policies.spec import CameraSpec
+from vla.interface import DecodeError, ObservationError
+from vla.spec import CameraSpec
 from vla.tokenizers.interface import InstructionTooLong
 from vla.tokenizers.processor import NO_BIN, Processor
 from vla.tokenizers.registry import ACTION_TOKENIZERS, action_tokenizer_from_json

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from policies.interface import DecodeError
+from vla.interface import DecodeError
 from vla.tokenizers.quantile import QuantileBinTokenizer
 
 LOW, HIGH = np.array([-1.0]), np.array([1.0])

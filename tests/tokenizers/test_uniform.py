@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from policies.interface import DecodeError
+from vla.interface import DecodeError
 from vla.tokenizers.uniform import UniformBinTokenizer
 
 LOW, HIGH = [-0.025, -0.1, 0.0], [0.025, 0.3, 1.0]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.interface import DecodeError
+from vla.interface import DecodeError
 from vla.tokenizers.vocabulary import Vocabulary
 
 sizes = st.tuples(st.integers(1, 1000), st.integers(1, 1000))

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policies.spec import CameraSpec, Channel, RobotSpec
 from vla.data.augment import ImageAugmentation
 from vla.data.windows import Windows, open_windows
 from vla.data.writer import DatasetWriter
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.tokenizers.processor import Processor
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from policies.spec import RobotSpec
 from vla.data import layout
 from vla.data.layout import DatasetError
+from vla.spec import RobotSpec
 
 
 def check_recordable(spec: RobotSpec, *, storage: str, pixel_format: str) -> None:

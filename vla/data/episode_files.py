@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from policies.spec import RobotSpec
 from vla.data import layout
 from vla.data.layout import ACTION_KEY, FILES_PER_CHUNK, INDEX_KEYS, STATE_KEY, camera_key
 from vla.data.staging import EXTRA_TYPES, StagedEpisode
 from vla.data.statistics import image_stats_json, numeric_stats_json
 from vla.data.video import VideoJoiner
+from vla.spec import RobotSpec
 
 EPISODES_PER_ROW_GROUP = 10  # LeRobot's metadata buffer
 

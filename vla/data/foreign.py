@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from policies.spec import CameraSpec, Channel, RobotSpec
 from vla.data import tables
 from vla.data.layout import ACTION_KEY, DATA_PATH, IMAGE_PREFIX, STATE_KEY, DatasetError, read_info
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 
 def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign: str) -> RobotSpec:
@@ -22,8 +22,8 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
 
     Args:
         root: the directory that holds `meta/`.
-        action_convention: one of `policies.spec.ACTION_CONVENTIONS`; the dataset does not tell.
-        gripper_sign: one of `policies.spec.GRIPPER_SIGNS`.
+        action_convention: one of `vla.spec.ACTION_CONVENTIONS`; the dataset does not tell.
+        gripper_sign: one of `vla.spec.GRIPPER_SIGNS`.
 
     Raises:
         DatasetError: state, action or cameras are missing, or the data is damaged.

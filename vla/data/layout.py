@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 CODEBASE_VERSION = "v3.0"
 VLA_SCHEMA_VERSION = 1

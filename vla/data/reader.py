@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from policies.spec import RobotSpec
 from vla.data import tables
 from vla.data.layout import (
     ACTION_KEY,
@@ -30,6 +29,7 @@ from vla.data.layout import (
 from vla.data.staging import staged_indices
 from vla.data.statistics import numeric_statistics
 from vla.data.video import check_mp4, decode_frames
+from vla.spec import RobotSpec
 
 TOLERANCE_IN_PERIODS = 0.25  # a frame counts as the one at a timestamp within this share of a frame period
 

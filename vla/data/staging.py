@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from policies.spec import RobotSpec
 from vla.data.layout import STAGING, DatasetError
 from vla.files import atomic_write_bytes
+from vla.spec import RobotSpec
 
 # What may hold the value of an extra column; JSON and Arrow agree on these.
 EXTRA_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64, Int64
 
-from policies.spec import RobotSpec
 from vla.data.layout import (
     ACTION_KEY,
     EPISODE_COLUMNS,
@@ -24,6 +23,7 @@ from vla.data.layout import (
     DatasetError,
     camera_key,
 )
+from vla.spec import RobotSpec
 
 _CURE = "restore it from a copy, or record or download the dataset again"
 

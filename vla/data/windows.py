@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
-from policies.spec import RobotSpec
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
+from vla.spec import RobotSpec
 
 
 def open_windows(

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from policies.spec import RobotSpec
 from vla.data import layout, tables
 from vla.data.checks import check_image, check_recordable, check_vector, require_continuable
 from vla.data.consolidate import consolidate
@@ -35,6 +34,7 @@ from vla.data.staging import (
 from vla.data.statistics import image_histogram
 from vla.data.video import VideoEncoder
 from vla.files import atomic_write_json
+from vla.spec import RobotSpec
 
 PRESET = "fast"
 PNG_COMPRESS_LEVEL = 1

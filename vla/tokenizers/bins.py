@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from policies.interface import DecodeError
+from vla.interface import DecodeError
 
 
 class BinTable:

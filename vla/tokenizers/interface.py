@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from policies.interface import ObservationError
+from vla.interface import ObservationError
 
 
 class InstructionTooLong(ObservationError):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from policies.interface import DecodeError, Observation, ObservationError
-from policies.spec import RobotSpec
+from vla.interface import DecodeError, Observation, ObservationError
+from vla.spec import RobotSpec
 from vla.tokenizers.bins import require_keys
 from vla.tokenizers.interface import ActionTokenizer, InstructionTooLong
 from vla.tokenizers.normalizer import Normalizer

@@ -10,7 +10,7 @@ shifts them. It knows neither tokenizer.
 import numpy as np
 from jaxtyping import Int64
 
-from policies.interface import DecodeError
+from vla.interface import DecodeError
 from vla.tokenizers.bins import first_true
 
 

@@ -1,6 +1,6 @@
 """The reports of evaluations, of the quickstart and of the delay table: what goes onto the page.
 
-envs/report.py draws it.
+experiments/reports/html.py draws it.
 """
 
 import datetime
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.charts import Series
-from envs.provenance import software_versions
-from envs.report import (
+from envs.evaluation.results import Evaluation
+from envs.evaluation.statistics import wilson_interval
+from experiments.reports.charts import Series
+from experiments.reports.html import (
     Chart,
     Charts,
     Commands,
@@ -26,9 +27,8 @@ from envs.report import (
     Videos,
     write_report,
 )
-from envs.results import Evaluation
-from envs.statistics import wilson_interval
-from experiments.tables import markdown_table
+from experiments.reports.tables import markdown_table
+from vla.provenance import software_versions
 from vla.training.metrics import read_metrics
 
 RIGHT_TARGET, SWAPPED_TARGET = 0.90, 0.35  # the aims of the quickstart: at least, at most

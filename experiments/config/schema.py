@@ -13,8 +13,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from experiments import schema_robot
-from experiments.schema_env import EnvConfig
+from experiments.config import robot as schema_robot
+from experiments.config.env import EnvConfig
 
 Schema = TypeVar("Schema")
 

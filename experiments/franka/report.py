@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.statistics import wilson_interval
-from experiments.franka_trial import Trial
-from experiments.tables import format_table, markdown_table
+from envs.evaluation.statistics import wilson_interval
+from experiments.franka.trial import Trial
+from experiments.reports.tables import format_table, markdown_table
 
 
 def _number(value: float | None, places: int = 2) -> str:

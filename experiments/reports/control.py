@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.charts import Series
-from envs.report import Chart, Charts, Headline, Section, Table, write_report
-from experiments.report_pages import closing_sections, machine
+from experiments.reports.charts import Series
+from experiments.reports.html import Chart, Charts, Headline, Section, Table, write_report
+from experiments.reports.pages import closing_sections, machine
 from policies.runtime.limits import SafetyLimits, Violation
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
 from policies.runtime.states import LATCHED, State

@@ -19,7 +19,7 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.schema import all_keys, keys_of
+from experiments.config.schema import all_keys, keys_of
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from envs.registry import nearest
 from envs.sim_robot import SensorFaults
-from experiments.schema_robot import (
+from experiments.config.robot import (
     ControlRun,
     DelayTableRun,
     RobotConfig,
@@ -24,8 +24,7 @@ from experiments.schema_robot import (
     StreamConfig,
     WatchdogConfig,
 )
-from experiments.simulation import env_configs
-from policies.interface import Observation, Policy, Robot
+from experiments.config.simulation import env_configs
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
@@ -36,7 +35,8 @@ from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
-from policies.spec import RobotSpec
+from vla.interface import Observation, Policy, Robot
+from vla.spec import RobotSpec
 
 ARMING_PERIODS = 40  # how long to wait for a live stream of observations
 RECONNECT_S = 0.2  # how long one inference tries to find its server again

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from experiments import cli
+from experiments.config import cli
 
 START_S = 120.0  # how long a process may take to get ready; seconds on a quiet machine
 
@@ -113,5 +113,5 @@ def bundle_server(bundle: str, *, out_dir: str) -> Process:
 
 def expert_server(env_config: str, *, seed: int) -> Process:
     """Return a server of the scripted expert in the scene of a seed, not yet started; `found[1]` as above."""
-    command = [sys.executable, "-m", "experiments.franka_expert", env_config, str(seed)]
+    command = [sys.executable, "-m", "experiments.franka.expert", env_config, str(seed)]
     return Process(command, ready=r"(ws://[\d.]+:\d+)")

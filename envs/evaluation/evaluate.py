@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from envs.episodes import EpisodeLog, EpisodeRow, read_rows
-from envs.provenance import software_versions
-from envs.results import Evaluation, EvaluationPlan, VideoRecord
+from envs.evaluation.episodes import EpisodeLog, EpisodeRow, read_rows
+from envs.evaluation.results import Evaluation, EvaluationPlan, VideoRecord
 from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
-from policies.interface import Policy
 from vla.files import atomic_write_json
+from vla.interface import Policy
+from vla.provenance import software_versions
 
 _FREE_TO_CHANGE = ("episodes_per_task", "num_workers", "envs_per_worker", "videos_per_task")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from experiments.schema_env import EnvConfig
+from experiments.config.env import EnvConfig
 
 
 @dataclass

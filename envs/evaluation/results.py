@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.episodes import EpisodeRow, read_rows
-from envs.provenance import software_versions
+from envs.evaluation.episodes import EpisodeRow, read_rows
+from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups
 from envs.rollout import CONDITIONS, EpisodeRequest
-from envs.statistics import Interval, interval_of_mean, wilson_interval
+from vla.provenance import software_versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

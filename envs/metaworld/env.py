@@ -17,11 +17,11 @@ from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from envs.base import ManipulationEnv, require_choice
-from envs.metaworld_drawing import model_to_draw
-from envs.metaworld_instructions import phrase, wordings
-from envs.metaworld_tasks import MT50, swapped_task
+from envs.metaworld.coarse_model import model_to_draw
+from envs.metaworld.instructions import phrase, wordings
+from envs.metaworld.tasks import MT50, swapped_task
 from envs.rendering import Renderer
-from policies.spec import CameraSpec, Channel, RobotSpec
+from vla.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("corner2", "topview", "gripperPOV", "corner", "corner3", "corner4", "behindGripper")
 OPTIONS = ("wording",)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from envs.tabletop.mirror import TabletopMirror
-from experiments.franka_audit import SetpointAudit, audit_setpoints, last_motion_s
-from experiments.franka_parts import FrankaInScene, place_in_scene
-from experiments.robot_parts import RemoteForWorker, build_controller, drive, safety_limits
-from experiments.schema_robot import FrankaTrialsRun
+from experiments.config.control_setup import RemoteForWorker, build_controller, drive, safety_limits
+from experiments.config.robot import FrankaTrialsRun
+from experiments.franka.audit import SetpointAudit, audit_setpoints, last_motion_s
+from experiments.franka.parts import FrankaInScene, place_in_scene
 from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
 from policies.runtime.inference import ThreadedInference

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from envs.charts import COLOURS, Series, line_chart, rate_bar
-from envs.report_style import STYLE
-from envs.results import Evaluation, VideoRecord
-from envs.statistics import Interval, wilson_interval
+from envs.evaluation.results import Evaluation, VideoRecord
+from envs.evaluation.statistics import Interval, wilson_interval
+from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
+from experiments.reports.style import STYLE
 from vla.files import atomic_write_bytes
 
 _CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}

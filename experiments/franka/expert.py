@@ -1,6 +1,6 @@
 """The scripted expert of a mirrored scene as a policy, for trying the chain to a Franka arm without a bundle.
 
-    python -m experiments.franka_expert '{"family": "tabletop", "task": "reach", ...}' 620000
+    python -m experiments.franka.expert '{"family": "tabletop", "task": "reach", ...}' 620000
 
 Serves it on a free port of this machine until it is killed. It sees where the objects are, so what it
 reaches says nothing about policies; cameras, protocols, limits and deadlines are as with one.
@@ -16,10 +16,10 @@ from jaxtyping import Float32
 
 from envs.tabletop.experts import Hand
 from envs.tabletop.mirror import TabletopMirror
-from experiments.franka_parts import open_mirror
-from policies.interface import Observation
+from experiments.franka.parts import open_mirror
 from policies.serving.access import Access
 from policies.serving.server import PolicyServer, ServedPolicy
+from vla.interface import Observation
 
 HORIZON = 8
 

@@ -12,12 +12,12 @@ from envs.registry import make_env
 from envs.tabletop.arm import HOME_JOINTS
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.mirror import TabletopMirror
-from experiments.schema_robot import FrankaRobotConfig
-from policies.interface import Observation
+from experiments.config.robot import FrankaRobotConfig
 from policies.robots.franka import Following, FrankaRobot
 from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
-from policies.spec import RobotSpec
+from vla.interface import Observation
+from vla.spec import RobotSpec
 
 _POLL_S = 0.001
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from policies.spec import RobotSpec
+from vla.spec import RobotSpec
 
 
 class ObservationError(ValueError):

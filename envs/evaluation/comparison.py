@@ -7,8 +7,8 @@ when they cannot be told apart. It reads rows; see episodes.py for where they co
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from envs.episodes import EpisodeRow
-from envs.statistics import Interval, mcnemar_p_value, paired_difference_interval, pairs_needed
+from envs.evaluation.episodes import EpisodeRow
+from envs.evaluation.statistics import Interval, mcnemar_p_value, paired_difference_interval, pairs_needed
 
 ALPHA = 0.05
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from envs.base import ManipulationEnv
 from envs.registry import make_env
-from experiments.schema import EnvConfig
-from policies.interface import Observation
+from experiments.config.schema import EnvConfig
+from vla.interface import Observation
 
 STEPS_BETWEEN_OBSERVATIONS = (
     10  # control periods of the expert, so that golden scenes differ within an episode
