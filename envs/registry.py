@@ -5,7 +5,7 @@ It knows the families and the keys that each accepts; the families' modules are 
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,20 @@ def task_groups(family: str) -> TaskGroups | None:
 
         return TaskGroups(kind="tier", tasks=TIERS)
     return None
+
+
+def expand_tasks(family: str, tasks: Sequence[str]) -> list[str]:
+    """Return task names with the name of a published set of tasks replaced by its tasks.
+
+    >>> len(expand_tasks("metaworld", ["mt10"])), expand_tasks("tabletop", ["reach"])
+    (10, ['reach'])
+    """
+    sets: Mapping[str, tuple[str, ...]] = {}
+    if family == "metaworld":
+        from envs.metaworld.tasks import MT10, MT50
+
+        sets = {"mt10": MT10, "mt50": MT50}
+    return [task for name in tasks for task in sets.get(name, (name,))]
 
 
 def make_env(config: Mapping[str, Any]) -> ManipulationEnv:

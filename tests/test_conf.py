@@ -84,12 +84,22 @@ def test_every_recipe_composes_and_builds(recipe):
     make_env(env_configs(run.env, run.tasks)[run.tasks[0]]).close()
 
 
-@pytest.mark.parametrize("choice", ["tabletop", "metaworld/mt10", "metaworld/mt50", "metaworld/drawer-open"])
-def test_an_environment_choice_brings_its_tasks_to_every_program(choice):
+@pytest.mark.parametrize(
+    ("choice", "tasks", "count"),
+    [
+        ("tabletop", None, 7),
+        ("metaworld", None, 50),
+        ("metaworld", "[mt50]", 50),
+        ("metaworld", "[mt10]", 10),
+        ("metaworld", "[drawer-open,reach]", 2),
+    ],
+)
+def test_an_environment_choice_brings_its_tasks_to_every_program(choice, tasks, count):
     for root in ("collect", "train", "evaluate", "export"):
-        run = schema.typed(composed(root, [f"env={choice}"]), schema.ROOTS[root])
-        assert run.env.family == choice.split("/")[0]
-        assert run.tasks == run.env.tasks != []
+        given = [f"env={choice}"] if tasks is None else [f"env={choice}", f"tasks={tasks}"]
+        run = schema.typed(composed(root, given), schema.ROOTS[root])
+        assert run.env.family == choice
+        assert len(set(run.tasks)) == len(run.tasks) == count
         configs = env_configs(run.env, run.tasks)
         assert all("tasks" not in config and None not in config.values() for config in configs.values())
 

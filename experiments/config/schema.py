@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from envs.registry import expand_tasks
 from experiments.config import robot as schema_robot
 from experiments.config.env import EnvConfig
 
@@ -301,7 +302,7 @@ def register() -> None:
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """Return a composed configuration as an object of its schema.
+    """Return a composed configuration as an object of its schema, sets of tasks as their tasks.
 
     Raises:
         UnknownKey: `+key=value` smuggled in a key that the schema does not have.
@@ -310,6 +311,9 @@ def typed(config: DictConfig, schema: type[Schema]) -> Schema:
     run = OmegaConf.to_object(config)
     assert isinstance(run, schema)
     _require_known(run, prefix="")
+    values = vars(run)
+    if "tasks" in values and "env" in values:
+        values["tasks"] = expand_tasks(values["env"].family, values["tasks"])
     return run
 
 

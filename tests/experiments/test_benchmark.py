@@ -17,7 +17,8 @@ from experiments.benchmarks.peers import ask
 ROOT = Path(__file__).parents[2]
 TOY = [
     "repeats=2",
-    "env=metaworld/handle-press",
+    "env=metaworld",
+    "tasks=[handle-press]",
     "env.image_size=32",
     "collect.episodes_per_task=3",
     "collect.num_workers=1",

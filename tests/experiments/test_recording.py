@@ -84,6 +84,6 @@ def test_a_benchmark_adds_nothing_to_a_dataset_that_is_there(tmp_path):
     record_if_asked(tiny_run(tmp_path))
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("benchmark", ["part=data", f"dataset={tmp_path}", "env=metaworld/reach"])
+        config = compose("benchmark", ["part=data", f"dataset={tmp_path}", "env=metaworld", "tasks=[reach]"])
     record_what_is_read(schema.typed(config, schema.BenchmarkRun))
     assert Dataset(tmp_path).num_episodes == 1
