@@ -219,15 +219,22 @@ class FrankyArm:
             raise FrankaFault(f"the arm does not recover: {error}") from error
 
     def close(self) -> None:
-        """Bring the arm to rest and hang up; safe to call more than once.
+        """Bring the arm to rest, then the hand, and hang up; safe to call more than once.
+
+        A step that fails does not keep the next from being tried.
 
         Raises:
-            FrankaFault: the arm could not be brought to rest.
+            FrankaFault: the arm could not be brought to rest; the first thing that failed.
         """
-        if self._hand is not None:
-            self._hand.close()
-        self.stop()
-        self._join()
+        hand = [] if self._hand is None else [self._hand.close]
+        faults: list[FrankaFault] = []
+        for step in (self.stop, *hand, self._join):
+            try:
+                step()
+            except FrankaFault as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
 
     def __enter__(self) -> "FrankyArm":
         return self

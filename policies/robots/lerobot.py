@@ -54,6 +54,10 @@ class LerobotDevice(Protocol):
         ...
 
 
+class RobotNotStopped(RuntimeError):
+    """Motors could not be told to hold; the message names them."""
+
+
 class LerobotRobot:
     """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects in the end.
 
@@ -83,6 +87,7 @@ class LerobotRobot:
             raise ValueError(f"LeRobot's drivers take joint targets; {spec.name!r} {spec.action_convention}")
         self.robot_spec, self.instruction = spec, instruction
         self._device, self._clock = device, clock
+        self._targets: dict[str, float] = {}  # sent last
         self._state_keys = spec.state_names if state_keys is None else state_keys
         self._action_keys = spec.action_names if action_keys is None else action_keys
         sizes = {camera.name: (camera.height, camera.width, 3) for camera in spec.cameras}
@@ -127,15 +132,32 @@ class LerobotRobot:
         targets = np.asarray(action, np.float32)
         if targets.shape != (len(self._action_keys),) or not np.isfinite(targets).all():
             raise ValueError(f"action {targets.tolist()} must be {len(self._action_keys)} finite numbers")
-        self._device.send_action(
-            {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
-        )
+        self._targets = {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
+        self._device.send_action(self._targets)
 
     def stop(self) -> None:
-        """Have the motors hold where they are measured to be; what is not measured keeps its target."""
-        seen = self._device.get_observation()
-        here = {key: float(seen[key]) for key in self._action_keys if key in seen}
-        self._device.send_action(here)
+        """Have the motors hold where they are measured to be; what is not measured keeps its last target.
+
+        It works when a camera fails, too: the driver reads cameras and motors in one call.
+
+        Raises:
+            RobotNotStopped: a motor has neither a measured position nor a target; the others were stopped.
+            OSError, RuntimeError: the driver's own, from sending.
+        """
+        try:
+            seen = self._device.get_observation()
+        except (OSError, RuntimeError):  # a camera, or all of it; what was commanded last is known
+            seen = {}
+        hold = {key: float(seen[key]) for key in self._action_keys if key in seen}
+        hold = self._targets | hold
+        if hold:
+            self._device.send_action(hold)
+        unknown = [key for key in self._action_keys if key not in hold]
+        if unknown:
+            raise RobotNotStopped(
+                f"the device measures no position of {unknown} and was given no target for them: they "
+                "could not be told to hold; if the robot moves, cut its power"
+            )
 
     def __enter__(self) -> "LerobotRobot":
         if not self._device.is_connected:

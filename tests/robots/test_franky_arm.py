@@ -219,6 +219,16 @@ def test_leaving_brings_the_arm_to_rest(franky):
     assert franky.robot.joins == 2
 
 
+def test_leaving_an_arm_in_error_still_closes_all_and_raises_the_first_fault(franky):
+    one = arm(franky, has_gripper=True)
+    franky.robot.is_in_control = True
+    franky.robot.error = franky.ControlException("reflex")
+    with pytest.raises(FrankaFault, match="reflex"):
+        one.close()
+    assert not one._hand._thread.is_alive()
+    assert franky.robot.joins == 1
+
+
 def test_every_setpoint_can_be_listened_to(franky):
     heard = []
     one = arm(franky, on_setpoint=heard.append)

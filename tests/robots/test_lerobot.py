@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from policies.robots.lerobot import LerobotDevice, LerobotRobot
+from policies.robots.lerobot import LerobotDevice, LerobotRobot, RobotNotStopped
 from policies.runtime.clock import SimulatedClock
 from vla.interface import ObservationError
 from vla.spec import CameraSpec, Channel, RobotSpec
@@ -81,6 +81,28 @@ def test_targets_go_out_by_name_and_a_stop_holds_what_is_measured():
     robot.command(np.float32([20.0, 55.0]))
     robot.stop()
     assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}, {KEYS[0]: 12.5, KEYS[1]: 40.0}]
+
+
+def test_a_stop_keeps_the_last_targets_when_nothing_can_be_read():
+    driver = Driver()
+    robot = make(driver)
+    robot.command(np.float32([20.0, 55.0]))
+
+    def broken():
+        raise RuntimeError("camera is gone")
+
+    driver.get_observation = broken
+    robot.stop()
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}] * 3
+
+
+def test_a_stop_that_reaches_not_every_motor_says_so():
+    driver = Driver()
+    del driver.seen[KEYS[1]]
+    with pytest.raises(RobotNotStopped, match=r"gripper\.pos.*cut its power"):
+        make(driver).stop()
+    assert driver.sent == [{KEYS[0]: 12.5}]
 
 
 @pytest.mark.parametrize("broken", [np.float32([np.nan, 0.0]), np.float32([1.0])])
