@@ -12,6 +12,7 @@ from collections import deque
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
+from policies.runtime.safety import UnsafeCommand
 from vla.spec import RobotSpec
 
 _REMEMBERED = 400  # periods
@@ -44,14 +45,24 @@ class DeltaAnchor:
     def to_positions(
         self, actions: Float32[np.ndarray, "time action"], stamp: float
     ) -> Float32[np.ndarray, "time action"]:
-        """Return where a chunk wants the robot after each of its periods."""
+        """Return where a chunk wants the robot after each of its periods.
+
+        Raises:
+            UnsafeCommand: no commanded position is known that the changes could count from.
+        """
         wanted = self._at(stamp) + np.cumsum(actions, axis=0, dtype=np.float64)
         return np.where(self._as_is, actions, wanted).astype(np.float32)
 
     def to_actions(
         self, positions: Float32[np.ndarray, "time action"], stamp: float
     ) -> Float32[np.ndarray, "time action"]:
-        """Return the actions that lead from one position to the next, the first from `stamp`'s."""
+        """Return the actions that lead from one position to the next, the first from `stamp`'s.
+
+        Raises:
+            UnsafeCommand: no commanded position is known that the first could start from.
+        """
+        if not len(positions):
+            return positions
         steps = np.diff(np.concatenate([self._at(stamp)[None], positions]), axis=0)
         return np.where(self._as_is, positions, np.clip(steps, self._low, self._high)).astype(np.float32)
 
@@ -63,6 +74,10 @@ class DeltaAnchor:
         return np.where(self._as_is, wanted, step).astype(np.float32)
 
     def _at(self, stamp: float) -> Float64[np.ndarray, " action"]:
+        if self._as_is.all():
+            return np.zeros(len(self._low))  # of no consequence: nothing counts from it
         if not self._positions:
-            return np.zeros(len(self._low))
+            raise UnsafeCommand(
+                "position", "no commanded position is known yet that changes could count from"
+            )
         return min(self._positions, key=lambda noted: abs(noted[0] - stamp))[1]

@@ -143,9 +143,9 @@ class Dialogue:
             return False
         try:
             self._require_sane(chunk.actions)
+            positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
         except UnsafeCommand as refusal:
             raise BadResult("unsafe", str(refusal)) from refusal
-        positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
         # The robot has stood still until the first chunk, so that one is as good now as at its capture.
         begins = chunk.stamp if self._has_chunk else now
         if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):

@@ -6,6 +6,7 @@ from control_fixtures import DT, Harness
 from runtime_fixtures import arm_spec
 
 from policies.runtime.anchoring import DeltaAnchor
+from policies.runtime.safety import UnsafeCommand
 
 ABSOLUTE = np.array([False, False, True])
 
@@ -57,3 +58,13 @@ def test_a_policy_that_needs_only_the_actions_that_come_too_late_arrives_all_the
     run.started(40)
     assert run.arm.position[0] == pytest.approx(goal, abs=5e-3)
     assert run.violations() == []
+
+
+def test_changes_count_from_nothing_only_where_nothing_counts():
+    changes = np.zeros((2, 3), np.float32)
+    unknown = DeltaAnchor(spec=arm_spec(), absolute=ABSOLUTE)
+    with pytest.raises(UnsafeCommand, match="no commanded position is known"):
+        unknown.to_positions(changes, 1.0)
+    assert len(unknown.to_actions(changes[:0], 1.0)) == 0
+    disabled = DeltaAnchor(spec=arm_spec(), absolute=ABSOLUTE, is_enabled=False)
+    np.testing.assert_array_equal(disabled.to_positions(changes + 1, 1.0), changes + 1)
