@@ -14,7 +14,7 @@ _WINDOW = 5  # steps over which a change is noticed
 _SLOWER = 2.0  # a step that takes this many times longer than it did calls for another look
 _AGAIN_S = 30.0  # when fewer threads than all are in use, look again after this time at the earliest
 _AGAIN_COST = 25  # and after this many times what the last look cost
-_ENOUGH = ((1, 3.0), (2, 1.4), (3, 1.0))  # pairs of steps, ratio of their medians: what decides
+_ENOUGH = ((1, 2.0), (2, 1.3), (3, 1.0))  # pairs of steps, ratio of their medians: what decides
 
 
 class ThreadChooser:
@@ -48,9 +48,11 @@ class ThreadChooser:
 
     def next_count(self) -> int:
         """Return the number of threads for the next step."""
+        if self._is_first_step and self._must_compare:
+            return self.choices[0]  # slow on a quiet machine, but never as slow as all on a busy one
         if not self._trial:
             return self.chosen
-        return min(self._trial, key=lambda count: (len(self._trial[count]), -count))
+        return min(self._trial, key=lambda count: (len(self._trial[count]), count))
 
     def record(self, seconds: float) -> None:
         """Take the duration of the step that ran on `next_count()` threads."""
