@@ -12,7 +12,7 @@ help: ## print these lines
 setup: ## make .venv: torch (CPU), the package, the software-GL libraries
 	@bash .ci/setup.sh
 
-quickstart: setup ## record, train, evaluate and export a small policy (about 20 minutes on two cores)
+quickstart: setup ## record, train, evaluate and export a small policy (20 to 25 minutes on two cores)
 	$(PY) -m experiments.quickstart $(ARGS)
 
 test: lint ## set-up, ruff, pyright and the tests

@@ -9,7 +9,7 @@ STAMP=$VENV/.setup-stamp
 # What the robot half imports, with the versions of pyproject.toml where these matter; then what only this needs.
 PACKAGES=(
     "numpy>=2.0" "jaxtyping>=0.3" "mujoco==3.3.0" "mink==0.0.13" "daqp>=0.5" "gymnasium>=1.2,<2"
-    "onnxruntime>=1.20" "tokenizers>=0.21" "hydra-core>=1.3.8,<1.4" "tqdm>=4.66" "av>=14"
+    "onnxruntime>=1.20" "tokenizers>=0.21" "hydra-core>=1.3.8,<1.4" "tqdm>=4.66" "av>=14" "pillow>=11"
     "websockets>=15" "msgpack>=1.1"
     "franky-control>=2.0,<3" "franky-sim>=1.0.4,<2"
     "pytest>=8" "pytest-timeout>=2.3" "beartype>=0.19" "hypothesis>=6.100"

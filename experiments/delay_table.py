@@ -196,7 +196,8 @@ def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) 
                 "give the same, or another out_dir"
             )
     else:
-        atomic_write_json(path, settings)
+        text = json.dumps(settings, indent=1)  # delays may be infinite
+        atomic_write_bytes(path, f"{text}\n".encode())
 
 
 def run_missing(

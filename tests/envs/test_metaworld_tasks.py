@@ -10,9 +10,9 @@ import yaml
 
 from envs.metaworld.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
 from envs.metaworld.tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
-from envs.registry import FamilyNotInstalled, make_env, task_groups
+from envs.registry import FamilyNotInstalled, expand_tasks, make_env, task_groups
 
-CONF = Path(__file__).parents[2] / "conf" / "env" / "metaworld"
+CONF = Path(__file__).parents[2] / "conf" / "env" / "metaworld.yaml"
 
 
 def test_the_tiers_are_the_published_ones():
@@ -49,13 +49,11 @@ def test_a_task_of_a_shared_scene_is_swapped_within_it():
         assert {swapped_task(task) for task in scene} == set(scene)
 
 
-def test_there_is_a_configuration_for_every_task_and_for_the_sets():
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
-    common = files.pop("common")
-    assert "tasks" not in common
-    assert tuple(files.pop("mt10")["tasks"]) == MT10
-    assert tuple(files.pop("mt50")["tasks"]) == MT50
-    assert {name: one["tasks"] for name, one in files.items()} == {task: [task] for task in MT50}
+def test_sets_of_tasks_are_known_by_name():
+    chosen = yaml.safe_load(CONF.read_text())["tasks"]
+    assert tuple(expand_tasks("metaworld", chosen)) == MT50
+    assert tuple(expand_tasks("metaworld", ["mt10"])) == MT10
+    assert expand_tasks("metaworld", ["reach", "no-such-task"]) == ["reach", "no-such-task"]
 
 
 def test_an_installation_without_meta_world_is_told_what_to_install(monkeypatch):

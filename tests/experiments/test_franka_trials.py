@@ -79,7 +79,7 @@ def test_lost_packets_are_a_fault_of_a_real_arm_only(run):
     [
         ({"ran_blind": 1}, "did not hold"),
         ({"hold_delay_periods": 1}, "did not hold"),
-        ({"oldest_action_s": 0.45}, "an action 0.45 s old"),
+        ({"oldest_action_s": 0.6}, "an action 0.60 s old"),
         ({"to_stopped_s": 1.1}, "STOPPED after 1.1 s; the deadline is 1.05 s"),
         ({"to_stopped_s": None}, "STOPPED after None s"),
         ({"to_rest_s": 1.6}, "still moved 1.60 s"),
