@@ -84,7 +84,7 @@ def test_full_errors_on_request(monkeypatch):
 def test_sigterm_is_handled_like_ctrl_c(tmp_path):
     script = (
         "import pathlib, sys, time\n"
-        "from experiments import cli\n"
+        "from experiments.config import cli\n"
         "def main():\n"
         "    try:\n"
         "        pathlib.Path(sys.argv[1], 'started').touch()\n"
