@@ -120,7 +120,8 @@ def test_the_program_of_a_run_that_was_stopped_reports_and_ends_with_code_3(tmp_
     recording(tmp_path / "made", [record(0), record(1), held(2, "STOPPED", x=0.5)])
     script = (
         "import shutil\n"
-        "from experiments import cli, control\n"
+        "from experiments import control\n"
+        "from experiments.config import cli\n"
         f"made = {str(tmp_path / 'made' / 'recording.jsonl')!r}\n"
         "control.control_robot = lambda run, run_dir: bool(shutil.copy(made, run_dir)) and False\n"
         "cli.run(control.main)\n"
