@@ -31,9 +31,9 @@ from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.processing.processor import Processor
 from vla.provenance import software_versions
 from vla.spec import SpecMismatch
-from vla.tokenizers.processor import Processor
 from vla.training.checkpoint import read_state, resolve_checkpoint
 from vla.training.distributed import (
     ALONE,

@@ -29,8 +29,8 @@ from vla.files import (
     write_manifest,
 )
 from vla.interface import Observation
+from vla.processing.processor import Processor
 from vla.spec import RobotSpec, SpecMismatch
-from vla.tokenizers.processor import Processor
 
 SCHEMA_VERSION = 1
 GRAPH_NAME, PROCESSOR_NAME, SPEC_NAME, GOLDEN_NAME = (

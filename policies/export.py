@@ -26,7 +26,7 @@ from policies.vla_policy import VLAPolicy
 from vla.files import publish_directory, staging_directory
 from vla.interface import Observation
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 # fp32 logits differ by up to 4e-6 between runtimes (facts: deployment, 2.3). A golden token must win by more.
 GOLDEN_MARGIN = 1e-4

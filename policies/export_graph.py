@@ -23,7 +23,7 @@ from policies.graph_modules import graph_friendly
 from vla.interface import Observation
 from vla.model.generation import generate
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 OPSET = 20
 INPUT_NAMES = ("images", "text_ids", "state", "committed")  # the last only where the policy takes it

@@ -14,7 +14,7 @@ from onnxruntime.capi import (
 from policies.bundle import Bundle, BundleError, read_bundle
 from policies.conformance import MAX_ACTION_DIFFERENCE
 from policies.token_policy import TokenPolicy
-from vla.tokenizers.processor import ModelInputs
+from vla.processing.processor import ModelInputs
 
 PROVIDERS = ("CPUExecutionProvider",)
 REPLAY_BATCH = 16  # golden samples a forward pass

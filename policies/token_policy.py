@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vla.interface import Observation
+from vla.processing.processor import ModelInputs, Processor
 from vla.spec import RobotSpec
-from vla.tokenizers.processor import ModelInputs, Processor
 
 
 class TokenPolicy(ABC):

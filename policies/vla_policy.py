@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from policies.token_policy import TokenPolicy
 from vla.model.generation import generate
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import ModelInputs, Processor
+from vla.processing.processor import ModelInputs, Processor
 
 
 class VLAPolicy(TokenPolicy):

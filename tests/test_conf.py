@@ -25,7 +25,7 @@ from experiments.train import trainer_settings
 from vla.data.augment import ImageAugmentation
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
-from vla.tokenizers.registry import ACTION_TOKENIZERS
+from vla.processing.registry import ACTION_TOKENIZERS
 from vla.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[1]

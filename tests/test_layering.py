@@ -40,30 +40,30 @@ MAY_IMPORT = {
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
-    "policies": (*GROUND_FLOOR, "vla.tokenizers", "vla.files"),
-    "policies.vla_policy": (*GROUND_FLOOR, "policies", "vla.tokenizers", "vla.model", "torch"),
+    "policies": (*GROUND_FLOOR, "vla.processing", "vla.files"),
+    "policies.vla_policy": (*GROUND_FLOOR, "policies", "vla.processing", "vla.model", "torch"),
     "policies.export": (
         *GROUND_FLOOR,
         "policies",
-        "vla.tokenizers",
+        "vla.processing",
         "vla.files",
         "vla.model",
         "torch",
         "onnx",
     ),
-    "policies.export_graph": (*GROUND_FLOOR, "policies", "vla.tokenizers", "vla.model", "torch", "onnx"),
+    "policies.export_graph": (*GROUND_FLOOR, "policies", "vla.processing", "vla.model", "torch", "onnx"),
     "policies.export_loop": (*GROUND_FLOOR, "policies.graph_modules", "vla.model", "torch", "onnx"),
     "policies.graph_modules": (*GROUND_FLOOR, "vla.model", "torch"),
-    "policies.exported": (*GROUND_FLOOR, "policies", "vla.tokenizers", "onnxruntime"),
+    "policies.exported": (*GROUND_FLOOR, "policies", "vla.processing", "onnxruntime"),
     "policies.serving.wire": (*GROUND_FLOOR, "msgpack"),
     "policies.serving.server": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.session": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
     "vla.files": (),
-    "vla.tokenizers": GROUND_FLOOR,
+    "vla.processing": GROUND_FLOOR,
     "vla.data": ("vla.spec", "vla.files", "pyarrow", "av"),
     "vla.model": ("torch",),
-    "vla.training": (*GROUND_FLOOR, "vla.model", "vla.tokenizers", "vla.data", "vla.files", "torch"),
+    "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "vla.files", "torch"),
     "envs": (*GROUND_FLOOR, "vla.files", "vla.provenance", "mujoco", "mink", "gymnasium", "av"),
     "envs.metaworld.env": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
     "experiments": GUARDED,
@@ -71,7 +71,7 @@ MAY_IMPORT = {
 }
 
 # Module prefix -> names that may not even be reached through other modules of ours.
-UPSTAIRS = ("vla.model", "vla.training", "vla.data", "vla.tokenizers", "vla.provenance")
+UPSTAIRS = ("vla.model", "vla.training", "vla.data", "vla.processing", "vla.provenance")
 NEVER_REACH = {
     "policies.exported": ("torch", "onnx", "mujoco", "hydra", "vla.model", "vla.training"),
     "policies.bundle": ("torch", "onnxruntime", "mujoco", "hydra"),
@@ -80,11 +80,11 @@ NEVER_REACH = {
     "policies.runtime": ("torch", "onnxruntime", "mujoco", "hydra", "envs", *UPSTAIRS),
     "policies.robots": ("torch", "onnxruntime", "mujoco", "hydra", "envs", *UPSTAIRS),
     "vla.interface": ("torch", "onnxruntime", "mujoco", "hydra", "pyarrow", "av", "policies", "envs"),
-    "vla.tokenizers": ("torch", "onnxruntime", "mujoco", "hydra", "policies", "envs"),
+    "vla.processing": ("torch", "onnxruntime", "mujoco", "hydra", "policies", "envs"),
     "vla.data": ("torch", "mujoco", "hydra", "policies", "envs"),
     "vla.model": ("mujoco", "hydra", "policies", "envs"),
     "vla.training": ("mujoco", "hydra", "wandb", "policies", "envs"),
-    "envs": ("torch", "hydra", "wandb", "vla.model", "vla.training", "vla.data", "vla.tokenizers"),
+    "envs": ("torch", "hydra", "wandb", "vla.model", "vla.training", "vla.data", "vla.processing"),
 }
 
 

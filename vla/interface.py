@@ -9,12 +9,23 @@ time counts control periods.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla.spec import RobotSpec
+
+
+Arrays = Mapping[str, np.ndarray]  # by name; the first axis is the batch
+
+
+class ArraySpec(NamedTuple):
+    """What one named array looks like, without its batch axis."""
+
+    dtype: str  # as numpy names it: uint8, int64, float32
+    shape: tuple[int | None, ...]  # None where a length varies
+    num_ids: int | None = None  # ids lie in [0, num_ids); None for measured numbers
 
 
 class ObservationError(ValueError):

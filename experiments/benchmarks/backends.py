@@ -21,7 +21,7 @@ from policies.graph_modules import graph_friendly
 from policies.token_policy import TokenPolicy
 from policies.vla_policy import VLAPolicy
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import ModelInputs, Processor
+from vla.processing.processor import ModelInputs, Processor
 
 
 class CompiledPolicy(TokenPolicy):

@@ -35,7 +35,7 @@ from policies.vla_policy import VLAPolicy
 from vla.interface import DecodeError, Observation
 from vla.model.sizes import DECODINGS
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 _BYTES_A_WEIGHT = 4  # fp32
 _NUM_OBSERVATIONS = 8

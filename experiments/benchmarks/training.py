@@ -19,7 +19,7 @@ from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
 from vla.data.windows import Windows
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 from vla.training.batches import BatchMaker
 from vla.training.hardware import precision_name
 from vla.training.settings import TrainerSettings, TrainingResult

@@ -55,7 +55,7 @@ class ModelConfig:
 
 @dataclass
 class ActionTokenizerConfig:
-    """Which action tokenizer, by its name in `vla.tokenizers.registry`."""
+    """Which action tokenizer, by its name in `vla.processing.registry`."""
 
     kind: str = MISSING
     num_bins: int = MISSING

@@ -200,7 +200,7 @@ def test_workers_import_no_torch():
     with WorkerPool(num_workers=1, env_factory=FACTORY) as pool:
         pool.submit(0, ListModules())
         loaded = pool.completed()[0].result
-    for heavy in ("torch", "hydra", "wandb", "vla.model", "vla.data", "vla.tokenizers"):
+    for heavy in ("torch", "hydra", "wandb", "vla.model", "vla.data", "vla.processing"):
         assert heavy not in loaded
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from vla.interface import Observation
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.processing.processor import Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
-from vla.tokenizers.processor import Processor
 
 INSTRUCTIONS = ("lift the red cube", "push the blue ball to the green mat", "open the drawer")
 

@@ -15,7 +15,7 @@ from policies.conformance import compare_policies
 from policies.exported import BundlePolicy
 from policies.vla_policy import VLAPolicy
 from vla.interface import DecodeError, ObservationError, Policy
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 ROOT = Path(__file__).parents[2]
 

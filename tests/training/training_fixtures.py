@@ -11,8 +11,8 @@ from vla.data.windows import Windows, open_windows
 from vla.data.writer import DatasetWriter
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
+from vla.processing.processor import Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
-from vla.tokenizers.processor import Processor
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vla.data.augment import ImageAugmentation
 from vla.data.windows import EpochSampler, Windows
 from vla.model.vla import PAD_ID
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 _TEXT_STEP = 4  # few lengths, so that what compiles by shape seldom compiles
 _COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's

@@ -32,7 +32,7 @@ from vla.files import (
 )
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 
 MOMENTS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}  # what each remembers
 

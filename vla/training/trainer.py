@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vla.data.windows import EpochSampler, Windows
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 from vla.training.batches import Batch, BatchMaker, Prefetcher
 from vla.training.checkpoint import (
     CheckpointError,

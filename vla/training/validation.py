@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vla.model.vla import VLAModel
-from vla.tokenizers.processor import Processor
+from vla.processing.processor import Processor
 from vla.training.batches import Batch
 from vla.training.losses import action_token_loss
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.interface import DecodeError
-from vla.tokenizers.vocabulary import Vocabulary
+from vla.processing.vocabulary import Vocabulary
 
 sizes = st.tuples(st.integers(1, 1000), st.integers(1, 1000))
 

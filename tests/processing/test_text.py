@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from vla.tokenizers.text import TextTokenizer, normalize_instruction
+from vla.processing.text import TextTokenizer, normalize_instruction
 
 INSTRUCTIONS = [
     f"{verb} the {colour} {shape}"

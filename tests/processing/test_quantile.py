@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.interface import DecodeError
-from vla.tokenizers.quantile import QuantileBinTokenizer
+from vla.processing.quantile import QuantileBinTokenizer
 
 LOW, HIGH = np.array([-1.0]), np.array([1.0])
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
+from vla.processing.bins import BinTable, require_finite_actions, require_keys, require_range
 
 
 def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vla.tokenizers.interface import ActionTokenizer
-from vla.tokenizers.quantile import QuantileBinTokenizer
-from vla.tokenizers.uniform import UniformBinTokenizer
+from vla.processing.interface import ActionTokenizer
+from vla.processing.quantile import QuantileBinTokenizer
+from vla.processing.uniform import UniformBinTokenizer
 
 ACTION_TOKENIZERS: Mapping[str, type[ActionTokenizer]] = {
     "uniform": UniformBinTokenizer,

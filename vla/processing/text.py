@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vla.tokenizers.bins import require_keys
+from vla.processing.bins import require_keys
 
 NUM_BYTES = 256
 

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from vla.interface import DecodeError, Observation, ObservationError
+from vla.processing.bins import require_keys
+from vla.processing.interface import ActionTokenizer, InstructionTooLong
+from vla.processing.normalizer import Normalizer
+from vla.processing.registry import action_tokenizer_from_json, fit_action_tokenizer
+from vla.processing.text import TextTokenizer
+from vla.processing.vocabulary import Vocabulary
 from vla.spec import RobotSpec
-from vla.tokenizers.bins import require_keys
-from vla.tokenizers.interface import ActionTokenizer, InstructionTooLong
-from vla.tokenizers.normalizer import Normalizer
-from vla.tokenizers.registry import action_tokenizer_from_json, fit_action_tokenizer
-from vla.tokenizers.text import TextTokenizer
-from vla.tokenizers.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 2
 NO_BIN = -1  # in committed bins: nothing was promised there

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from vla.tokenizers.bins import first_true, require_keys
+from vla.processing.bins import first_true, require_keys
 
 CLIP = 1.5  # times the distance from the middle to the 1 % and 99 % quantiles
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from vla.tokenizers.bins import BinTable, require_finite_actions, require_keys, require_range
+from vla.processing.bins import BinTable, require_finite_actions, require_keys, require_range
 
 # No centre is placed by data closer to another than this part of a uniform bin: finer would be noise.
 FINEST_PART_OF_A_UNIFORM_BIN = 1 / 8

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla.interface import DecodeError
-from vla.tokenizers.bins import first_true
+from vla.processing.bins import first_true
 
 
 class Vocabulary:

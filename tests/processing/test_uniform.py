@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.interface import DecodeError
-from vla.tokenizers.uniform import UniformBinTokenizer
+from vla.processing.uniform import UniformBinTokenizer
 
 LOW, HIGH = [-0.025, -0.1, 0.0], [0.025, 0.3, 1.0]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vla.interface import Observation
+from vla.processing.processor import Processor
+from vla.processing.registry import ACTION_TOKENIZERS
 from vla.spec import CameraSpec, Channel, RobotSpec
-from vla.tokenizers.processor import Processor
-from vla.tokenizers.registry import ACTION_TOKENIZERS
 
 INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
 NUM_DEMONSTRATIONS = 2000

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.interface import DecodeError, ObservationError
+from vla.processing.interface import InstructionTooLong
+from vla.processing.processor import NO_BIN, Processor
+from vla.processing.registry import ACTION_TOKENIZERS, action_tokenizer_from_json
 from vla.spec import CameraSpec
-from vla.tokenizers.interface import InstructionTooLong
-from vla.tokenizers.processor import NO_BIN, Processor
-from vla.tokenizers.registry import ACTION_TOKENIZERS, action_tokenizer_from_json
 
 INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
 
@@ -233,7 +233,7 @@ def test_golden_bins(robot_spec, demonstrated_states, demonstrated_actions, kind
 
 
 def test_importing_the_processor_is_quick_and_needs_no_torch() -> None:
-    code = "import sys, vla.tokenizers.processor; print(sorted({'torch', 'onnxruntime'} & set(sys.modules)))"
+    code = "import sys, vla.processing.processor; print(sorted({'torch', 'onnxruntime'} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
