@@ -31,7 +31,7 @@ from experiments.stages import Stages
 from experiments.train import shortfall, train_policy, trainer_settings
 from vla.data.lock import DirectoryLock
 from vla.files import atomic_write_bytes
-from vla.training.checkpoint import read_state, resolve_checkpoint
+from vla.model.checkpoint import read_state, resolve_checkpoint
 
 schema.register()
 
@@ -105,10 +105,6 @@ class Quickstart:
         report = export_checkpoint(
             checkpoint=self.out_dir / "train",
             bundle=self.out_dir / "bundle",
-            env=self.run.env,
-            tasks=self.run.tasks,
-            num_golden=self.run.num_golden,
-            golden_seed=self.run.golden_seed,
             replace=True,
         )
         atomic_write_bytes(self.out_dir / "parity.txt", f"{report.table()}\n".encode())

@@ -31,12 +31,13 @@ GUARDED = (
     "franky",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("vla.spec", "vla.interface")
+GROUND_FLOOR = ("vla.spec", "vla.interface", "vla.registry")
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
     "vla.spec": (),
     "vla.interface": ("vla.spec",),
+    "vla.registry": (),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
@@ -61,8 +62,8 @@ MAY_IMPORT = {
     "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
     "vla.files": (),
     "vla.processing": GROUND_FLOOR,
-    "vla.data": ("vla.spec", "vla.files", "pyarrow", "av"),
-    "vla.model": ("torch",),
+    "vla.data": (*GROUND_FLOOR, "vla.files", "vla.processing", "pyarrow", "av"),
+    "vla.model": (*GROUND_FLOOR, "vla.files", "torch"),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "vla.files", "torch"),
     "envs": (*GROUND_FLOOR, "vla.files", "vla.provenance", "mujoco", "mink", "gymnasium", "av"),
     "envs.metaworld.env": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),

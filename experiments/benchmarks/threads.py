@@ -48,9 +48,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     def rate(num_threads: int | None) -> float:
         torch.set_num_threads(available)
         run.trainer.num_threads = num_threads
-        model = build_model(
-            run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
-        )
+        model = build_model(run.model, processor, seed=run.seed)
         settings = trainer_settings(run.trainer, seed=run.seed)
         result = train_for_a_while(settings, model, processor, train, validation).result
         return result.num_samples / result.elapsed_s

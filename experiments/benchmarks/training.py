@@ -17,10 +17,10 @@ from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.benchmarks.product_types import ProductTypes
 from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
-from vla.data.windows import Windows
+from vla.data.source import Source
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
-from vla.training.batches import BatchMaker
+from vla.training.batches import BatchMaker, to_device
 from vla.training.hardware import precision_name
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
@@ -43,9 +43,15 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     settings = trainer_settings(run.trainer, seed=run.seed)
     train, validation = open_data(run)
     processor = build_processor(run, train)
-    model = build_model(run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed)
-    maker = BatchMaker(windows=train, processor=processor, augmentation=settings.augmentation, seed=run.seed)
-    chosen = np.random.default_rng(run.seed).integers(0, train.num_windows, size=settings.batch_size)
+    model = build_model(run.model, processor, seed=run.seed)
+    maker = BatchMaker(
+        train,
+        processor=processor,
+        requests=model.requests(),
+        noise=model.noise_specs(training=True),
+        seed=run.seed,
+    )
+    chosen = np.random.default_rng(run.seed).integers(0, train.num_samples, size=settings.batch_size)
     data_s = best_cpu_s(lambda: maker.make(chosen, number=0), repeats=repeats) / len(chosen)
     trained = train_for_a_while(settings, model, processor, train, validation)
     torch.set_num_threads(trained.num_threads)
@@ -90,7 +96,7 @@ def _phase_row(phase: str, trained: TrainedForAWhile, *, peak: float) -> Row:
 
 
 def train_for_a_while(
-    settings: TrainerSettings, model: VLAModel, processor: Processor, train: Windows, validation: Windows
+    settings: TrainerSettings, model: VLAModel, processor: Processor, train: Source, validation: Source
 ) -> TrainedForAWhile:
     """Train within the budget of the settings, and leave nothing behind."""
     with tempfile.TemporaryDirectory() as directory:
@@ -118,7 +124,7 @@ def _look_into_a_step(trainer: Trainer) -> tuple[dict[str, str], dict[str, float
     flops: dict[str, float] = {}
 
     def forward() -> None:
-        losses.append(trainer.train_step(*batch.to(trainer.device).arguments())[0])
+        losses.append(trainer.train_step(to_device(batch, trainer.device))["loss"])
 
     def backward() -> None:
         losses[0].backward()

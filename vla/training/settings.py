@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vla.data.augment import ImageAugmentation
-
 MAY_CHANGE = (
     frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
         {
@@ -61,13 +59,11 @@ class TrainerSettings:
 
     `num_samples` is the budget: the run ends with the step that reaches it, and the learning rate follows it.
     `max_minutes`, if given, ends a run before that; the learning rate does not follow it, so that such a run
-    is not as good, and continues where it stopped once it is given more time. `smoothing_bins` is the width
-    of the Gaussian over neighboring action bins in the targets; `future_weight` the weight of the loss on
-    later states, for models that predict them; `balance_tasks` gives every task an equal share of the
-    samples, however long its demonstrations; `accumulate` the number of batches summed into one optimizer
-    step; `batch_size` that of one process. `num_threads` None chooses between one and all by timing steps.
-    `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with other settings than it
-    began with, "override" continues with the new ones.
+    is not as good, and continues where it stopped once it is given more time. `balance_tasks` gives every
+    task an equal share of the samples, however long its demonstrations; `accumulate` the number of batches
+    summed into one optimizer step; `batch_size` that of one process. `num_threads` None chooses between one
+    and all by timing steps. `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with
+    other settings than it began with, "override" continues with the new ones.
     """
 
     num_samples: int
@@ -80,14 +76,11 @@ class TrainerSettings:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     accumulate: int = 1
-    smoothing_bins: float = 1.0
-    future_weight: float = 3.0
     balance_tasks: bool = False
     max_minutes: float | None = None
     precision: str = "auto"
     compile: str = "auto"
     device: str = "auto"
-    augmentation: ImageAugmentation | None = None
     log_every_steps: int = 20
     validate_every_steps: int = 500
     validation_batches: int = 4
@@ -131,6 +124,4 @@ class TrainerSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready data."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.augmentation is not None:
-            values["augmentation"] = dict(vars(self.augmentation))
         return json.loads(json.dumps(values))
