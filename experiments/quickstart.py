@@ -29,8 +29,7 @@ from experiments.reports.pages import write_quickstart_page
 from experiments.reports.tables import format_table as format_rows
 from experiments.stages import Stages
 from experiments.train import shortfall, train_policy, trainer_settings
-from vla.data.lock import DirectoryLock
-from vla.files import atomic_write_bytes
+from vla.files import DirectoryLock, atomic_write_text
 from vla.training.checkpoint import read_state, resolve_checkpoint
 
 schema.register()
@@ -111,7 +110,7 @@ class Quickstart:
             golden_seed=self.run.golden_seed,
             replace=True,
         )
-        atomic_write_bytes(self.out_dir / "parity.txt", f"{report.table()}\n".encode())
+        atomic_write_text(self.out_dir / "parity.txt", f"{report.table()}\n")
         print(report.table())
 
     def evaluate_bundle(self) -> None:
@@ -211,13 +210,10 @@ def main(config: DictConfig) -> None:
     run = schema.typed(config, schema.QuickstartRun)
     trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    lock = DirectoryLock(out_dir)
-    try:
+    with DirectoryLock(out_dir):
         if run.fresh:
             start_over(out_dir)
         Quickstart(run=run, out_dir=out_dir).all()
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla.errors import VLAError
 from vla.files import atomic_write_json
 
 
-class SettingsChanged(ValueError):
+class SettingsChanged(VLAError):
     """Finished stages were run with other settings than those given now."""
 
 

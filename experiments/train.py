@@ -27,8 +27,8 @@ from experiments.config import cli, schema
 from experiments.evaluate import evaluate_conditions, load_policy
 from vla.data.augment import ImageAugmentation
 from vla.data.layout import read_info
-from vla.data.lock import DirectoryLock
 from vla.data.windows import Windows, open_windows
+from vla.files import DirectoryLock
 from vla.model.sizes import ModelSizes
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from vla.errors import VLAError
 from vla.spec import RobotSpec
-
 
 Arrays = Mapping[str, np.ndarray]  # by name; the first axis is the batch
 
@@ -28,11 +28,11 @@ class ArraySpec(NamedTuple):
     num_ids: int | None = None  # ids lie in [0, num_ids); None for measured numbers
 
 
-class ObservationError(ValueError):
+class ObservationError(VLAError):
     """An observation lacks something that the robot spec promises, or holds it in the wrong form."""
 
 
-class DecodeError(ValueError):
+class DecodeError(VLAError):
     """Generated tokens are no action chunk. Hold the last command; never substitute zeros."""
 
 

@@ -15,7 +15,7 @@ from envs.evaluation.results import Evaluation, VideoRecord
 from envs.evaluation.statistics import Interval, wilson_interval
 from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
-from vla.files import atomic_write_bytes
+from vla.files import atomic_write_text
 
 _CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
 
@@ -284,4 +284,4 @@ def write_report(
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>"
         f'<main><div class="tiles">{tiles}</div>{parts}</main></body></html>\n'
     )
-    atomic_write_bytes(path, page.encode())
+    atomic_write_text(path, page)

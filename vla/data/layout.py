@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vla.errors import VLAError
 from vla.spec import RobotSpec
 
 CODEBASE_VERSION = "v3.0"
@@ -43,7 +44,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
-class DatasetError(ValueError):
+class DatasetError(VLAError):
     """A dataset is damaged, incomplete, empty or of another kind; the message names the file and the cure."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.data.augment import ImageAugmentation
+from vla.errors import VLAError
 
 MAY_CHANGE = (
     frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
@@ -36,7 +37,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
 
 
-class BudgetSpent(ValueError):
+class BudgetSpent(VLAError):
     """A resumed run has nothing left to train with."""
 
 
