@@ -103,17 +103,6 @@ def film(recordings: Sequence[Recording], *, num_workers: int, env_factory: str 
     """
     if not recordings:
         return []
-    outcomes: dict[int, bool] = {}
-    num_workers = min(num_workers, len(recordings))
-    with WorkerPool(num_workers=num_workers, env_factory=env_factory) as pool:
-        at = {slot: slot for slot in range(num_workers)}  # slot to position
-        for slot in at:
-            pool.submit(slot, recordings[slot])
-        given = num_workers
-        while len(outcomes) < len(recordings):
-            for slot, _, success in pool.completed():
-                outcomes[at[slot]] = success
-                if given < len(recordings):
-                    at[slot], given = given, given + 1
-                    pool.submit(slot, recordings[at[slot]])
+    with WorkerPool(num_workers=min(num_workers, len(recordings)), env_factory=env_factory) as pool:
+        outcomes: dict[int, bool] = dict(pool.run(recordings))
     return [outcomes[position] for position in range(len(recordings))]

@@ -20,8 +20,7 @@ from envs.evaluation.results import Evaluation, load_evaluation
 from envs.evaluation.statistics import Interval
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
-from experiments.reports.tables import format_table, markdown_table
-from vla.files import atomic_write_bytes, atomic_write_json
+from experiments.reports.tables import format_table, markdown_table, save_results
 from vla.training.metrics import read_metrics
 
 schema.register()
@@ -172,13 +171,13 @@ def main(config: DictConfig) -> None:
     rows = read_rows(evaluated, run.condition)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     cells = [row.cells() for row in rows]
-    atomic_write_json(out_dir / "sweep.json", [row.to_json() for row in rows])
-    atomic_write_bytes(out_dir / "sweep.md", (markdown_table(HEADER, cells) + "\n").encode())
+    results = [row.to_json() for row in rows]
+    path = save_results(out_dir / "sweep", results=results, markdown=markdown_table(HEADER, cells) + "\n")
     print(format_table(HEADER, cells))
     if waiting:
         print(f"not evaluated yet, and so not in the table: {', '.join(map(str, waiting))}")
     print("Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test.")
-    print(f"written to {out_dir / 'sweep.md'}")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

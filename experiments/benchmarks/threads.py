@@ -75,7 +75,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
 
 @contextmanager
 def _neighbors(count: int) -> Iterator[None]:
-    """Run processes that keep a core busy each, while the block runs."""
+    """Run processes that keep a core busy each, while the block runs; they do no job and return nothing."""
     code = _COUNT.format(parent=os.getpid())
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:

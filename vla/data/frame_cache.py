@@ -87,6 +87,8 @@ def _decode_all(dataset: Dataset, camera: str, path: Path, num_threads: int, pro
     """Decode one camera into an .npy file; return the CRC-32 of each block of `_BLOCK_FRAMES` frames.
 
     Blocks are written with pwrite, not through a map: a full disk then raises instead of killing the process.
+    Threads do, where environments need processes (envs/workers.py): decoding releases the interpreter lock,
+    and a frame is not sent anywhere.
     """
     shape = _shape(dataset, camera)
     starts = range(0, shape[0], _BLOCK_FRAMES)
