@@ -45,7 +45,7 @@ from vla.training.distributed import (
     wait_for_ranks,
 )
 from vla.training.metrics import MetricSink
-from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
+from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
 
 schema.register()
@@ -241,12 +241,7 @@ def shortfall(run_dir: Path, *, budget: int) -> str | None:
         CheckpointError: there is no checkpoint in `run_dir`.
     """
     done = read_state(resolve_checkpoint(run_dir))["num_samples"]
-    if done >= budget:
-        return None
-    return (
-        f"trainer.max_minutes ended this training after {done:,} of {budget:,} samples. The success that the "
-        "recipe promises does not hold for it. To go on, run the same command with trainer.max_minutes=null"
-    )
+    return None if done >= budget else out_of_time_message(done, budget=budget)
 
 
 def record_if_asked(run: schema.TrainRun) -> None:

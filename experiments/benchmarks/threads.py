@@ -14,7 +14,7 @@ import torch
 
 from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row
-from experiments.benchmarks.training import train_for_a_while
+from experiments.benchmarks.training import trained_for_a_while
 from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
 
@@ -52,8 +52,8 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
             run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
         )
         settings = trainer_settings(run.trainer, seed=run.seed)
-        result = train_for_a_while(settings, model, processor, train, validation).result
-        return result.num_samples / result.elapsed_s
+        with trained_for_a_while(settings, model, processor, train, validation) as (_, result):
+            return result.num_samples / result.elapsed_s
 
     for count in NEIGHBORS:
         with _neighbors(count):
