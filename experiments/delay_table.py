@@ -37,7 +37,7 @@ from experiments.reports.pages import (
 from experiments.reports.tables import format_table, save_results
 from experiments.stages import require_unchanged
 from policies.exported import BundlePolicy
-from vla.files import JsonLinesAppender, atomic_write_text, read_json_lines
+from vla.files import JsonLinesAppender, atomic_write_text, read_json, read_json_lines
 from vla.provenance import software_versions
 
 schema.register()
@@ -57,7 +57,7 @@ def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) 
     text = json.dumps({key: value for key, value in given.items() if key not in FREE_TO_CHANGE}, indent=1)
     path = run_dir / "settings.json"
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         require_unchanged(run_dir, stored=stored, given=json.loads(text), advice="or another out_dir")
     else:
         atomic_write_text(path, f"{text}\n")  # not as strict JSON: limits may be infinite
@@ -68,7 +68,7 @@ def read_delay_rows(path: Path) -> list[DelayRow]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedLog: another line is damaged.
+        DamagedFile: another line is damaged.
     """
     return read_json_lines(path, lambda row: DelayRow(**row))
 

@@ -7,7 +7,6 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
-import shlex
 import shutil
 import subprocess
 import sys
@@ -167,7 +166,7 @@ class Quickstart:
 
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
-        typed = shlex.join(["python", "-m", "experiments.quickstart", *sys.argv[1:]])
+        typed = cli.typed_command("quickstart")
         scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env.level}"
         checkpoint = f"path={self.out_dir / 'train'} {scene}"
         bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import VLAError
-from vla.files import atomic_write_json
+from vla.files import atomic_write_json, read_json
 
 
 class SettingsChanged(VLAError):
@@ -47,7 +47,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.finished: list[str] = []
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
             require_unchanged(
                 path.parent,
                 stored=stored["settings"],

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.evaluation.comparison import PairedCounts, compare
 from envs.evaluation.results import Evaluation, load_evaluation
-from envs.evaluation.statistics import Interval
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
 from experiments.reports.tables import format_table, markdown_table, save_results
@@ -46,11 +45,11 @@ class SweepRow:
         found = self.evaluation
         return [
             self.changed,
-            f"{100 * found.mean_success_rate:.1f} % {_brackets(found.pooled_interval, '.0f')}",
+            f"{100 * found.mean_success_rate:.1f} % {found.pooled_interval.in_percent()}",
             str(len(found.rows)),
             ""
             if self.paired is None
-            else f"{100 * self.paired.difference:+.1f} {_brackets(self.paired.interval, '+.0f')}",
+            else f"{100 * self.paired.difference:+.1f} {self.paired.interval.in_percent('+.0f')}",
             "" if self.paired is None else f"{self.paired.p_value:.2g}",
             "" if self.steps is None else str(self.steps),
             "" if self.held_out_accuracy is None else f"{self.held_out_accuracy:.3f}",
@@ -74,10 +73,6 @@ class SweepRow:
             "steps": self.steps,
             "held_out_accuracy": self.held_out_accuracy,
         }
-
-
-def _brackets(interval: Interval, form: str) -> str:
-    return f"[{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
 
 
 def find_runs(paths: list[str]) -> list[Path]:

@@ -8,9 +8,7 @@ The same command continues an interrupted run.
 
 import dataclasses
 import hashlib
-import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,7 +185,7 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
 def provenance(run: schema.TrainRun) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
-        "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+        "command": cli.typed_command("train"),
         "config": dataclasses.asdict(run),
         "versions": software_versions(),
     }

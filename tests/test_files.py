@@ -5,7 +5,7 @@ import pytest
 
 from vla.files import (
     MANIFEST_NAME,
-    DamagedLog,
+    DamagedFile,
     DirectoryInUse,
     DirectoryLock,
     JsonLinesAppender,
@@ -173,7 +173,7 @@ def test_a_log_that_is_new_or_torn_in_its_first_line_is_empty(tmp_path):
 def test_a_damaged_line_is_named_and_never_skipped(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"k": 0}\n' + line + b'\n{"k": 2}\n')
-    with pytest.raises(DamagedLog, match=r"log\.jsonl, line 2: "):
+    with pytest.raises(DamagedFile, match=r"log\.jsonl, line 2: "):
         read_json_lines(path, lambda row: int(row["k"]))
 
 

@@ -93,8 +93,21 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-class DamagedLog(VLAError):
-    """A line of a log of JSON lines, not a torn last one, is damaged; the message names file and line."""
+class DamagedFile(VLAError):
+    """A file is no JSON, or a line other than a torn last one is damaged; the message names both."""
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged, it is no JSON ({error}); restore it from a copy") from error
 
 
 def read_json_lines(path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[Row]:
@@ -104,7 +117,7 @@ def read_json_lines(path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedLog: another line is no JSON object, or `parse` refused it with a ValueError or TypeError.
+        DamagedFile: another line is no JSON object, or `parse` refused it with a ValueError or TypeError.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -114,7 +127,7 @@ def read_json_lines(path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[
                 raise TypeError(f"{str(value)[:80]} is no JSON object")
             rows.append(parse(value))
         except (ValueError, TypeError) as error:
-            raise DamagedLog(
+            raise DamagedFile(
                 f"{path}, line {number}: {error}. Restore the file from a copy, or delete it to start over"
             ) from error
     return rows
@@ -265,9 +278,9 @@ def read_manifest(directory: Path, *, schema_version: int = 1) -> dict[str, Any]
             f"{path} has {path.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ManifestError(f"{path} is damaged: it is no JSON ({error})") from error
+        manifest = read_json(path)
+    except DamagedFile as error:
+        raise ManifestError(str(error)) from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise ManifestError(f"{path} is no manifest: it has no schema_version")
     if manifest["schema_version"] != schema_version:

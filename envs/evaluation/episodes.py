@@ -52,6 +52,6 @@ def read_rows(path: Path) -> list[EpisodeRow]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedLog: another line is damaged; the message tells which.
+        DamagedFile: another line is damaged; the message tells which.
     """
     return read_json_lines(path, EpisodeRow.from_json)

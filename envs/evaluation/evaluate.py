@@ -24,7 +24,7 @@ from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
 from vla.errors import VLAError
-from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, staged_file
+from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, read_json, staged_file
 from vla.interface import Policy
 from vla.provenance import software_versions
 
@@ -100,7 +100,7 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
     advice = "choose another directory, or delete this one"
     plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
     if plan_path.exists():
-        stored = json.loads(plan_path.read_text(encoding="utf-8"))
+        stored = read_json(plan_path)
         if stored["policy_id"] != policy_id:
             raise EvaluationMismatch(
                 f"{run_dir} holds results of policy {stored['policy_id']!r}, not {policy_id!r}; {advice}"

@@ -196,8 +196,7 @@ class Success:
     def _bar(self, name: str, rate: float, interval: Interval, successes: int, episodes: int) -> str:
         colour = _CONDITION_COLOURS[self.evaluations[name].plan.condition]
         bar = rate_bar(rate, interval.low, interval.high, colour=colour, target=self.targets.get(name))
-        span = f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-        counts = f"<small>{span} &middot; {successes}/{episodes}</small>"
+        counts = f"<small>{interval.in_percent()} &middot; {successes}/{episodes}</small>"
         return f"<td>{bar}<strong>{100 * rate:.0f} %</strong> {counts}</td>"
 
 

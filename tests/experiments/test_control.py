@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
+from program_fixtures import composed
 
 from envs.registry import make_env
 from envs.sim_robot import SensorFaults
@@ -16,7 +16,6 @@ from envs.tabletop.env import TabletopEnv
 from envs.workers import WorkerError
 from experiments import control
 from experiments.config import robot as schema_robot
-from experiments.config import schema
 from experiments.config.control_setup import chosen_task, open_policy, safety_limits, task_config
 from experiments.delay_episode import Key, run_episode
 from experiments.delay_table import (
@@ -35,12 +34,6 @@ from policies.serving.contract import PolicyUnavailable
 from vla.spec import SpecMismatch
 
 ROOT = Path(__file__).parents[2]
-
-
-def composed(root, *overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return schema.typed(compose(root, list(overrides)), schema.ROOTS[root])
 
 
 class ExpertPolicy:

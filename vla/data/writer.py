@@ -110,11 +110,6 @@ class DatasetWriter:
         self.num_episodes = len(self.episode_extras)
 
     @property
-    def episode_seeds(self) -> list[int]:
-        """The extra column `seed` of every saved episode, in order; for resuming a collection."""
-        return [int(extra["seed"]) for extra in self.episode_extras if "seed" in extra]
-
-    @property
     def episode_length(self) -> int:
         """Number of frames added since the last saved or discarded episode."""
         return len(self._states)

@@ -47,6 +47,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics file, without a torn last line.
 
     Raises:
-        DamagedLog: another line is damaged.
+        DamagedFile: another line is damaged.
     """
     return read_json_lines(path, dict)
