@@ -6,6 +6,7 @@
 The same command continues an interrupted run.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import signal
@@ -201,18 +202,18 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = DirectoryLock(run_dir) if ranks.is_main else None
-    try:
+    with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
         train, validation = open_data(run)
         if ranks.is_main:
             print(describe_data(train, validation))
         require_pictures_of_evaluation(run, train.robot_spec.camera_names)
         processor = build_processor(run, train)
+        model = build_model(
+            run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
+        )
         trainer = Trainer(
             trainer_settings(run.trainer, seed=run.seed),
-            model=build_model(
-                run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
-            ),
+            model=model,
             processor=processor,
             train=train,
             validation=validation,
@@ -220,13 +221,8 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
             provenance=provenance(run),
         )
-        try:
+        with contextlib.closing(trainer):
             result = trainer.fit()
-        finally:
-            trainer.close()
-    finally:
-        if lock is not None:
-            lock.release()
     if result.end == INTERRUPTED:
         raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
     return result
