@@ -8,10 +8,11 @@ the table is the same everywhere. Episodes go through the controller that drives
 how the bundle was made; what goes onto the page is in reports/pages.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import hydra
@@ -42,6 +43,7 @@ from vla.provenance import software_versions
 
 schema.register()
 
+DelayRows = Generator[DelayRow, None, None]  # to be closed, which ends the worker processes
 FREE_TO_CHANGE = (
     "out_dir", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
 )  # fmt: skip
@@ -74,7 +76,7 @@ def read_delay_rows(path: Path) -> list[DelayRow]:
 
 
 def run_missing(
-    run: DelayTableRun, run_dir: Path, *, play_all: Callable[[Sequence[Key]], Iterator[DelayRow]]
+    run: DelayTableRun, run_dir: Path, *, play_all: Callable[[Sequence[Key]], DelayRows]
 ) -> list[DelayRow]:
     """Run the episodes that have no row yet, append a row as each ends, and return all rows in order."""
     path = run_dir / "rows.jsonl"
@@ -88,8 +90,8 @@ def run_missing(
     ]
     missing = [key for key in wanted if key not in done]
     progress = tqdm(total=len(missing), unit="episode", mininterval=10.0)
-    with JsonLinesAppender(path) as log, progress:
-        for row in play_all(missing):
+    with JsonLinesAppender(path) as log, progress, contextlib.closing(play_all(missing)) as new_rows:
+        for row in new_rows:
             done[Key(row.schedule, row.delay_ms, row.seed)] = row
             log.append(dataclasses.asdict(row))
             progress.update()
@@ -98,7 +100,7 @@ def run_missing(
 
 def play_in_workers(
     run: DelayTableRun, keys: Sequence[Key], *, open_policy: OpenPolicy = open_bundle
-) -> Iterator[DelayRow]:
+) -> DelayRows:
     """Run episodes in `run.num_workers` processes and yield rows as they end.
 
     Raises:
