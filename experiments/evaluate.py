@@ -7,7 +7,6 @@ Each condition gets a folder of its own with `episodes.jsonl` and `results.json`
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
 """
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +130,7 @@ def main(config: DictConfig) -> None:
         run_dir / "report.html",
         results,
         title=f"Evaluation of {run.path}",
-        command=shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]]),
+        command=cli.typed_command("evaluate"),
     )
     if run.policy == "bundle":
         if "torch" in sys.modules:

@@ -6,11 +6,10 @@
 The same command continues an interrupted run.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.evaluate import evaluate_conditions, load_policy
 from vla.data.layout import read_info
-from vla.data.lock import DirectoryLock
 from vla.data.registry import SOURCES
 from vla.data.source import Source
+from vla.files import DirectoryLock
 from vla.model.checkpoint import read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import Processor
@@ -44,7 +43,7 @@ from vla.training.distributed import (
     wait_for_ranks,
 )
 from vla.training.metrics import MetricSink
-from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
+from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
 
 schema.register()
@@ -155,7 +154,7 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
 def provenance(run: schema.TrainRun) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
-        "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+        "command": cli.typed_command("train"),
         "config": dataclasses.asdict(run),
         "versions": software_versions(),
     }
@@ -171,8 +170,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = DirectoryLock(run_dir) if ranks.is_main else None
-    try:
+    with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
         train, validation = open_data(run)
         if ranks.is_main:
             held_out = "none" if validation.num_samples == 0 else validation.describe()
@@ -189,13 +187,8 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
             provenance=provenance(run),
         )
-        try:
+        with contextlib.closing(trainer):
             result = trainer.fit()
-        finally:
-            trainer.close()
-    finally:
-        if lock is not None:
-            lock.release()
     if result.end == INTERRUPTED:
         raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
     return result
@@ -208,12 +201,7 @@ def shortfall(run_dir: Path, *, budget: int) -> str | None:
         CheckpointError: there is no checkpoint in `run_dir`.
     """
     done = read_state(resolve_checkpoint(run_dir))["num_samples"]
-    if done >= budget:
-        return None
-    return (
-        f"trainer.max_minutes ended this training after {done:,} of {budget:,} samples. The success that the "
-        "recipe promises does not hold for it. To go on, run the same command with trainer.max_minutes=null"
-    )
+    return None if done >= budget else out_of_time_message(done, budget=budget)
 
 
 def record_if_asked(run: schema.TrainRun) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from vla.errors import VLAError
 from vla.files import (
     MANIFEST_NAME,
     ManifestError,
@@ -42,7 +43,7 @@ GRAPH_NAME, PROCESSOR_NAME, SPEC_NAME, GOLDEN_NAME = (
 FILE_NAMES = (GRAPH_NAME, PROCESSOR_NAME, SPEC_NAME, GOLDEN_NAME)
 
 
-class BundleError(ValueError):
+class BundleError(VLAError):
     """A directory is no bundle that this program can trust and run; the message says what to do."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from vla.errors import VLAError
 from vla.spec import RobotSpec
 
 Arrays = Mapping[str, np.ndarray]  # by name; the first axis is the batch
@@ -62,11 +63,11 @@ class ModelSpecs(NamedTuple):
         return cls(inputs=specs("inputs"), targets=specs("targets"), constants=constants)
 
 
-class ObservationError(ValueError):
+class ObservationError(VLAError):
     """An observation lacks something that the robot spec promises, or holds it in the wrong form."""
 
 
-class DecodeError(ValueError):
+class DecodeError(VLAError):
     """Generated tokens are no action chunk. Hold the last command; never substitute zeros."""
 
 

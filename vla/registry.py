@@ -28,13 +28,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar, Union
 
+from vla.errors import VLAError
+
 T = TypeVar("T")
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of a setting that has none
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Any: "any value"}
 
 
-class SettingError(ValueError):
+class SettingError(VLAError):
     """A setting is unknown, missing, or has a value that its declaration does not allow."""
 
 

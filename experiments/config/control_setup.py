@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from envs.registry import nearest
 from envs.sim_robot import SensorFaults
 from experiments.config.robot import (
     ControlRun,
@@ -35,6 +34,7 @@ from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
+from vla.errors import nearest
 from vla.interface import Observation, Policy, Robot
 from vla.spec import RobotSpec
 

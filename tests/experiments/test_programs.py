@@ -14,7 +14,7 @@ from experiments.compare import open_evaluation, require_same_scenes
 from experiments.config import schema
 from experiments.train import train_policy
 from vla.data.lerobot_v3 import Dataset
-from vla.data.lock import DirectoryInUse, DirectoryLock
+from vla.files import DirectoryInUse, DirectoryLock
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vla.errors import VLAError
 from vla.files import MANIFEST_NAME, sha256_file, verify_manifest
 from vla.interface import ModelSpecs
 from vla.model.vla import ModelConfig, VLAModel
@@ -30,7 +31,7 @@ GOLDEN_NAME, STATE_NAME = "golden.npz", "state.json"
 SCHEMA_VERSION = 2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(VLAError):
     """There is no usable checkpoint where one was asked for."""
 
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vla.errors import VLAError
+
 MAY_CHANGE = (
     frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
         {
@@ -34,8 +36,17 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
 
 
-class BudgetSpent(ValueError):
+class BudgetSpent(VLAError):
     """A resumed run has nothing left to train with."""
+
+
+def out_of_time_message(num_samples: int, *, budget: int) -> str:
+    """Return the message for a run whose time ended after `num_samples` of its `budget` of samples."""
+    return (
+        f"trainer.max_minutes ended this training after {num_samples:,} of {budget:,} samples. The success "
+        "that the recipe promises does not hold for it. To go on, run the same command with a larger "
+        "trainer.max_minutes, or with trainer.max_minutes=null"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ from vla.training.settings import (
     NonFiniteLossError,
     TrainerSettings,
     TrainingResult,
+    out_of_time_message,
 )
 from vla.training.step import TrainStep
 from vla.training.threads import ThreadChooser
@@ -242,17 +243,12 @@ class Trainer:
 
     def _report_end(self, checkpoint: Path) -> str:
         """Return how the run ended; anything but the end of its budget is also printed."""
-        settings = self.settings
         if self.step >= self.num_steps:
             return FINISHED
-        done = f"{self.num_samples:,} of {settings.num_samples:,} samples"
         if self._is_out_of_time():
-            self._say(
-                f"trainer.max_minutes={settings.max_minutes:g} ended the run after {done}: it is not trained "
-                "to the end, and the success that a recipe promises does not hold for it. To go on: the same "
-                "command with a larger trainer.max_minutes, or with trainer.max_minutes=null"
-            )
+            self._say(out_of_time_message(self.num_samples, budget=self.settings.num_samples))
             return OUT_OF_TIME
+        done = f"{self.num_samples:,} of {self.settings.num_samples:,} samples"
         self._say(f"interrupted after {done}; the same command resumes from {checkpoint}")
         return INTERRUPTED
 
