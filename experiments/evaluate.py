@@ -7,6 +7,7 @@ Each condition gets a folder of its own with `episodes.jsonl` and `results.json`
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.evaluate import evaluate
-from envs.evaluation.results import Evaluation, EvaluationPlan, format_table
+from envs.evaluation.results import Evaluation, EvaluationPlan, EvaluationSettings, format_table
 from experiments.config import cli, schema
 from experiments.config.simulation import env_configs
 from experiments.reports.pages import write_evaluation_page
 from vla.interface import Policy
 
-schema.register()
+schema.register("evaluate")
 
 
 class TorchImported(RuntimeError):
@@ -80,9 +81,9 @@ def evaluate_conditions(
     policy: Policy,
     *,
     policy_id: str,
-    env: schema.EnvConfig,
+    env: Mapping[str, Any],
     tasks: Sequence[str],
-    settings: schema.EvaluationConfig,
+    settings: schema.EvaluationRunSettings,
     run_dir: Path,
 ) -> dict[str, Evaluation]:
     """Evaluate under every condition, each in `run_dir/<condition>`, and return the results by condition.
@@ -91,17 +92,12 @@ def evaluate_conditions(
         ValueError: a condition or a task is unknown, or `run_dir` holds something else.
     """
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
+    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
         condition: EvaluationPlan(
             env_configs=configs,
-            episodes_per_task=settings.episodes_per_task,
-            first_seed=settings.first_seed,
             condition=condition,
-            execute_horizon=settings.execute_horizon,
-            ensemble_decay=settings.ensemble_decay,
-            num_workers=settings.num_workers,
-            envs_per_worker=settings.envs_per_worker,
-            videos_per_task=settings.videos_per_task if condition == "right" else 0,
+            **(shared if condition == "right" else {**shared, "videos_per_task": 0}),
         )
         for condition in settings.conditions
     }

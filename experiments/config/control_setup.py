@@ -14,49 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from envs.sim_robot import SensorFaults
-from experiments.config.robot import (
-    ControlRun,
-    DelayTableRun,
-    RobotConfig,
-    SimRobotConfig,
-    StreamConfig,
-    WatchdogConfig,
-)
+from experiments.config.schema import ControlRun, DelayTableRun
 from experiments.config.simulation import env_configs
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
 from policies.runtime.inference import Inference
-from policies.runtime.limits import GRIPPER, ChannelLimits, SafetyLimits
+from policies.runtime.limits import GRIPPER, SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
-from vla.errors import nearest
 from vla.interface import Observation, Policy, Robot
+from vla.registry import did_you_mean
 from vla.spec import RobotSpec
 
 ARMING_PERIODS = 40  # how long to wait for a live stream of observations
 RECONNECT_S = 0.2  # how long one inference tries to find its server again
-
-
-def safety_limits(config: RobotConfig) -> SafetyLimits:
-    """Return a robot's limits.
-
-    Raises:
-        ValueError: a limit makes no sense; the message names the channel.
-    """
-    channels = tuple(
-        ChannelLimits(name=name, **dataclasses.asdict(one)) for name, one in config.limits.items()
-    )
-    return SafetyLimits(
-        channels=channels,
-        refuse_position_factor=config.refuse_position_factor,
-        refuse_speed_factor=config.refuse_speed_factor,
-        leash=config.leash,
-    )
 
 
 def chosen_task(run: ControlRun | DelayTableRun) -> str:
@@ -68,7 +43,7 @@ def chosen_task(run: ControlRun | DelayTableRun) -> str:
     if run.task is None:
         return run.tasks[0]
     if run.task not in run.tasks:
-        raise ValueError(f"task {run.task!r} is unknown; {nearest(run.task, run.tasks)}")
+        raise ValueError(f"task {run.task!r} is unknown; {did_you_mean(run.task, run.tasks)}")
     return run.task
 
 
@@ -127,14 +102,6 @@ class RemoteForWorker:
     def close(self) -> None:
         """Hang up; an inference under way fails."""
         self._remote.close()
-
-
-def sensor_faults(robot: RobotConfig) -> SensorFaults:
-    """Return the faults that a simulated robot is to have."""
-    assert isinstance(robot, SimRobotConfig), "main has looked at robot.kind"
-    return SensorFaults(
-        latency_s=robot.latency_s, jitter_s=robot.jitter_s, drop_probability=robot.drop_probability
-    )
 
 
 class SlowedPolicy:
@@ -196,8 +163,8 @@ def build_controller(
     execute_horizon: int,
     anchored: bool,
     instruction: str,
-    watchdog: WatchdogConfig,
-    stream: StreamConfig,
+    watchdog: WatchdogLimits,
+    stream: StreamLimits,
     clock: Clock,
     recorder: Recorder | None = None,
 ) -> Controller:
@@ -216,7 +183,7 @@ def build_controller(
         )
     grippers = tuple(
         channel.measured_by
-        for channel in limits.channels
+        for channel in limits.channels.values()
         if channel.kind == GRIPPER and channel.measured_by is not None
     )
     return Controller(
@@ -233,8 +200,8 @@ def build_controller(
         instruction=instruction,
         frame_offsets=policy.frame_offsets,
         clock=clock,
-        watchdog=WatchdogLimits(**dataclasses.asdict(watchdog)),
-        stream=StreamLimits(**dataclasses.asdict(stream), may_jump=grippers),
+        watchdog=watchdog,
+        stream=dataclasses.replace(stream, may_jump=grippers),
         anchored=anchored,
         recorder=recorder,
     )

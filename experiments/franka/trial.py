@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from envs.tabletop.mirror import TabletopMirror
-from experiments.config.control_setup import RemoteForWorker, build_controller, drive, safety_limits
-from experiments.config.robot import FrankaTrialsRun
+from experiments.config.control_setup import RemoteForWorker, build_controller, drive
+from experiments.config.schema import FrankaTrialsRun
 from experiments.franka.audit import SetpointAudit, audit_setpoints, last_motion_s
-from experiments.franka.parts import FrankaInScene, place_in_scene
+from experiments.franka.parts import FrankaInScene, FrankaSetup
 from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
 from policies.runtime.inference import ThreadedInference
@@ -40,6 +40,7 @@ class Rig:
     """What trials share."""
 
     run: FrankaTrialsRun
+    robot: FrankaSetup
     arm: FrankyArm
     mirror: TabletopMirror
     clock: Clock
@@ -123,7 +124,7 @@ def run_trial(
         FrankaFault: the arm is in error.
         ArmingRefused: the controller never became ready.
     """
-    robot = place_in_scene(rig.run.robot, arm=rig.arm, mirror=rig.mirror, seed=seed, clock=rig.clock)
+    robot = rig.robot.place_in_scene(arm=rig.arm, mirror=rig.mirror, seed=seed, clock=rig.clock)
     robot.warm_up()
     rig.setpoints.clear()
     striker = _Striker(strike if fault else lambda: None, arm=rig.arm, clock=rig.clock)
@@ -149,7 +150,7 @@ def run_trial(
         realtime_factor=arm_s / wall_s,
         chunk_s=chunk_s,
         missed_periods=last.missed,
-        recorded_violations=len(audit_recording(recording, safety_limits(rig.run.robot))),
+        recorded_violations=len(audit_recording(recording, rig.robot.limits)),
         audit=audit_setpoints(rig.setpoints),
         inference_ms=1e3 * float(np.median(waits)) if waits else None,
         fault=fault,
@@ -161,7 +162,7 @@ def _drive_recorded(
     rig: Rig, robot: FrankaInScene, *, url: str, directory: Path, striker: _Striker, is_fault: bool
 ) -> float:
     """Drive to the end of the trial, recorded in a directory; return how far ahead the policy plans [s]."""
-    limits = safety_limits(rig.run.robot)
+    limits = rig.robot.limits
     about = {"instruction": robot.instruction, "schedule": rig.run.schedule, "limits": limits.to_json()}
     policy = RemoteForWorker(url=url, token=None)
     with (
