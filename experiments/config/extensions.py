@@ -21,7 +21,7 @@ import conf
 from envs.registry import ENVIRONMENTS
 from experiments.config.robot import ROBOTS
 from vla.data.registry import SOURCES
-from vla.model.registry import HEADS
+from vla.model.registry import BACKBONES, HEADS
 from vla.processing.registry import CODECS
 from vla.registry import Registry, SettingError
 
@@ -31,6 +31,7 @@ GROUPS: Mapping[str, Registry[Any]] = {  # by Hydra's group
     "robot": ROBOTS,
     "data": SOURCES,
     "codec": CODECS,
+    "model/backbone": BACKBONES,
     "model/head": HEADS,
 }
 

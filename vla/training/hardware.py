@@ -100,9 +100,11 @@ def measure_product_rates(model: nn.Module, device: torch.device) -> ProductRate
 
     A type that turns out much slower is timed only once. The best of several repeats counts.
     """
-    shapes = sorted({tuple(p.shape) for name, p in model.named_parameters() if _is_hidden_matrix(name, p)})
+    matrices = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2}
+    in_blocks = {shape for name, shape in matrices.items() if "blocks." in name}
+    shapes = sorted(in_blocks or set(matrices.values()))
     if not shapes:
-        raise ValueError("the model has no hidden matrix to time; was it built without transformer blocks?")
+        raise ValueError("the model has no matrix to time; a backbone needs at least one linear layer")
     fp32_s = bf16_s = flops = 0.0
     for rows, columns in shapes:
         products = [_product(rows, columns, dtype, device) for dtype in (torch.float32, torch.bfloat16)]
@@ -110,10 +112,6 @@ def measure_product_rates(model: nn.Module, device: torch.device) -> ProductRate
         fp32_s, bf16_s = fp32_s + fast, bf16_s + slow
         flops += 2.0 * _ROWS * rows * columns
     return ProductRates(fp32=flops / fp32_s, bf16=flops / bf16_s)
-
-
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return "blocks." in name and parameter.ndim == 2
 
 
 def _product(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
