@@ -198,7 +198,7 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
                 max_committed=max_committed,
                 schedule=run.schedule,
                 execute_horizon=run.execute_horizon,
-                anchored=run.anchored,
+                delta_to_absolute=run.delta_to_absolute,
                 instruction=instruction,
                 watchdog=run.watchdog,
                 stream=run.stream,

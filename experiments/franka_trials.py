@@ -111,7 +111,7 @@ def shortcomings(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence
             found.append(f"{name}: {trial.audit.lost_in_a_row} packets were lost in a row")
         if trial.times is None:
             continue
-        stop_s = max(run.watchdog.starved_stop_s, run.watchdog.failing_stop_s)
+        stop_s = max(run.watchdog.underrun_stop_s, run.watchdog.failing_stop_s)
         times, dry_s = trial.times, trial.chunk_s
         if times.ran_blind or times.hold_delay_periods not in (None, 0):
             found.append(f"{name}: did not hold within one control period of its last action: {times}")

@@ -33,7 +33,7 @@ from policies.runtime.limits import GRIPPER, ChannelLimits, SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
-from policies.runtime.stream import StreamLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.interface import Observation, Policy, Robot
 from vla.spec import RobotSpec
@@ -194,7 +194,7 @@ def build_controller(
     max_committed: int,
     schedule: str,
     execute_horizon: int,
-    anchored: bool,
+    delta_to_absolute: bool,
     instruction: str,
     watchdog: WatchdogConfig,
     stream: StreamConfig,
@@ -235,7 +235,7 @@ def build_controller(
         clock=clock,
         watchdog=WatchdogLimits(**dataclasses.asdict(watchdog)),
         stream=StreamLimits(**dataclasses.asdict(stream), may_jump=grippers),
-        anchored=anchored,
+        delta_to_absolute=delta_to_absolute,
         recorder=recorder,
     )
 

@@ -67,7 +67,7 @@ class WatchdogConfig:
     observation_hold_s: float = 0.25
     observation_stop_s: float = 1.0
     blind_stop_s: float = 2.0
-    starved_stop_s: float = 0.5
+    underrun_stop_s: float = 0.5
     failing_stop_s: float = 0.5
     refused_stop_s: float = 0.5
     silent_stop_s: float = 2.0
@@ -76,7 +76,7 @@ class WatchdogConfig:
 
 @dataclass
 class StreamConfig:
-    """`policies.runtime.stream.StreamLimits`."""
+    """`policies.runtime.observation_buffer.StreamLimits`."""
 
     frozen_frames: int = 5
     frozen_motion: float = 0.1
@@ -101,7 +101,7 @@ class ControlRun:
     instruction: str | None = None  # the task's own if none is given
     schedule: str = "async"  # sync | async | ensemble | rtc
     execute_horizon: int = 4  # control periods from one inference to the next, at least
-    anchored: bool = True  # whether chunks of changes count from the commanded position at capture
+    delta_to_absolute: bool = True  # whether chunks of changes count from the commanded position at capture
     inference_delay_s: float = 0.0  # added to every inference
     max_seconds: float = 60.0
     replay: str | None = None  # a recording whose commands are sent again, instead of asking a policy
@@ -125,7 +125,7 @@ class DelayTableRun:
     episodes: int = MISSING  # for each delay and schedule
     first_seed: int = MISSING
     execute_horizon: int = 4
-    anchored: bool = True  # whether chunks of changes count from the commanded position at capture
+    delta_to_absolute: bool = True  # whether chunks of changes count from the commanded position at capture
     num_threads: int = 1
     num_workers: int = 2  # processes, each with an environment and a policy of its own
     results: str | None = None  # where to write <results>.json and <results>.md besides out_dir

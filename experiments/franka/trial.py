@@ -177,7 +177,7 @@ def _drive_recorded(
             max_committed=policy.max_committed,
             schedule=rig.run.schedule,
             execute_horizon=rig.run.execute_horizon,
-            anchored=True,
+            delta_to_absolute=True,
             instruction=robot.instruction,
             watchdog=rig.run.watchdog,
             stream=rig.run.stream,

@@ -31,7 +31,7 @@ from experiments.delay_table import (
 from experiments.reports.pages import cells as cells_of
 from experiments.reports.pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
 from policies.runtime.limits import ChannelLimits, SafetyLimits
-from policies.runtime.stream import StreamLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from policies.serving.contract import PolicyUnavailable
 from vla.spec import SpecMismatch

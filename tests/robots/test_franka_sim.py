@@ -50,7 +50,11 @@ def test_the_hand_is_where_the_robot_says_to_a_millimetre(rig):
 
 def test_the_scripted_expert_reaches_the_named_object_within_every_limit(rig, tmp_path):
     patient = WatchdogConfig(
-        observation_stop_s=20.0, starved_stop_s=20.0, failing_stop_s=20.0, silent_stop_s=20.0, missed_stop=400
+        observation_stop_s=20.0,
+        underrun_stop_s=20.0,
+        failing_stop_s=20.0,
+        silent_stop_s=20.0,
+        missed_stop=400,
     )  # of a busy machine: it holds, and goes on
     run = dataclasses.replace(rig.run, max_seconds=30.0, watchdog=patient)
     trials = run_trials(dataclasses.replace(rig, run=run), tmp_path)

@@ -12,7 +12,7 @@ from policies.runtime.inference import SimulatedInference
 from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import State
-from policies.runtime.stream import StreamLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 HZ = 20.0

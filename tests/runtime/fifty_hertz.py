@@ -176,7 +176,7 @@ def record_run(
             max_committed=0,  # promises are made at 50 Hz; the policy could only be told 20 Hz ones
             schedule=run.schedule,
             execute_horizon=run.execute_horizon,
-            anchored=run.anchored,
+            delta_to_absolute=run.delta_to_absolute,
             instruction=env.instruction,
             watchdog=run.watchdog,
             stream=run.stream,

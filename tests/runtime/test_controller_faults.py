@@ -136,7 +136,7 @@ def test_a_failure_that_comes_while_the_robot_waits_does_not_begin_the_wait_anew
 
 
 def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
-    run = Harness(tmp_path, starved_stop_s=5.0).started()
+    run = Harness(tmp_path, underrun_stop_s=5.0).started()
     run.delay_s = 9 * DT  # the horizon is 8
     run.steps(30)
     assert run.controller.counts["stale answers"] >= 2
@@ -146,7 +146,7 @@ def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["async", "ensemble", "rtc"])
 def test_a_server_of_any_slowness_never_makes_an_action_run_after_its_time(tmp_path, schedule):
-    run = Harness(tmp_path, schedule=schedule, starved_stop_s=9.0, silent_stop_s=9.0).started()
+    run = Harness(tmp_path, schedule=schedule, underrun_stop_s=9.0, silent_stop_s=9.0).started()
     tail = np.random.default_rng(2).pareto(1.0, 400)  # most are short, some very long
     slow, good = iter([*[2.0] * 8, *[5.0] * 8, *(1.0 + 2.0 * tail)]), run.policy.answer
 
@@ -240,7 +240,7 @@ def test_a_command_far_beyond_its_limits_is_refused_and_holds(tmp_path):
 
 def test_an_adversarial_policy_never_gets_a_bad_command_through(tmp_path):
     rng = np.random.default_rng(5)
-    run = Harness(tmp_path, failing_stop_s=1e3, refused_stop_s=1e3, starved_stop_s=1e3).started()
+    run = Harness(tmp_path, failing_stop_s=1e3, refused_stop_s=1e3, underrun_stop_s=1e3).started()
 
     def answer(observation):
         kind = rng.integers(6)

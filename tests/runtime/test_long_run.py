@@ -11,7 +11,7 @@ from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.recorder import Recording, audit_recording
 from policies.runtime.safety import SafetyFilter
-from policies.runtime.stream import StreamLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 HZ, DELAY_S = 50.0, 0.2

@@ -18,7 +18,7 @@ from policies.runtime.recorder import read_recording
 from policies.runtime.states import State
 
 HORIZON = 8  # periods of the fake policy's chunks
-STOP_S = 0.5  # the watchdog's starved_stop_s and failing_stop_s
+STOP_S = 0.5  # the watchdog's underrun_stop_s and failing_stop_s
 
 
 class Driven:

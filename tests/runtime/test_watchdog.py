@@ -1,19 +1,19 @@
-"""The watchdog as what it is, a function of time and facts; and what it is told about the stream."""
+"""The watchdog as what it is, a function of time and health; and what it is told about the stream."""
 
 import numpy as np
 import pytest
 from runtime_fixtures import arm_spec, observation_at
 
-from policies.runtime.stream import FrameHistory, StreamFacts, StreamLimits, StreamMonitor
-from policies.runtime.watchdog import Facts, Level, WatchdogLimits, assess, assess_observation
+from policies.runtime.observation_buffer import FrameHistory, StreamHealth, StreamLimits, StreamMonitor
+from policies.runtime.watchdog import HealthSnapshot, Level, WatchdogLimits, assess, assess_observation
 
 LIMITS = WatchdogLimits()
 NOW = 50.0
 GOOD = {"observation_stamp": NOW - 0.02}
 
 
-def level(**facts):
-    return assess(NOW, Facts(**{**GOOD, **facts}), LIMITS).level
+def level(**health):
+    return assess(NOW, HealthSnapshot(**{**GOOD, **health}), LIMITS).level
 
 
 def test_all_is_well_when_nothing_is_wrong():
@@ -21,16 +21,16 @@ def test_all_is_well_when_nothing_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("health", "expected"),
     [
         ({"observation_stamp": None}, Level.HOLD),
         ({"observation_stamp": NOW - 0.3}, Level.HOLD),
         ({"observation_stamp": NOW - 1.1}, Level.STOP),
         ({"blind_since": NOW}, Level.HOLD),
         ({"blind_since": NOW - 2.1}, Level.STOP),
-        ({"stream": StreamFacts(state_jump="x jumped")}, Level.FAULT),
-        ({"starved_since": NOW}, Level.HOLD),
-        ({"starved_since": NOW - 0.6}, Level.STOP),
+        ({"stream": StreamHealth(state_jump="x jumped")}, Level.FAULT),
+        ({"underrun_since": NOW}, Level.HOLD),
+        ({"underrun_since": NOW - 0.6}, Level.STOP),
         ({"failing_since": NOW}, Level.HOLD),
         ({"failing_since": NOW - 0.6}, Level.STOP),
         ({"refused_since": NOW}, Level.OK),
@@ -41,27 +41,27 @@ def test_all_is_well_when_nothing_is_wrong():
         ({"missed_in_a_row": 5}, Level.STOP),
     ],
 )
-def test_each_problem_has_its_level_and_its_reason(facts, expected):
-    verdict = assess(NOW, Facts(**{**GOOD, **facts}), LIMITS)
+def test_each_problem_has_its_level_and_its_reason(health, expected):
+    verdict = assess(NOW, HealthSnapshot(**{**GOOD, **health}), LIMITS)
     assert verdict.level is expected
-    assert bool(verdict.reason) or "refused_since" in facts or expected is Level.OK
+    assert bool(verdict.reason) or "refused_since" in health or expected is Level.OK
 
 
 def test_the_worst_verdict_wins():
-    assert level(starved_since=NOW, waiting_since=NOW - 3.0) is Level.STOP
-    assert level(starved_since=NOW - 9.0, stream=StreamFacts(state_jump="x jumped")) is Level.FAULT
+    assert level(underrun_since=NOW, waiting_since=NOW - 3.0) is Level.STOP
+    assert level(underrun_since=NOW - 9.0, stream=StreamHealth(state_jump="x jumped")) is Level.FAULT
 
 
 def test_problems_never_get_better_with_age():
-    for name in ("blind_since", "starved_since", "failing_since", "refused_since", "waiting_since"):
+    for name in ("blind_since", "underrun_since", "failing_since", "refused_since", "waiting_since"):
         levels = [level(**{name: NOW - age}) for age in np.linspace(0.0, 5.0, 40)]
         assert levels == sorted(levels), name
         assert levels[-1] is Level.STOP, name
 
 
 def test_what_is_wrong_with_inference_does_not_stop_looking():
-    facts = Facts(**GOOD, starved_since=NOW - 9.0, failing_since=NOW - 9.0)
-    assert assess_observation(NOW, facts, LIMITS).level is Level.OK
+    health = HealthSnapshot(**GOOD, underrun_since=NOW - 9.0, failing_since=NOW - 9.0)
+    assert assess_observation(NOW, health, LIMITS).level is Level.OK
 
 
 def test_limits_that_make_no_sense_are_refused():
@@ -75,23 +75,25 @@ def monitor():
 
 def test_a_camera_is_frozen_when_the_arm_moves_and_the_frame_does_not():
     watching = monitor()
-    facts = [watching.update(observation_at(0.05 * k, state=(0.15 * k, 0.0, 1.0), shade=9)) for k in range(6)]
-    assert [bool(one.frozen_cameras) for one in facts] == [False] * 3 + [True] * 3
+    health = [
+        watching.update(observation_at(0.05 * k, state=(0.15 * k, 0.0, 1.0), shade=9)) for k in range(6)
+    ]
+    assert [bool(one.frozen_cameras) for one in health] == [False] * 3 + [True] * 3
     assert watching.update(observation_at(0.4, state=(0.9, 0.0, 1.0), shade=10)).frozen_cameras == ()
 
 
 def test_a_gripper_that_closes_is_no_motion_that_a_camera_must_see():
     watching = StreamMonitor(spec=arm_spec(), limits=StreamLimits(may_jump=("opening",)))
     for k in range(20):
-        facts = watching.update(observation_at(0.05 * k, state=(0.0, 0.0, 1.0 - 0.05 * k), shade=9))
-        assert facts.frozen_cameras == ()
+        health = watching.update(observation_at(0.05 * k, state=(0.0, 0.0, 1.0 - 0.05 * k), shade=9))
+        assert health.frozen_cameras == ()
 
 
 def test_an_observation_that_comes_twice_counts_once():
     watching = monitor()
     seen = observation_at(1.0, state=(1.0, 0.0, 1.0), shade=9)
     for _ in range(20):
-        assert watching.update(seen) == StreamFacts()
+        assert watching.update(seen) == StreamHealth()
 
 
 def test_a_jump_is_judged_by_the_time_that_it_took():
@@ -108,8 +110,8 @@ def test_a_gripper_may_jump_if_it_is_said_so():
     for may_jump, jumps in ((("opening",), False), ((), True)):
         watching = StreamMonitor(spec=arm_spec(), limits=StreamLimits(may_jump=may_jump))
         watching.update(observation_at(0.0))
-        facts = watching.update(observation_at(0.05, state=(0.0, 0.0, 0.2)))
-        assert (facts.state_jump is not None) is jumps
+        health = watching.update(observation_at(0.05, state=(0.0, 0.0, 0.2)))
+        assert (health.state_jump is not None) is jumps
 
 
 def test_a_policy_that_looks_back_gets_the_frames_of_then():

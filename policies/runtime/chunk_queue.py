@@ -13,14 +13,14 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.runtime.anchoring import DeltaAnchor
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
 from policies.runtime.safety import UnsafeCommand
-from policies.runtime.stream import Intake
+from policies.runtime.observation_buffer import ObservationBuffer
 
 
-class Dialogue:
+class ChunkQueue:
     """One policy's answers, from one start of the robot to the next.
 
     Args:
@@ -28,7 +28,7 @@ class Dialogue:
         schedule: when to ask, and what is due.
         instruction: what the policy is told.
         num_actions: numbers in an action.
-        anchor: between what policies say and what the schedule keeps.
+        deltas: between what policies say and what the schedule keeps.
         require_sane: raises UnsafeCommand for a chunk that must not be executed, not even in part.
     """
 
@@ -39,18 +39,18 @@ class Dialogue:
         schedule: Schedule,
         instruction: str,
         num_actions: int,
-        anchor: DeltaAnchor,
+        deltas: DeltaToAbsolute,
         require_sane: Callable[[Float32[np.ndarray, "time action"]], None],
     ) -> None:
         self._inference, self._schedule, self._instruction = inference, schedule, instruction
         self._gate = ResultGate(num_actions=num_actions)
-        self._anchor, self._require_sane = anchor, require_sane
+        self._deltas, self._require_sane = deltas, require_sane
         self._started_at = 0.0
         self._asked_stamp = -math.inf  # of the observation last asked about since the start
         self._last_seq = 0
         self._has_chunk = False
         self.failing_since: float | None = None
-        self.starved_since: float | None = None
+        self.underrun_since: float | None = None
         self.refused_since: float | None = None
         self.failure = ""  # or refusal, whichever came last
         self.counts: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class Dialogue:
         self._schedule.clear()
         self._gate.reset(next_seq=self._last_seq + 1)
         self._started_at, self._asked_stamp, self._has_chunk = now, -math.inf, False
-        self.failing_since = self.starved_since = self.refused_since = None
+        self.failing_since = self.underrun_since = self.refused_since = None
         self.failure = ""
 
     def drop_plan(self) -> None:
@@ -79,9 +79,9 @@ class Dialogue:
         """
         may_wait = self._schedule.waits or not self._has_chunk
         if not is_empty or may_wait or not is_seeing:
-            self.starved_since = None
-        elif self.starved_since is None and self.failing_since is None and self.refused_since is None:
-            self.starved_since = now
+            self.underrun_since = None
+        elif self.underrun_since is None and self.failing_since is None and self.refused_since is None:
+            self.underrun_since = now
 
     def note_refusal(self, now: float, reason: str) -> None:
         """Remember that an action was refused; the rest of its chunk is not tried."""
@@ -104,7 +104,7 @@ class Dialogue:
         since = self._inference.waiting_since
         return None if since is None else max(since, self._started_at)
 
-    def ask(self, intake: Intake) -> None:
+    def ask(self, intake: ObservationBuffer) -> None:
         """Ask about the newest observation if the schedule wants it and the last answer is there."""
         observation = intake.newest
         if observation is None:
@@ -114,7 +114,7 @@ class Dialogue:
         if not is_new or not (is_first or self._inference.waiting_since is None):
             return
         if self._schedule.wants_chunk(observation.stamp):
-            promised = self._anchor.to_actions(self._schedule.promise(observation.stamp), observation.stamp)
+            promised = self._deltas.to_actions(self._schedule.promise(observation.stamp), observation.stamp)
             self._asked_stamp = observation.stamp
             self._last_seq = self._inference.submit(intake.for_policy(self._instruction, promised))
 
@@ -143,7 +143,7 @@ class Dialogue:
             return False
         try:
             self._require_sane(chunk.actions)
-            positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
+            positions = self._deltas.to_positions(chunk.actions, chunk.stamp)
         except UnsafeCommand as refusal:
             raise BadResult("unsafe", str(refusal)) from refusal
         # The robot has stood still until the first chunk, so that one is as good now as at its capture.

@@ -18,7 +18,7 @@ from vla.spec import RobotSpec
 _REMEMBERED = 400  # periods
 
 
-class DeltaAnchor:
+class DeltaToAbsolute:
     """Remembers commanded positions and converts between changes and positions.
 
     Args:

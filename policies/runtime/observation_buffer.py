@@ -1,7 +1,7 @@
 """What comes in from the robot: checked, watched over time, and put together as a policy wants to see it.
 
 `check_observation` judges one observation by itself, `StreamMonitor` one after another (cameras that freeze
-or go black, states that jump), `FrameHistory` keeps past frames for policies that look back, and `Intake`
+or go black, states that jump), `FrameHistory` keeps past frames for policies that look back, and `ObservationBuffer`
 does all three. Nothing here decides what follows; watchdog.py does. A picture with red and blue swapped, or
 left and right, cannot be told from a true one here: the names and sizes in the robot spec guard against that.
 """
@@ -86,7 +86,7 @@ class StreamLimits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamFacts:
+class StreamHealth:
     """What the stream is like at its newest observation."""
 
     frozen_cameras: tuple[str, ...] = ()
@@ -110,13 +110,13 @@ class StreamMonitor:
         self._is_steady = np.array([name not in limits.may_jump for name in spec.state_names])
         self._last: Observation | None = None
         self._frames: dict[str, _SeenFrame] = {}
-        self.facts = StreamFacts()
+        self.health = StreamHealth()
 
-    def update(self, observation: Observation) -> StreamFacts:
+    def update(self, observation: Observation) -> StreamHealth:
         """Take in an observation that `check_observation` has passed; one seen before changes nothing."""
         last = self._last
         if last is not None and observation.stamp <= last.stamp:
-            return self.facts
+            return self.health
         frozen, black = [], []
         for name in self._spec.camera_names:
             frame = observation.images[name][-1]
@@ -124,13 +124,13 @@ class StreamMonitor:
                 frozen.append(name)
             if float(frame.mean()) < self._limits.black_level:
                 black.append(name)
-        self.facts = StreamFacts(
+        self.health = StreamHealth(
             frozen_cameras=tuple(frozen),
             black_cameras=tuple(black),
             state_jump=None if last is None else self._jump(last, observation),
         )
         self._last = observation
-        return self.facts
+        return self.health
 
     def _is_frozen(
         self, name: str, frame: UInt8[np.ndarray, "h w 3"], state: Float32[np.ndarray, " state"]
@@ -188,7 +188,7 @@ class FrameHistory:
         self._kept.clear()
 
 
-class Intake:
+class ObservationBuffer:
     """The newest good observation of a robot, and what is known about the stream that it belongs to.
 
     Args:
@@ -206,9 +206,9 @@ class Intake:
         self.blind_since: float | None = None  # when a camera was first seen frozen or black
 
     @property
-    def facts(self) -> StreamFacts:
+    def health(self) -> StreamHealth:
         """What the stream is like."""
-        return self._monitor.facts
+        return self._monitor.health
 
     def take(self, observation: Observation, now: float) -> bool:
         """Take in what the robot sent; false if it has been seen before.
@@ -222,8 +222,8 @@ class Intake:
         self.newest = observation
         self._stamps.append(observation.stamp)
         self._history.add(observation)
-        facts = self._monitor.update(observation)
-        if not (facts.frozen_cameras or facts.black_cameras):
+        health = self._monitor.update(observation)
+        if not (health.frozen_cameras or health.black_cameras):
             self.blind_since = None
         elif self.blind_since is None:
             self.blind_since = now
