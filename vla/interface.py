@@ -16,7 +16,6 @@ from jaxtyping import Float32, UInt8
 
 from vla.spec import RobotSpec
 
-
 Arrays = Mapping[str, np.ndarray]  # by name; the first axis is the batch
 
 

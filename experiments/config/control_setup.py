@@ -30,10 +30,10 @@ from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
 from policies.runtime.inference import Inference
 from policies.runtime.limits import GRIPPER, ChannelLimits, SafetyLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
-from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.interface import Observation, Policy, Robot
 from vla.spec import RobotSpec

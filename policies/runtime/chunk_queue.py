@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.chunking import PlannedAction, Schedule
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
-from policies.runtime.safety import UnsafeCommand
 from policies.runtime.observation_buffer import ObservationBuffer
+from policies.runtime.safety import UnsafeCommand
 
 
 class ChunkQueue:

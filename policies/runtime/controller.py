@@ -13,16 +13,16 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.runtime.delta_to_absolute import DeltaToAbsolute
+from policies.runtime.chunk_queue import ChunkQueue
 from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.clock import Clock
-from policies.runtime.chunk_queue import ChunkQueue
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import Inference
+from policies.runtime.observation_buffer import ObservationBuffer, StreamLimits, checked_instruction
 from policies.runtime.pacing import Pacer, short_collections
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
-from policies.runtime.observation_buffer import ObservationBuffer, StreamLimits, checked_instruction
 from policies.runtime.watchdog import HealthSnapshot, Level, WatchdogLimits, assess, assess_observation
 from vla.interface import ObservationError, Robot
 

@@ -9,10 +9,10 @@ from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import State
-from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 HZ = 20.0

@@ -7,9 +7,9 @@ from runtime_fixtures import arm_spec
 
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
+from policies.runtime.observation_buffer import BadInstruction, checked_instruction
 from policies.runtime.recorder import read_recording
 from policies.runtime.states import State
-from policies.runtime.observation_buffer import BadInstruction, checked_instruction
 
 
 def test_a_run_from_idle_to_the_end(tmp_path):
