@@ -16,7 +16,7 @@ from experiments.config.robot import FrankaRobotConfig
 from policies.robots.franka import Following, FrankaRobot
 from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
-from vla.interface import Observation
+from vla.interface import SensorReading
 from vla.spec import RobotSpec
 
 _POLL_S = 0.001
@@ -53,20 +53,20 @@ class FrankaInScene:
         """Draw once with every camera before time counts: the first picture takes long."""
         self._robot.observe()
 
-    def observe(self) -> Observation:
-        """Return the newest observation, and judge the goal once for each."""
-        observation = self._robot.observe()
-        if observation.stamp > self._judged_at:
-            self._judged_at = observation.stamp
+    def observe(self) -> SensorReading:
+        """Return the newest reading, and judge the goal once for each new state."""
+        reading = self._robot.observe()
+        if reading.state_stamp > self._judged_at:
+            self._judged_at = reading.state_stamp
             self._mirror.note_period()
-        return observation
+        return reading
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
         """Have the arm follow one action for one period."""
         self._robot.command(action)
 
     def stop(self) -> None:
-        """Begin to come to rest."""
+        """Begin to come to rest; see `Robot.stop`."""
         self._robot.stop()
 
 
@@ -140,7 +140,6 @@ def place_in_scene(
         spec=mirror.robot_spec,
         arm=arm,
         cameras=mirror,
-        instruction=mirror.instruction,
         clock=clock,
         following=Following(gain_hz=config.gain_hz, leash_m=config.leash_m),
     )

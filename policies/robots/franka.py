@@ -3,8 +3,7 @@
 Each action moves a commanded pose of the point between the fingertips. The arm is told the velocity that
 follows it: the action's own, plus a share of what the arm trails behind. Every such command expires: an arm
 that hears nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
-(franky_arm.py is one); what the cameras see is `Cameras`. It knows the names of our channels, but no policy,
-no scene and no network.
+(franky_arm.py is one); what the cameras see is `Cameras`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from policies.runtime.clock import Clock
-from vla.interface import Observation
+from vla.interface import SensorReading
 from vla.spec import RobotSpec
 
 ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
@@ -61,9 +60,15 @@ class Cameras(Protocol):
     """What gives a frame from every camera. Real cameras ignore the arguments; rendered ones need them."""
 
     def frames(
-        self, joints: Float64[np.ndarray, "7"], opening: float
-    ) -> Mapping[str, UInt8[np.ndarray, "h w 3"]]:
-        """Return the newest frame of every camera, RGB."""
+        self, joints: Float64[np.ndarray, "7"], opening: float, *, stamp: float
+    ) -> tuple[Mapping[str, UInt8[np.ndarray, "h w 3"]], Mapping[str, float]]:
+        """Return the newest frame of every camera, RGB, and when each was captured [s].
+
+        Args:
+            joints: where the arm was measured to be [rad].
+            opening: of the gripper, in [0, 1].
+            stamp: when that was [s]; a picture that is drawn of it is as old.
+        """
         ...
 
 
@@ -126,13 +131,12 @@ class _Target:
 
 
 class FrankaRobot:
-    """A Franka arm with cameras, observed and commanded from one thread.
+    """A Franka arm with cameras, observed and commanded from one thread, stopped from any.
 
     Args:
         spec: names, units and ranges; state and action must be those of the tabletop's arm.
         arm: who moves.
         cameras: what is seen, with the names of the spec.
-        instruction: what observations say; the controller replaces it by its own.
         clock: of stamps.
         following: how commands become twists.
 
@@ -146,7 +150,6 @@ class FrankaRobot:
         spec: RobotSpec,
         arm: Arm,
         cameras: Cameras,
-        instruction: str,
         clock: Clock,
         following: Following | None = None,
     ) -> None:
@@ -158,37 +161,32 @@ class FrankaRobot:
         unknown = [name for name in spec.state_names if name not in STATE_NAMES]
         if unknown:
             raise ValueError(f"state channels {unknown} are not measured here; there are {STATE_NAMES}")
-        self.robot_spec, self.instruction = spec, instruction
+        self.robot_spec = spec
         self._arm, self._cameras, self._clock = arm, cameras, clock
         self._following = Following() if following is None else following
         self._period_s = 1.0 / spec.control_hz
-        self._low = np.array([channel.low for channel in spec.state], np.float32)
-        self._high = np.array([channel.high for channel in spec.state], np.float32)
         self._target: _Target | None = None
-        self._heard_s: float | None = None
-        self._newest: Observation | None = None
+        self._num_stops = 0
+        self._arm_time_s: float | None = None  # the arm's own clock at the newest reading,
+        self._state_stamp = 0.0  # and when that was on ours
 
-    def observe(self) -> Observation:
-        """Return the newest observation; its stamp stays when the arm has said nothing new.
+    def observe(self) -> SensorReading:
+        """Return the newest reading; the state's stamp stays when the arm has measured nothing new.
 
         Raises:
             RuntimeError: the arm is in error.
             OSError: the arm cannot be reached.
         """
         reading = self._arm.read()
-        if self._newest is not None and reading.time_s == self._heard_s:
-            return self._newest
-        stamp = self._clock.now()
-        frames = self._cameras.frames(reading.joints, reading.opening)
-        self._heard_s = reading.time_s
-        self._newest = Observation(
-            images={name: frame[None] for name, frame in frames.items()},
+        if reading.time_s != self._arm_time_s:
+            self._arm_time_s, self._state_stamp = reading.time_s, self._clock.now()
+        images, stamps = self._cameras.frames(reading.joints, reading.opening, stamp=self._state_stamp)
+        return SensorReading(
+            images=images,
+            image_stamps=stamps,
             state=self._state(reading),
-            instruction=self.instruction,
-            committed=np.zeros((0, len(ACTION_NAMES)), np.float32),
-            stamp=stamp,
+            state_stamp=self._state_stamp,
         )
-        return self._newest
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
         """Move the commanded pose by an action and have the arm follow it for one period.
@@ -201,8 +199,8 @@ class FrankaRobot:
         wanted = np.asarray(action, np.float64)
         if wanted.shape != (len(ACTION_NAMES),) or not np.isfinite(wanted).all():
             raise ValueError(f"action {wanted.tolist()} must be {len(ACTION_NAMES)} finite numbers")
+        num_stops, target = self._num_stops, self._target
         reading, now, how = self._arm.read(), self._clock.now(), self._following
-        target = self._target
         if target is None or now > target.expires_at:
             target = _Target(position=reading.position, rotation=reading.rotation, expires_at=now)
         trailing = target.position - reading.position
@@ -217,11 +215,15 @@ class FrankaRobot:
             rotation=rotation_from_vector(shortened(lead, how.leash_rad)) @ reading.rotation,
             expires_at=now + for_s + self._period_s,
         )
-        self._arm.grip(float(np.clip(wanted[6], 0.0, 1.0)))
-        self._arm.follow(shortened(linear, how.max_speed), shortened(angular, how.max_turn), for_s=for_s)
+        if self._num_stops == num_stops:
+            self._arm.grip(float(np.clip(wanted[6], 0.0, 1.0)))
+            self._arm.follow(shortened(linear, how.max_speed), shortened(angular, how.max_turn), for_s=for_s)
+        if self._num_stops != num_stops:  # stopped by another thread since this command began
+            self.stop()
 
     def stop(self) -> None:
-        """Begin to come to rest within the arm's limits; safe to call more than once."""
+        """Begin to come to rest within the arm's limits; see `Robot.stop`."""
+        self._num_stops += 1
         self._target = None
         self._arm.stop()
 
@@ -232,5 +234,4 @@ class FrankaRobot:
         position = [float(value) for value in reading.position]
         measured = (*position, float(sine / length), float(cosine / length), reading.opening)
         values: dict[str, float] = dict(zip(STATE_NAMES, measured, strict=True))
-        state = np.array([values[name] for name in self.robot_spec.state_names], np.float32)
-        return np.clip(state, self._low, self._high)
+        return np.array([values[name] for name in self.robot_spec.state_names], np.float32)

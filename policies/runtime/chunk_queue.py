@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
-from policies.runtime.observation_buffer import ObservationBuffer
+from policies.runtime.observation_buffer import FrameHistory
 from policies.runtime.safety import UnsafeCommand
 
 
@@ -104,19 +104,19 @@ class ChunkQueue:
         since = self._inference.waiting_since
         return None if since is None else max(since, self._started_at)
 
-    def ask(self, intake: ObservationBuffer) -> None:
-        """Ask about the newest observation if the schedule wants it and the last answer is there."""
-        observation = intake.newest
-        if observation is None:
+    def ask(self, history: FrameHistory) -> None:
+        """Ask about the newest reading if the schedule wants it and the last answer is there."""
+        if history.newest is None:
             return
-        is_new = observation.stamp > self._asked_stamp or self.failing_since is not None
+        stamp = history.newest.stamp
+        is_new = stamp > self._asked_stamp or self.failing_since is not None
         is_first = self._asked_stamp == -math.inf  # replaces a question from before the start
         if not is_new or not (is_first or self._inference.waiting_since is None):
             return
-        if self._schedule.wants_chunk(observation.stamp):
-            promised = self._deltas.to_actions(self._schedule.promise(observation.stamp), observation.stamp)
-            self._asked_stamp = observation.stamp
-            self._last_seq = self._inference.submit(intake.for_policy(self._instruction, promised))
+        if self._schedule.wants_chunk(stamp):
+            committed = self._deltas.to_actions(self._schedule.promise(stamp), stamp)
+            self._asked_stamp = stamp
+            self._last_seq = self._inference.submit(history.observation(self._instruction, committed))
 
     def collect(self, now: float, *, is_active: bool) -> tuple[float | None, list[str]]:
         """Take in answers. Only an active controller uses them.

@@ -18,7 +18,12 @@ from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.clock import Clock
 from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import Inference
-from policies.runtime.observation_buffer import ObservationBuffer, StreamLimits, checked_instruction
+from policies.runtime.observation_buffer import (
+    ObservationBuffer,
+    StreamLimits,
+    checked_instruction,
+    sensor_stamps,
+)
 from policies.runtime.pacing import Pacer, short_collections
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, UnsafeStart
@@ -47,7 +52,7 @@ class Controller:
         clock: of every deadline and stamp.
         watchdog: when to hold and when to stop.
         stream: when observations count as broken.
-        delta_to_absolute: whether chunks of changes count from the position at capture (delta_to_absolute.py).
+        delta_to_absolute: whether chunks of changes count from the commanded position at capture.
         recorder: where every period is written, if anywhere.
         robot_errors: exceptions of the robot's driver that mean that the robot failed.
 
@@ -206,23 +211,23 @@ class Controller:
 
     def _observe(self, now: float) -> None:
         try:
-            observation = self._robot.observe()
+            reading = self._robot.observe()
         except self._robot_errors as error:
             self._go(Event.FAULT, f"the robot cannot be observed: {type(error).__name__}: {error}")
             return
         try:
-            is_new = self._buffer.take(observation, now)
+            is_new = self._buffer.take(reading, now)
         except ObservationError as error:  # as if it had not come: the age of the last good one will tell
             self._counts["rejected observations"] += 1
             self._events.append(f"rejected observation: {error}")
             return
         if is_new and self._recorder is not None:
-            self._recorder.see(observation)
+            self._recorder.see(reading)
 
     def _ask(self, now: float) -> None:
         self._collect(now)
         if self.state in _ACTIVE and self._sees(now):
-            self._queue.ask(self._buffer)
+            self._queue.ask(self._buffer.history)
             self._collect(now)
         if self._queue.has_died:
             self._go(Event.FAULT, "the inference worker has died of an error that nobody expected")
@@ -238,7 +243,7 @@ class Controller:
     def _health(self) -> HealthSnapshot:
         newest, queue = self._buffer.newest, self._queue
         return HealthSnapshot(
-            observation_stamp=None if newest is None else newest.stamp,
+            sensor_stamps={} if newest is None else sensor_stamps(newest),
             stream=self._buffer.health,
             blind_since=self._buffer.blind_since,
             underrun_since=queue.underrun_since,
@@ -328,7 +333,7 @@ class Controller:
             late_s=self._pacer.late_s,
             state=self.state.value,
             reason=self.reason,
-            observation=self._buffer.newest,
+            reading=self._buffer.newest,
             planned=None if self._target is None else planned,
             target=self._target,
             command=command,

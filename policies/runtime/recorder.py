@@ -23,7 +23,7 @@ from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
-from vla.interface import Observation, Robot
+from vla.interface import Robot, SensorReading
 from vla.spec import RobotSpec
 
 RECORDING_FILE = "recording.jsonl"
@@ -39,7 +39,7 @@ class PeriodRecord:
     late_s: float  # how long after its time the period began
     state: str
     reason: str  # of a hold, stop or fault
-    observation_stamp: float | None
+    observation_stamp: float | None  # of the sensor that measured longest ago
     measured: list[float] | None  # the robot's state
     target: (
         list[float | None] | None
@@ -76,7 +76,7 @@ def period_record(
     late_s: float,
     state: str,
     reason: str,
-    observation: Observation | None,
+    reading: SensorReading | None,
     planned: PlannedAction | None,
     target: Any,
     command: SafeCommand | None,
@@ -92,8 +92,8 @@ def period_record(
         late_s=late_s,
         state=state,
         reason=reason,
-        observation_stamp=None if observation is None else observation.stamp,
-        measured=None if observation is None else [float(value) for value in observation.state],
+        observation_stamp=None if reading is None else reading.stamp,
+        measured=None if reading is None else [float(value) for value in reading.state],
         target=None if target is None else plain(target),
         commanded=None if command is None else [float(value) for value in command.action],
         position=None if command is None else [float(value) for value in command.position],
@@ -126,7 +126,7 @@ class Recorder:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self._frames: deque[Observation] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
+        self._readings: deque[SensorReading] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
         self._file = (directory / RECORDING_FILE).open("wb")
         self._write({"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)})
 
@@ -134,21 +134,21 @@ class Recorder:
         """Write one period. Does not wait for the disk: the control loop must not."""
         self._write(record.to_json())
 
-    def see(self, observation: Observation) -> None:
-        """Keep an observation for a later `dump`."""
-        if not self._frames or observation.stamp > self._frames[-1].stamp:
-            self._frames.append(observation)
+    def see(self, reading: SensorReading) -> None:
+        """Keep a new reading for a later `dump`."""
+        self._readings.append(reading)
 
     def dump(self, name: str) -> Path | None:
         """Write the frames and states of the last seconds to ``<name>.npz``; None if there are none."""
-        if not self._frames:
+        if not self._readings:
             return None
         arrays = {
-            "stamp": np.array([one.stamp for one in self._frames]),
-            "state": np.stack([one.state for one in self._frames]),
+            "stamp": np.array([one.state_stamp for one in self._readings]),
+            "state": np.stack([one.state for one in self._readings]),
         }
-        for camera in self._frames[-1].images:
-            arrays[f"images_{camera}"] = np.stack([one.images[camera][-1] for one in self._frames])
+        for camera in self._readings[-1].images:
+            arrays[f"images_{camera}"] = np.stack([one.images[camera] for one in self._readings])
+            arrays[f"stamp_{camera}"] = np.array([one.image_stamps[camera] for one in self._readings])
         path = self.directory / f"{name}.npz"
         partial = self.directory / f".{name}.partial"
         with partial.open("wb") as file:

@@ -6,6 +6,7 @@ end. It keeps nothing and does nothing.
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from policies.runtime.observation_buffer import StreamHealth
@@ -34,7 +35,7 @@ class Verdict:
 class WatchdogLimits:
     """How long each problem may last [s]."""
 
-    observation_hold_s: float = 0.25  # age of the newest observation
+    observation_hold_s: float = 0.25  # age of the newest measurement of any camera, or of the joints
     observation_stop_s: float = 1.0
     blind_stop_s: float = 2.0  # a camera frozen or black; holds at once
     underrun_stop_s: float = 0.5  # no action left to execute; holds at once
@@ -55,7 +56,7 @@ class WatchdogLimits:
 class HealthSnapshot:
     """What is known at a moment. A `since` is the time at which a problem began, or None without one."""
 
-    observation_stamp: float | None = None  # capture time of the newest good observation
+    sensor_stamps: Mapping[str, float] = field(default_factory=dict)  # newest measurement of each, by name
     stream: StreamHealth = field(default_factory=StreamHealth)
     blind_since: float | None = None
     underrun_since: float | None = None
@@ -73,12 +74,13 @@ def assess_observation(now: float, health: HealthSnapshot, limits: WatchdogLimit
     """Judge what the robot tells of itself; unless this is OK, nothing new is inferred."""
     if health.stream.state_jump is not None:
         return Verdict(level=Level.FAULT, reason=health.stream.state_jump)
-    if health.observation_stamp is None:
+    if not health.sensor_stamps:
         return Verdict(level=Level.HOLD, reason="no observation has arrived")
-    age = now - health.observation_stamp
+    stalest, stamp = min(health.sensor_stamps.items(), key=lambda item: item[1])
+    age = now - stamp
     if age > limits.observation_hold_s:
         level = Level.STOP if age > limits.observation_stop_s else Level.HOLD
-        return Verdict(level=level, reason=f"the newest observation is {age:.2f} s old")
+        return Verdict(level=level, reason=f"the newest observation is {age:.2f} s old ({stalest})")
     if health.blind_since is not None:
         level = Level.STOP if now - health.blind_since > limits.blind_stop_s else Level.HOLD
         cameras = [f"{name} is frozen" for name in health.stream.frozen_cameras]

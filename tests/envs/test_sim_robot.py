@@ -1,5 +1,7 @@
 """A task as a robot: time passes for it, observations are late, and a run can be replayed."""
 
+import threading
+
 import numpy as np
 import pytest
 from fake_env import SPEC, PointEnv, PointPolicy
@@ -40,11 +42,11 @@ def test_a_period_without_a_command_is_spent_holding():
     robot.command(np.float32([0.05, 0.0, 1.0]))
     place = env.position.copy()
     clock.advance(3 * DT)
-    observation = robot.observe()
+    reading = robot.observe()
     assert env.num_steps == 3
     assert robot.num_held == 2
     np.testing.assert_allclose(env.position, place)
-    assert observation.stamp == clock.now()
+    assert reading.stamp == clock.now()
 
 
 def test_a_second_command_for_a_period_comes_too_late():
@@ -77,6 +79,32 @@ def test_dropped_observations_never_arrive_and_the_rest_keep_their_order():
         clock.advance(DT)
     assert stamps == sorted(stamps)
     assert 10 < len(set(stamps)) < 30
+
+
+def test_it_can_be_stopped_twice_from_another_thread_while_a_camera_waits():
+    robot, env, clock = make()
+    robot.observe()
+    robot.command(np.float32([0.05, 0.0, 1.0]))
+    clock.advance(DT)
+    drawing, may_go_on, draw = threading.Event(), threading.Event(), env.render_camera
+
+    def slow(name):
+        drawing.set()
+        assert may_go_on.wait(30.0)
+        return draw(name)
+
+    env.render_camera = slow
+    observing = threading.Thread(target=robot.observe)
+    observing.start()
+    assert drawing.wait(30.0)
+    robot.stop()
+    robot.stop()
+    may_go_on.set()
+    observing.join(30.0)
+    place = env.position.copy()
+    clock.advance(5 * DT)
+    robot.observe()
+    np.testing.assert_array_equal(env.position, place)
 
 
 def test_faults_that_make_no_sense_are_refused():

@@ -102,7 +102,10 @@ class StripedCamera:
 
     def __init__(self):
         self.num_frames = 0
+        self.error = None
 
-    def frames(self, joints, opening):
+    def frames(self, joints, opening, *, stamp):
+        if self.error:
+            raise self.error
         self.num_frames += 1
-        return {"front": np.full((8, 8, 3), 20 + self.num_frames % 200, np.uint8)}
+        return {"front": np.full((8, 8, 3), 20 + self.num_frames % 200, np.uint8)}, {"front": stamp}

@@ -1,4 +1,6 @@
-"""A Franka arm as a robot: commands become twists that expire, readings become observations."""
+"""A Franka arm as a robot: commands become twists that expire, measurements become readings."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recorder, audit_recording, read_recording
-from policies.runtime.safety import SafetyFilter
+from policies.runtime.safety import SafetyFilter, UnsafeStart
 from policies.runtime.states import State
 from policies.runtime.watchdog import WatchdogLimits
 
@@ -26,7 +28,6 @@ def make(following=None, **changes):
         spec=franka_spec(**changes),
         arm=arm,
         cameras=cameras,
-        instruction="reach",
         clock=clock,
         following=following,
     )
@@ -90,15 +91,69 @@ def test_the_gripper_is_passed_on_and_the_state_has_the_spec_s_order():
     np.testing.assert_allclose(state, expected, atol=1e-6)
 
 
-def test_an_arm_that_says_nothing_new_gives_no_new_observation():
+def test_an_arm_that_measures_nothing_new_keeps_its_stamp_whatever_the_cameras_do():
     robot, arm, clock = make()
     first = robot.observe()
     clock.advance(1.0)
     second = robot.observe()
-    assert (first.stamp, second.stamp) == (50.0, 51.0)
+    assert (first.state_stamp, second.state_stamp) == (50.0, 51.0)
     arm.is_silent = True
     clock.advance(1.0)
-    assert robot.observe() is second
+    assert robot.observe().stamp == 51.0
+
+
+def test_a_state_out_of_range_is_reported_as_measured_for_the_safety_filter_to_judge():
+    robot, arm, _ = make()
+    arm.position[0] = 1.1  # the spec ends at 0.8, the limits at 0.7
+    state = robot.observe().state
+    assert state[0] == np.float32(1.1)
+    with pytest.raises(UnsafeStart, match=r"'delta_x' is at 1\.1"):
+        SafetyFilter(spec=robot.robot_spec, limits=franka_limits()).reset(state)
+
+
+def test_a_stop_works_twice_when_cameras_fail():
+    robot, arm, _ = make()
+    robot._cameras.error = OSError("camera is gone")
+    robot.command(action(move=(0.02, 0, 0)))
+    with pytest.raises(OSError, match="camera is gone"):
+        robot.observe()
+    robot.stop()
+    robot.stop()
+    assert arm.num_stops == 2
+    assert arm.until == arm.clock.now()
+
+
+def test_a_stop_from_another_thread_passes_an_observation_that_waits():
+    robot, arm, _ = make()
+    waiting, may_go_on, frames = threading.Event(), threading.Event(), robot._cameras.frames
+
+    def slow(*arguments, **stamp):
+        waiting.set()
+        assert may_go_on.wait(30.0)
+        return frames(*arguments, **stamp)
+
+    robot._cameras.frames = slow
+    observing = threading.Thread(target=robot.observe)
+    observing.start()
+    assert waiting.wait(30.0)
+    robot.stop()
+    assert arm.num_stops == 1
+    may_go_on.set()
+    observing.join(30.0)
+
+
+@pytest.mark.parametrize("where", ["read", "follow"])
+def test_a_stop_during_a_command_outlasts_it(where):
+    robot, arm, clock = make()
+    inner = getattr(arm, where)
+
+    def interrupted(*arguments, **settings):
+        robot.stop()  # as from another thread
+        return inner(*arguments, **settings)
+
+    setattr(arm, where, interrupted)
+    robot.command(action(move=(0.02, 0, 0)))
+    assert arm.until == clock.now(), "the arm still moves"
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,26 @@ def test_a_stop_is_sent_only_to_an_arm_that_is_driven(franky):
     assert [type(motion) for motion, _ in franky.robot.moves] == [JointVelocityStopMotion]
 
 
+def test_a_stop_from_another_thread_passes_a_reading_that_waits(franky):
+    one = arm(franky)
+    franky.robot.is_in_control = True
+    waiting, may_go_on = threading.Event(), threading.Event()
+
+    def wait():
+        waiting.set()
+        assert may_go_on.wait(TIMEOUT_S)
+
+    franky.robot.poll_motion = wait
+    reading = threading.Thread(target=one.read)
+    reading.start()
+    assert waiting.wait(TIMEOUT_S)
+    one.stop()
+    one.stop()
+    assert [type(motion) for motion, _ in franky.robot.moves] == [JointVelocityStopMotion] * 2
+    may_go_on.set()
+    reading.join(TIMEOUT_S)
+
+
 def test_errors_are_raised_by_everything_until_recovered(franky):
     one = arm(franky)
     franky.robot.has_errors = True

@@ -36,7 +36,7 @@ from policies.runtime.inference import Inference, ThreadedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import Recorder, Recording, audit_recording, read_recording
 from vla.files import atomic_write_json
-from vla.interface import Observation, Policy
+from vla.interface import Policy, SensorReading
 from vla.provenance import software_versions
 from vla.spec import RobotSpec
 
@@ -100,11 +100,11 @@ class FastTabletop:
         self._env, self._clock = env, clock
         self.robot_spec = at_rate(env.robot_spec, control_hz)
         self._begun: float | None = None
-        self._newest: Observation | None = None
+        self._newest: SensorReading | None = None
         self._wanted = np.zeros(len(self.robot_spec.action), np.float32)  # what the servos have not got yet
         self._wanted[-1] = 1.0
 
-    def observe(self) -> Observation:
+    def observe(self) -> SensorReading:
         now = self._clock.now()
         self._begun = now if self._begun is None else self._begun
         passed = math.floor((now - self._begun) * self._env.robot_spec.control_hz + 0.25)
@@ -127,14 +127,13 @@ class FastTabletop:
         self._env.advance(taken)
         self._wanted[:-1] -= taken[:-1]
 
-    def _seen(self, now: float) -> Observation:
+    def _seen(self, now: float) -> SensorReading:
         names = self.robot_spec.camera_names
-        return Observation(
-            images={name: self._env.render_camera(name)[None] for name in names},
+        return SensorReading(
+            images={name: self._env.render_camera(name) for name in names},
+            image_stamps=dict.fromkeys(names, now),
             state=self._env.read_state(),
-            instruction=self._env.instruction,
-            committed=np.zeros((0, len(self.robot_spec.action)), np.float32),
-            stamp=now,
+            state_stamp=now,
         )
 
 
