@@ -66,7 +66,9 @@ def test_problems_never_get_better_with_age():
 
 
 def test_what_is_wrong_with_inference_does_not_stop_looking():
-    health = HealthSnapshot(sensor_stamps=GOOD["sensor_stamps"], underrun_since=NOW - 9.0, failing_since=NOW - 9.0)
+    health = HealthSnapshot(
+        sensor_stamps=GOOD["sensor_stamps"], underrun_since=NOW - 9.0, failing_since=NOW - 9.0
+    )
     assert assess_observation(NOW, health, LIMITS).level is Level.OK
 
 
