@@ -1,29 +1,19 @@
 """A simulated task as a `Robot`: observed and commanded over time, with the faults that real ones have.
 
 Time comes from a clock, real or simulated. Physics advances a control period for every period that passes;
-one for which no command came is spent holding. Frames can arrive late, unevenly or not at all. The robot
-knows its environment and the clock's two methods, but no policy and no controller.
+one for which no command came is spent holding. Frames can arrive late, unevenly or not at all.
 """
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from envs.base import ManipulationEnv
+from policies.runtime.clock import Clock
 from vla.interface import SensorReading
 from vla.spec import RobotSpec
-
-
-@runtime_checkable
-class Timer(Protocol):
-    """What the robot needs of a clock."""
-
-    def now(self) -> float:
-        """Return the time [s]."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +42,7 @@ class SimRobot:
     """
 
     def __init__(
-        self, *, env: ManipulationEnv, clock: Timer, faults: SensorFaults | None = None, seed: int = 0
+        self, *, env: ManipulationEnv, clock: Clock, faults: SensorFaults | None = None, seed: int = 0
     ) -> None:
         self._env, self._clock = env, clock
         self._faults = SensorFaults() if faults is None else faults

@@ -64,7 +64,16 @@ MAY_IMPORT = {
     "vla.data": ("vla.spec", "vla.files", "pyarrow", "av"),
     "vla.model": ("torch",),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "vla.files", "torch"),
-    "envs": (*GROUND_FLOOR, "vla.files", "vla.provenance", "mujoco", "mink", "gymnasium", "av"),
+    "envs": (
+        *GROUND_FLOOR,
+        "vla.files",
+        "vla.provenance",
+        "policies.runtime",  # one frame history, one chunk schedule, one safety filter for both roads
+        "mujoco",
+        "mink",
+        "gymnasium",
+        "av",
+    ),
     "envs.metaworld.env": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
     "experiments": GUARDED,
     "conf": (),

@@ -107,17 +107,6 @@ class Policy(Protocol):
         ...
 
 
-def temporal_ensemble(
-    said: Sequence[Float32[np.ndarray, " action"]], *, decay: float
-) -> Float32[np.ndarray, " action"]:
-    """Return the mean of what several chunks say about one period, oldest first (ACT, arXiv:2304.13705).
-
-    The weight of the i-th is exp(-decay * i): at 0 all count alike, above 0 the oldest counts most.
-    """
-    weights = np.exp(-decay * np.arange(len(said)))
-    return np.average(np.stack(said), axis=0, weights=weights).astype(np.float32)
-
-
 @runtime_checkable
 class Robot(Protocol):
     """Something that can be observed and commanded at `robot_spec.control_hz`."""

@@ -225,7 +225,7 @@ def build_controller(
         schedule=make_schedule(
             schedule,
             period_s=1.0 / spec.control_hz,
-            execute_horizon=execute_horizon,
+            execute_horizon=1 if schedule == "ensemble" else execute_horizon,  # as ACT does
             num_actions=len(spec.action),
             max_committed=max_committed,
         ),

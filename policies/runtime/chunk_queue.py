@@ -18,6 +18,7 @@ from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
 from policies.runtime.observation_buffer import FrameHistory
 from policies.runtime.safety import UnsafeCommand
+from policies.runtime.watchdog import HealthSnapshot
 
 
 class ChunkQueue:
@@ -92,6 +93,21 @@ class ChunkQueue:
     def note_execution(self) -> None:
         """Remember that an action was accepted."""
         self.refused_since = None
+
+    def wants_chunk(self, now: float) -> bool:
+        """Whether a reading captured now would be asked about, if no answer is under way."""
+        return self._schedule.wants_chunk(now)
+
+    @property
+    def health(self) -> HealthSnapshot:
+        """What is known about inference; the sensors and the loop are for others to add."""
+        return HealthSnapshot(
+            underrun_since=self.underrun_since,
+            failing_since=self.failing_since,
+            refused_since=self.refused_since,
+            failure=self.failure,
+            waiting_since=self.waiting_since,
+        )
 
     @property
     def has_died(self) -> bool:

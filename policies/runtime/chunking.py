@@ -17,12 +17,11 @@ import abc
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
-
-from vla.interface import temporal_ensemble
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +50,17 @@ class PlannedAction:
     seq: int  # of the (newest) chunk
     index: int  # in that chunk
     captured: float  # when the (oldest) observation behind it was captured [s]
+
+
+def temporal_ensemble(
+    predictions: Sequence[Float32[np.ndarray, " action"]], *, decay: float
+) -> Float32[np.ndarray, " action"]:
+    """Return the mean of what several chunks predict for one period, oldest first (ACT, arXiv:2304.13705).
+
+    The weight of the i-th is exp(-decay * i): at 0 all count alike, above 0 the oldest counts most.
+    """
+    weights = np.exp(-decay * np.arange(len(predictions)))
+    return np.average(np.stack(predictions), axis=0, weights=weights).astype(np.float32)
 
 
 def _action_of(chunk: Chunk, index: int) -> PlannedAction:
@@ -167,9 +177,9 @@ class AsynchronousSchedule(Schedule):
 
 
 class EnsemblingSchedule(Schedule):
-    """Asks all the time and averages what all chunks say about a period (ACT, arXiv:2304.13705).
+    """Averages what all chunks predict for a period (ACT, arXiv:2304.13705).
 
-    The weight of the i-th chunk is exp(-decay * i), i = 0 being the oldest.
+    ACT asks in every period: `execute_horizon` 1. See `temporal_ensemble` for `decay`.
     """
 
     def __init__(
@@ -180,8 +190,10 @@ class EnsemblingSchedule(Schedule):
         self._chunks: list[Chunk] = []  # oldest first
 
     def wants_chunk(self, now: float) -> bool:
-        """Return true: the controller asks again as soon as the last inference has ended."""
-        return True
+        """Whether the newest chunk was inferred `execute_horizon` periods ago, or there is none."""
+        if not self._chunks:
+            return True
+        return self._periods_since(self._chunks[-1].stamp, now) >= self.execute_horizon
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Add a chunk to the average unless it is over already or older than one that is in it."""
@@ -194,12 +206,12 @@ class EnsemblingSchedule(Schedule):
         return True
 
     def next_action(self, now: float) -> PlannedAction | None:
-        """Return the weighted mean of what the chunks have for this period."""
+        """Return the weighted mean of the predictions for this period."""
         self._forget_old(now)
         if not self._chunks:
             return None
-        said = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
-        mean = temporal_ensemble(said, decay=self._decay)
+        predictions = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
+        mean = temporal_ensemble(predictions, decay=self._decay)
         newest = self._chunks[-1]
         return PlannedAction(
             action=mean,
@@ -286,13 +298,34 @@ SCHEDULES = ("sync", "async", "ensemble", "rtc")
 
 
 def make_schedule(
-    name: str, *, period_s: float, execute_horizon: int, num_actions: int, max_committed: int
+    name: str,
+    *,
+    period_s: float,
+    execute_horizon: int,
+    num_actions: int,
+    max_committed: int,
+    ensemble_decay: float = 0.01,
 ) -> Schedule:
     """Build a schedule by name; see the classes for the arguments.
 
     Raises:
         ValueError: there is none of that name; the message lists them.
     """
+    if name == "sync":
+        return SynchronousSchedule(
+            period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions
+        )
+    if name == "async":
+        return AsynchronousSchedule(
+            period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions
+        )
+    if name == "ensemble":
+        return EnsemblingSchedule(
+            period_s=period_s,
+            execute_horizon=execute_horizon,
+            num_actions=num_actions,
+            decay=ensemble_decay,
+        )
     if name == "rtc":
         return RealTimeSchedule(
             period_s=period_s,
@@ -300,11 +333,4 @@ def make_schedule(
             num_actions=num_actions,
             max_committed=max_committed,
         )
-    plain: dict[str, type[Schedule]] = {
-        "sync": SynchronousSchedule,
-        "async": AsynchronousSchedule,
-        "ensemble": EnsemblingSchedule,
-    }
-    if name not in plain:
-        raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")
-    return plain[name](period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions)
+    raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")

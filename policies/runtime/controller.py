@@ -6,6 +6,7 @@ whether the robot may go on (watchdog.py), which action is next (chunking.py) an
 and FAULT. Not a safety-rated component: a robot needs an independent emergency stop.
 """
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from policies.runtime.chunk_queue import ChunkQueue
 from policies.runtime.chunking import PlannedAction, Schedule
 from policies.runtime.clock import Clock
 from policies.runtime.delta_to_absolute import DeltaToAbsolute
+from policies.runtime.execution import ActionExecutor
 from policies.runtime.inference import Inference
 from policies.runtime.observation_buffer import (
     ObservationBuffer,
@@ -26,7 +28,7 @@ from policies.runtime.observation_buffer import (
 )
 from policies.runtime.pacing import Pacer, short_collections
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
-from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, UnsafeStart
+from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
 from policies.runtime.watchdog import HealthSnapshot, Level, WatchdogLimits, assess, assess_observation
 from vla.interface import ObservationError, Robot
@@ -90,6 +92,7 @@ class Controller:
             deltas=self._deltas,
             require_sane=safety.require_sane,
         )
+        self._executor = ActionExecutor(queue=self._queue, deltas=self._deltas, safety=safety)
         self._estop = threading.Event()
         self.state, self.reason = State.IDLE, ""
         self._counts: Counter[str] = Counter()
@@ -196,7 +199,7 @@ class Controller:
         self._obey_emergency_stop()
         self._observe(now)
         if self.state in _ACTIVE:
-            self._deltas.note(now, self._safety.position)
+            self._executor.begin_period(now)
         self._ask(now)
         planned = self._queue.next_action(now) if self.state in _ACTIVE else None
         may_move = self._judge(now, is_underrun=planned is None)
@@ -241,16 +244,12 @@ class Controller:
         return assess_observation(now, self._health(), self._watchdog).level is Level.OK
 
     def _health(self) -> HealthSnapshot:
-        newest, queue = self._buffer.newest, self._queue
-        return HealthSnapshot(
+        newest = self._buffer.newest
+        return dataclasses.replace(
+            self._queue.health,
             sensor_stamps={} if newest is None else sensor_stamps(newest),
             stream=self._buffer.health,
             blind_since=self._buffer.blind_since,
-            underrun_since=queue.underrun_since,
-            failing_since=queue.failing_since,
-            refused_since=queue.refused_since,
-            failure=queue.failure,
-            waiting_since=queue.waiting_since,
             missed_in_a_row=self._pacer.missed_in_a_row,
         )
 
@@ -290,16 +289,13 @@ class Controller:
 
     def _try(self, now: float, planned: PlannedAction) -> SafeCommand:
         assert self._buffer.newest is not None, "active without an observation"
-        try:
-            self._target = self._deltas.to_request(planned.action, self._safety.position)
-            command = self._safety.step(self._target, state=self._buffer.newest.state)
-        except UnsafeCommand as refusal:
-            self._queue.note_refusal(now, str(refusal))
-            self._go(Event.HOLD, str(refusal))
-            return self._safety.hold()
-        self._queue.note_execution()
-        self._go(Event.CLEAR, "")
-        return command
+        execution = self._executor.execute(planned, now=now, state=self._buffer.newest.state)
+        self._target = execution.target
+        if execution.refusal:
+            self._go(Event.HOLD, execution.refusal)
+        else:
+            self._go(Event.CLEAR, "")
+        return execution.command
 
     def _go(self, event: Event, reason: str) -> None:
         """Follow an event; what changes nothing is ignored."""
