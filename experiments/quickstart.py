@@ -23,6 +23,7 @@ from envs.evaluation.results import Evaluation, format_table, load_evaluation
 from experiments.closed_loop import compare_executed
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
+from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_conditions, load_policy
 from experiments.export import export_checkpoint
 from experiments.reports.pages import write_quickstart_page
@@ -209,7 +210,9 @@ def start_over(out_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """Run all stages."""
     run = schema.typed(config, schema.QuickstartRun)
-    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
+    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded,
+    for evaluation in (run.evaluation, run.bundle_evaluation):
+        evaluation_limits(evaluation, run.env.family)  # as is a runtime that there is not
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     lock = DirectoryLock(out_dir)
     try:

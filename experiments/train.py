@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from envs.evaluation.results import format_table
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
+from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_conditions, load_policy
 from vla.data.augment import ImageAugmentation
 from vla.data.layout import read_info
@@ -290,7 +291,8 @@ def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: P
 def main(config: DictConfig) -> None:
     """Record if asked to, train, evaluate. Under torchrun, the first process alone records and evaluates."""
     run = schema.typed(config, schema.TrainRun)
-    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded
+    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded,
+    evaluation_limits(run.evaluation, run.env.family)  # as is a runtime that there is not
     device = local_device(run.trainer.device)
     ranks = join_ranks(device)
     run_dir = Path(text_of_main(HydraConfig.get().runtime.output_dir, ranks, device))

@@ -261,11 +261,11 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
                 "num_future_states",
             },
         ),
-        (schema.EvaluationConfig, EvaluationPlan, {"env_configs", "condition"}),
+        (schema.EvaluationConfig, EvaluationPlan, {"env_configs", "condition", "limits"}),
     ],
 )
 def test_every_setting_can_be_configured(config, constructor, made_elsewhere):
     keys = {field.name for field in dataclasses.fields(config)} - {"conditions"}
     if config is schema.EvaluationConfig:
-        keys.remove("device")  # of the policy, not of the plan
+        keys -= {"device", "safety"}  # of the policy, and what `limits` follows from
     assert keys | made_elsewhere == set(inspect.signature(constructor).parameters)

@@ -17,7 +17,10 @@ from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups
 from envs.rollout import CONDITIONS, EpisodeRequest
+from policies.runtime.limits import SafetyLimits
 from vla.provenance import software_versions
+
+RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +31,8 @@ class EvaluationPlan:
     episodes_per_task: int
     first_seed: int
     condition: str = "right"  # what the policy is told: "right", "blank" or "swapped"
+    runtime: str = "simulation"  # one of RUNTIMES
+    limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
     execute_horizon: int = 10  # actions executed of each predicted chunk
     ensemble_decay: float | None = None  # mean of overlapping chunks (envs/rollout.py); None: the newest
     num_workers: int = 2
@@ -37,6 +42,12 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         if self.condition not in CONDITIONS:
             raise ValueError(f"condition {self.condition!r} is none of {CONDITIONS}")
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime {self.runtime!r} is none of {RUNTIMES}")
+        if self.runtime == "simulation" and self.limits is not None:
+            raise ValueError(
+                "limits are given, but the runtime 'simulation' has no safety filter; say 'robot'"
+            )
         for name in ("episodes_per_task", "num_workers", "envs_per_worker", "execute_horizon"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -53,7 +64,27 @@ class EvaluationPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return data | {"limits": None if self.limits is None else self.limits.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EvaluationPlan":
+        """Rebuild a plan from `to_json`, of a version without some of the keys too.
+
+        Raises:
+            ValueError: a value makes no sense.
+        """
+        limits = data.get("limits")
+        return cls(**{**data, "limits": None if limits is None else SafetyLimits.from_json(limits)})
+
+    @property
+    def road(self) -> str:
+        """What the predicted actions passed on their way to the arm, in words."""
+        if self.runtime == "simulation":
+            return "simulation: actions are executed as predicted"
+        if self.limits is None:
+            return "robot, with safety filter and delta conversion off"
+        return "robot: actions pass delta conversion and safety filter, as on an arm"
 
     def requests(self) -> list[EpisodeRequest]:
         """Return all episodes, task by task."""
@@ -203,6 +234,8 @@ class Evaluation:
         return {
             "schema_version": 1,
             "policy_id": self.policy_id,
+            "runtime": self.plan.runtime,
+            "safety": self.plan.limits is not None,
             "complete": self.is_complete,
             "mean_success_rate": self.mean_success_rate,
             "pooled_wilson_95": dataclasses.asdict(self.pooled_interval),
@@ -234,7 +267,7 @@ def load_evaluation(run_dir: Path) -> Evaluation:
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no plan.json")
     stored = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-    plan = EvaluationPlan(**stored["plan"])
+    plan = EvaluationPlan.from_json(stored["plan"])
     log = run_dir / "episodes.jsonl"
     rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
     wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
@@ -267,7 +300,10 @@ def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
     sums = [*_group_rows(columns), ["mean over tasks", *(_mean_cell(column) for column in columns)]]
     widths = [max(len(row[index]) for row in (*table, *sums)) for index in range(len(header))]
     head, *tasks, rule = (_line(row, widths) for row in (*table, ["-" * width for width in widths]))
-    note = "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled."
+    note = (
+        "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled.\n"
+        f"Runtime: {evaluation.plan.road}."
+    )
     return "\n".join((head, rule, *tasks, rule, *(_line(row, widths) for row in sums), note))
 
 

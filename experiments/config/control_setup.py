@@ -9,11 +9,14 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
+from omegaconf import OmegaConf
 
+from envs.evaluation.results import RUNTIMES
 from envs.registry import nearest
 from envs.sim_robot import SensorFaults
 from experiments.config.robot import (
@@ -24,6 +27,7 @@ from experiments.config.robot import (
     StreamConfig,
     WatchdogConfig,
 )
+from experiments.config.schema import EvaluationConfig
 from experiments.config.simulation import env_configs
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
@@ -39,6 +43,7 @@ from vla.interface import Observation, Policy, Robot
 from vla.spec import RobotSpec
 
 ARMING_PERIODS = 40  # how long to wait for a live stream of observations
+ROBOT_OF_FAMILY = {"tabletop": "sim"}  # whose limits, in conf/robot, are those of a family's arm
 RECONNECT_S = 0.2  # how long one inference tries to find its server again
 
 
@@ -57,6 +62,28 @@ def safety_limits(config: RobotConfig) -> SafetyLimits:
         refuse_speed_factor=config.refuse_speed_factor,
         leash=config.leash,
     )
+
+
+def evaluation_limits(settings: EvaluationConfig, family: str) -> SafetyLimits | None:
+    """Return the limits that actions of an evaluation have to keep; None where none apply.
+
+    Raises:
+        ValueError: the runtime is unknown, or the limits of the family's arm are.
+    """
+    if settings.runtime not in RUNTIMES:
+        raise ValueError(f"evaluation.runtime {settings.runtime!r} is unknown; choose from {RUNTIMES}")
+    if settings.runtime == "simulation":
+        return None
+    if family not in ROBOT_OF_FAMILY:
+        raise ValueError(
+            f"evaluation.runtime=robot needs the safety limits of an arm, and those of env.family={family!r} "
+            f"are not known; they are for {sorted(ROBOT_OF_FAMILY)}: give evaluation.runtime=simulation"
+        )
+    text = resources.files("conf").joinpath("robot", f"{ROBOT_OF_FAMILY[family]}.yaml").read_text("utf-8")
+    values = {key: value for key, value in OmegaConf.create(text).items() if key != "defaults"}
+    robot = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SimRobotConfig), values))
+    assert isinstance(robot, SimRobotConfig)
+    return safety_limits(robot) if settings.safety else None
 
 
 def chosen_task(run: ControlRun | DelayTableRun) -> str:

@@ -132,6 +132,8 @@ class EvaluationConfig:
     episodes_per_task: int = MISSING
     first_seed: int = MISSING  # episode k of a task has seed first_seed + k
     conditions: list[str] = MISSING  # right | swapped | blank
+    runtime: str = "simulation"  # simulation | robot: delta conversion and safety filter on every action
+    safety: bool = True  # whether the runtime "robot" has these two; false is for comparison
     execute_horizon: int = MISSING  # actions executed of a chunk before the policy looks again
     ensemble_decay: float | None = None  # mean of overlapping chunks, by ACT; null: the newest
     device: str = "auto"  # auto | cpu | cuda, for checkpoints; a bundle runs on the CPU
