@@ -33,9 +33,13 @@ from policies.runtime.watchdog import Level, WatchdogLimits, assess_inference
 from vla.interface import Observation, Policy, SensorReading
 from vla.spec import RobotSpec
 
-CONDITIONS = ("right", "blank", "swapped")  # what the policy is told; the goal is always the original one
+CONDITIONS = (
+    "right",
+    "blank",
+    "swapped",
+)  # instruction given; the goal is always the original one
 
-_SPARE_ENVS = 2  # per worker: kept alive besides those in use, so that a change of task costs less
+_SPARE_ENVS = 2  # per worker: kept alive next to those in use, so that a change of task costs less
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,7 @@ class EpisodeResult:
 
     request: EpisodeRequest
     instruction: str  # of the goal that decides about success
-    given_instruction: str  # what the policy was told
+    given_instruction: str  # what the policy got
     success: bool
     steps: int
     num_clipped: int  # actions that exceeded the limits of the environment or of the safety filter
@@ -239,7 +243,7 @@ class _RunningEpisode:
     def _safe_action(
         self, now: float, planned: PlannedAction | None
     ) -> Float32[np.ndarray, " action"] | None:
-        """Return what the controller of a robot would send; None where it would stop the robot for good."""
+        """Return what the controller of a robot would send; None where it would stop the robot."""
         assert self._executor is not None, "there are limits"
         assert self._safety is not None, "there are limits"
         verdict = assess_inference(now, self._queue.health, WatchdogLimits())
@@ -277,7 +281,7 @@ def _accept_all(_actions: Float32[np.ndarray, "time action"]) -> None:
     """Without limits no chunk is refused."""
 
 
-def _told(env: ManipulationEnv, condition: str) -> str:
+def _given_instruction(env: ManipulationEnv, condition: str) -> str:
     if condition == "blank":
         return ""
     return env.swapped_instruction() if condition == "swapped" else env.instruction
@@ -295,7 +299,7 @@ class _StartEpisode(Job):
         env = workspace.env(slot, self.request.env_config)
         env.start_episode(seed=self.request.seed)
         episode = _RunningEpisode(
-            env=env, given_instruction=_told(env, self.request.condition), road=self.road
+            env=env, given_instruction=_given_instruction(env, self.request.condition), road=self.road
         )
         workspace.running[slot] = episode
         return episode.run(None)

@@ -1,4 +1,4 @@
-"""Drives a robot with a policy: observes, infers beside the loop, filters, commands, records.
+"""Drives a robot with a policy: observes, infers next to the loop, filters, commands, records.
 
     python -m experiments.control bundle=outputs/bundle robot=sim task=reach env.level=none
     python -m experiments.control server=ws://127.0.0.1:8000 robot=sim schedule=rtc robot.latency_s=0.05
@@ -117,7 +117,7 @@ class LiveLine:
 
 @contextlib.contextmanager
 def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
-    """Build the simulated robot of a run, and close its environment in the end.
+    """Build the simulated robot of a run, and close its environment finally.
 
     Raises:
         ValueError: the task, or a key of the environment, is unknown.
@@ -132,14 +132,14 @@ def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
 
 @contextlib.contextmanager
 def open_robot(run: ControlRun, clock: Clock) -> Iterator[TaskRobot]:
-    """Build the robot of a run, and let it go in the end.
+    """Build the robot of a run, and release it finally.
 
     Raises:
         ValueError: the kind of robot, the task, or a key of the environment is unknown.
         RuntimeError: the robot does not answer, or is in error.
     """
     if isinstance(run.robot, FrankaRobotConfig):
-        from experiments.franka.parts import open_franka  # here, as it needs no more than this robot does
+        from experiments.franka.scene import open_franka  # here, as it needs no more than this robot does
 
         with open_franka(run.robot, task_config(run), seed=run.seed, clock=clock) as robot:
             yield robot
@@ -205,8 +205,8 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
                 clock=clock,
                 recorder=recorder,
             )
-            said = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
-            print(f"{said}; Ctrl-C stops the robot", flush=True)
+            summary = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
+            print(f"{summary}; Ctrl-C stops the robot", flush=True)
             with stop_on_signals(controller), closing(LiveLine()) as line:
                 drive(
                     controller,
@@ -228,10 +228,10 @@ def replay_sim(run: ControlRun, path: Path) -> None:
     if broken:
         raise ValueError(f"{broken} commands in {path} break the limits of this robot; nothing was sent")
     with open_sim(run, clock) as robot:
-        told = recording.about.get("instruction")
-        if told != (robot.instruction if run.instruction is None else run.instruction):
+        instruction = recording.about.get("instruction")
+        if instruction != (robot.instruction if run.instruction is None else run.instruction):
             raise ValueError(
-                f"the recording is of {told!r}, this is {robot.instruction!r}; give its task and seed"
+                f"the recording is of {instruction!r}, this is {robot.instruction!r}; give its task and seed"
             )
         count = replay(recording, robot=robot, clock=clock)
         print(f"{count} commands sent again; goal {'reached' if robot.success else 'not reached'}")

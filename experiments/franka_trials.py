@@ -26,10 +26,10 @@ from experiments.config import cli, schema
 from experiments.config.robot import FrankaTrialsRun
 from experiments.config.simulation import env_configs
 from experiments.franka.audit import MAX_LOST
-from experiments.franka.parts import ArmClock, open_arm, open_mirror
 from experiments.franka.processes import Process, bundle_server, expert_server, franky_sim
 from experiments.franka.report import fault_table, report, trial_table
-from experiments.franka.trial import Rig, Trial, TrialsFailed, run_trial
+from experiments.franka.scene import ArmClock, open_arm, open_mirror
+from experiments.franka.trial import Trial, TrialSetup, TrialsFailed, run_trial
 from experiments.reports.pages import machine
 from policies.robots.franky_arm import Setpoint
 from policies.runtime.clock import MonotonicClock
@@ -58,37 +58,37 @@ def server_of(run: FrankaTrialsRun, *, seed: int, out_dir: Path) -> Process:
     return expert_server(json.dumps(env_configs(run.env, [TASK])[TASK]), seed=seed)
 
 
-def run_trials(rig: Rig, out_dir: Path) -> list[Trial]:
+def run_trials(setup: TrialSetup, out_dir: Path) -> list[Trial]:
     """Run the trials without faults; a bundle is served by one process for all of them."""
     trials = []
     with ExitStack() as shared:
         server = None
-        for k in range(rig.run.trials):
-            seed = rig.run.first_seed + k
-            if server is None or rig.run.bundle is None:
+        for k in range(setup.run.trials):
+            seed = setup.run.first_seed + k
+            if server is None or setup.run.bundle is None:
                 shared.close()
-                server = shared.enter_context(server_of(rig.run, seed=seed, out_dir=out_dir))
-            trial = run_trial(rig, url=server.found[1], seed=seed, directory=out_dir / f"trial-{k:02}")
+                server = shared.enter_context(server_of(setup.run, seed=seed, out_dir=out_dir))
+            trial = run_trial(setup, url=server.found[1], seed=seed, directory=out_dir / f"trial-{k:02}")
             reached = "reached" if trial.success else "not reached"
             print(f"trial {k + 1:2} seed {seed}: {reached} in {trial.seconds:.1f} s; {trial.instruction}")
             trials.append(trial)
     return trials
 
 
-def run_faults(rig: Rig, out_dir: Path) -> list[Trial]:
+def run_faults(setup: TrialSetup, out_dir: Path) -> list[Trial]:
     """Run the trials in which the policy server fails mid-motion, each with a server of its own."""
     trials = []
     for kind, inflict in FAULTS.items():
-        for k in range(rig.run.faults):
-            seed = rig.run.first_seed + 1000 + k
-            with server_of(rig.run, seed=seed, out_dir=out_dir) as server:
+        for k in range(setup.run.faults):
+            seed = setup.run.first_seed + 1000 + k
+            with server_of(setup.run, seed=seed, out_dir=out_dir) as server:
                 trial = run_trial(
-                    rig,
+                    setup,
                     url=server.found[1],
                     seed=seed,
                     directory=out_dir / f"{kind}-{k:02}",
                     fault=kind,
-                    strike=lambda: inflict(server),  # noqa: B023 (called before the loop goes on)
+                    inject=lambda: inflict(server),  # noqa: B023 (called before the loop goes on)
                 )
             print(f"{kind:8} seed {seed}: {trial.end[:80]}")
             trials.append(trial)
@@ -135,7 +135,10 @@ def results_of(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[T
         "policy": "scripted expert" if run.bundle is None else cli.portable_path(run.bundle),
         "time": run.time,
         "settings": {key: getattr(run, key) for key in ("schedule", "execute_horizon", "max_seconds")},
-        "arm": {key: getattr(run.robot, key) for key in ("acceleration", "jerk", "gain_hz", "leash_m")},
+        "arm": {
+            key: getattr(run.robot, key)
+            for key in ("acceleration", "jerk", "gain_hz", "max_tracking_error_m")
+        },
         "watchdog": dataclasses.asdict(run.watchdog),
         "trials": [trial.to_json() for trial in trials],
         "faults": [trial.to_json() for trial in faults],
@@ -154,9 +157,9 @@ def main(config: DictConfig) -> None:
         run.robot.address = address
         with open_arm(run.robot, on_setpoint=setpoints.append) as arm:
             clock = MonotonicClock() if run.time == "wall" else ArmClock(arm)
-            rig = Rig(run=run, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
-            trials = run_trials(rig, out_dir)
-            faults = run_faults(rig, out_dir)
+            setup = TrialSetup(run=run, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
+            trials = run_trials(setup, out_dir)
+            faults = run_faults(setup, out_dir)
     results = results_of(run, trials, faults)
     print("\n" + trial_table(trials) + "\n\n" + fault_table(faults))
     text = report(results, trials, faults)

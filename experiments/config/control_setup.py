@@ -60,7 +60,7 @@ def safety_limits(config: RobotConfig) -> SafetyLimits:
         channels=channels,
         refuse_position_factor=config.refuse_position_factor,
         refuse_speed_factor=config.refuse_speed_factor,
-        leash=config.leash,
+        max_tracking_error=config.max_tracking_error,
     )
 
 
@@ -142,7 +142,7 @@ class RemoteForWorker:
 
     @property
     def max_committed(self) -> int:
-        """How many promised actions it can be told."""
+        """How many committed actions it can be given."""
         return self._remote.max_committed
 
     def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
@@ -152,7 +152,7 @@ class RemoteForWorker:
         return self._remote.predict(observations)
 
     def close(self) -> None:
-        """Hang up; an inference under way fails."""
+        """Disconnect; an inference under way fails."""
         self._remote.close()
 
 
@@ -180,7 +180,7 @@ class SlowedPolicy:
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and how many promised actions it can be told."""
+    """A policy, and how many committed actions it can be given."""
 
     policy: Policy
     max_committed: int
@@ -190,7 +190,7 @@ class LoadedPolicy(NamedTuple):
 def open_policy(
     *, bundle: str | None, server: str | None, token_env: str, num_threads: int, server_wait_s: float = 0.0
 ) -> Iterator[LoadedPolicy]:
-    """Open a bundle in this process, or connect to a policy server and hang up in the end.
+    """Open a bundle in this process, or connect to a policy server and disconnect finally.
 
     A server that is not there yet is waited for, so long; no robot has been touched by then.
 
@@ -280,7 +280,7 @@ def drive(
         controller: IDLE.
         is_over: asked after every period.
         max_periods: after so many the task counts as over.
-        on_period: told of every period.
+        on_period: called with the record of every period.
 
     Raises:
         ArmingRefused: observations did not come, or the robot stands out of its range.

@@ -31,7 +31,7 @@ class RobotConfig:
 
     kind: str = MISSING
     limits: dict[str, ChannelLimitsConfig] = MISSING
-    leash: float = math.inf
+    max_tracking_error: float = math.inf
     refuse_position_factor: float = 1.5
     refuse_speed_factor: float = 5.0
 
@@ -56,7 +56,7 @@ class FrankaRobotConfig(RobotConfig):
     acceleration: float = 4.5  # of every joint [rad/s2]; `policies.robots.franky_arm.Dynamics`
     jerk: float = 600.0  # [rad/s3]
     gain_hz: float = 3.0  # `policies.robots.franka.Following`
-    leash_m: float = 0.03
+    max_tracking_error_m: float = 0.03
     go_to_start: bool = True  # move to where the scene's episode begins; look that the way is free
 
 

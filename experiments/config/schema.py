@@ -66,7 +66,7 @@ class ProcessorConfig:
     """Arguments of `Processor.fit` that are neither data nor action tokenizer."""
 
     action_horizon: int = MISSING  # control periods in a predicted chunk
-    max_committed: int = MISSING  # most actions that may be promised before a chunk is chosen; 0 for none
+    max_committed: int = MISSING  # most actions that may be committed before a chunk is predicted; 0 for none
     frame_offsets: list[int] = MISSING  # which frames a policy looks at, control periods before now
     max_text_tokens: int = 32
     text_vocab_size: int = 512

@@ -1,8 +1,8 @@
 """A Franka arm as a `Robot`: end-effector deltas at control rate in, twists for the arm's own 1 kHz loop out.
 
-Each action moves a commanded pose of the point between the fingertips. The arm is told the velocity that
+Each action moves a commanded pose of the point between the fingertips. The arm gets the velocity that
 follows it: the action's own, plus a share of what the arm trails behind. Every such command expires: an arm
-that hears nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
+that receives nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
 (franky_arm.py is one); what the cameras see is `Cameras`.
 """
 
@@ -23,9 +23,9 @@ STATE_NAMES = ("tcp_x", "tcp_y", "tcp_z", "yaw_sin", "yaw_cos", "gripper_opening
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmReading:
-    """What an arm says of itself. Poses are of the point between the fingertips, in the arm's base frame."""
+    """What an arm reports. Poses are of the point between the fingertips, in the arm's base frame."""
 
-    time_s: float  # of the arm's own clock; stands still when nothing new was heard
+    time_s: float  # of the arm's own clock; stands still when nothing new was received
     joints: Float64[np.ndarray, "7"]  # [rad]
     position: Float64[np.ndarray, "3"]  # [m]
     rotation: Float64[np.ndarray, "3 3"]  # the hand's axes, as columns
@@ -43,7 +43,7 @@ class Arm(Protocol):
     def follow(
         self, linear: Float64[np.ndarray, "3"], angular: Float64[np.ndarray, "3"], *, for_s: float
     ) -> None:
-        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless told otherwise."""
+        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless commanded."""
         ...
 
     def grip(self, opening: float) -> None:
@@ -111,12 +111,12 @@ class Following:
     gain_hz: float = 3.0  # share of the distance to the commanded pose that is made up for in a second
     max_speed: float = 0.5  # of the fingertips [m/s]
     max_turn: float = 2.0  # of the hand [rad/s]
-    leash_m: float = 0.03  # of the commanded from the measured pose: a blocked arm must not wind up
-    leash_rad: float = 0.3
+    max_tracking_error_m: float = 0.03  # commanded from measured pose: a blocked arm must not wind up
+    max_tracking_error_rad: float = 0.3
     patience: float = 1.5  # control periods after which a command expires
 
     def __post_init__(self) -> None:
-        for name in ("gain_hz", "max_speed", "max_turn", "leash_m", "leash_rad"):
+        for name in ("gain_hz", "max_speed", "max_turn", "max_tracking_error_m", "max_tracking_error_rad"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 1.0 < self.patience <= 4.0:
@@ -211,8 +211,8 @@ class FrankaRobot:
         lead = vector_from_rotation(turned @ reading.rotation.T)
         for_s = how.patience * self._period_s
         self._target = _Target(
-            position=reading.position + shortened(trailing + wanted[:3], how.leash_m),
-            rotation=rotation_from_vector(shortened(lead, how.leash_rad)) @ reading.rotation,
+            position=reading.position + shortened(trailing + wanted[:3], how.max_tracking_error_m),
+            rotation=rotation_from_vector(shortened(lead, how.max_tracking_error_rad)) @ reading.rotation,
             expires_at=now + for_s + self._period_s,
         )
         if self._num_stops == num_stops:

@@ -54,16 +54,16 @@ class LerobotDevice(Protocol):
         ...
 
     def disconnect(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         ...
 
 
 class RobotNotStopped(RuntimeError):
-    """Motors could not be told to hold; the message names them."""
+    """Motors could not be commanded to hold; the message names them."""
 
 
 class LerobotRobot:
-    """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects in the end.
+    """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects finally.
 
     Args:
         device: the driver.
@@ -173,7 +173,7 @@ class LerobotRobot:
         if unknown:
             raise RobotNotStopped(
                 f"the device measured no position of {unknown} and was given no target for them: they "
-                "could not be told to hold; if the robot moves, cut its power"
+                "could not be commanded to hold; if the robot moves, cut its power"
             )
 
     def __enter__(self) -> "LerobotRobot":

@@ -1,4 +1,4 @@
-"""The controller's exchange with a policy: asks when the schedule wants it, keeps what may be used.
+"""The controller's exchange with a policy: requests a chunk when the schedule wants one, keeps what is valid.
 
 It brings together where the policy runs (inference.py), which answers count (`ResultGate`) and when which
 action is due (chunking.py), and remembers since when answers fail, are missing or are refused. It judges
@@ -22,14 +22,14 @@ from policies.runtime.watchdog import HealthSnapshot
 
 
 class ChunkQueue:
-    """One policy's answers, from one start of the robot to the next.
+    """One policy's chunks, from one start of the robot to the next.
 
     Args:
         inference: where the policy runs.
-        schedule: when to ask, and what is due.
-        instruction: what the policy is told.
+        schedule: when to request a chunk, and which action is due.
+        instruction: for the policy.
         num_actions: numbers in an action.
-        deltas: between what policies say and what the schedule keeps.
+        deltas: between predicted actions and the positions that the schedule keeps.
         require_sane: raises UnsafeCommand for a chunk that must not be executed, not even in part.
     """
 
@@ -130,7 +130,7 @@ class ChunkQueue:
         if not is_new or not (is_first or self._inference.waiting_since is None):
             return
         if self._schedule.wants_chunk(stamp):
-            committed = self._deltas.to_actions(self._schedule.promise(stamp), stamp)
+            committed = self._deltas.to_actions(self._schedule.commit(stamp), stamp)
             self._asked_stamp = stamp
             self._last_seq = self._inference.submit(history.observation(self._instruction, committed))
 

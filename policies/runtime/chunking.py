@@ -97,10 +97,10 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def clear(self) -> None:
-        """Forget all chunks and promises."""
+        """Forget all chunks and committed actions."""
 
-    def promise(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
-        """Return the actions that will be executed from `stamp` on, whatever an inference on it says."""
+    def commit(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
+        """Return the actions that will be executed from `stamp` on, whatever an inference on it predicts."""
         return np.zeros((0, self.num_actions), np.float32)
 
     def _periods_since(self, stamp: float, now: float) -> int:
@@ -231,17 +231,17 @@ class EnsemblingSchedule(Schedule):
 
 
 class RealTimeSchedule(AsynchronousSchedule):
-    """Promises the actions of the time that the inference will take, and lets the policy know them.
+    """Commits to the actions of the time that the inference will take, and lets the policy know them.
 
-    The promise is part of the observation, so that a policy trained for it (arXiv:2512.05964; for the idea,
-    arXiv:2506.07339) continues it; it is executed whatever comes back, so that a chunk that arrives early
-    takes over exactly where the promise ends. The delay expected is the largest of the last ten.
+    They are part of the observation, so that a policy trained for it (arXiv:2512.05964; for the idea,
+    arXiv:2506.07339) continues them. They are executed whatever comes back, so that a chunk that arrives
+    early takes over exactly where they end. The delay expected is the largest of the last ten.
 
     Args:
         period_s: length of a control period [s].
         execute_horizon: periods from one observation that is inferred on to the next, at least.
         num_actions: numbers in an action.
-        max_committed: how many promised actions the policy can be told; 0 for one that was not trained for
+        max_committed: how many committed actions the policy can be given; 0 for one that was not trained for
             it, which leaves an asynchronous schedule whose switches are planned.
         first_delay: periods expected of the first inference that overlaps with motion.
     """
@@ -260,28 +260,28 @@ class RealTimeSchedule(AsynchronousSchedule):
             raise ValueError(f"max_committed is {max_committed}; it must not be negative")
         self._max_committed = max_committed
         self._delays = deque([first_delay], maxlen=10)
-        self._promised: dict[float, Float32[np.ndarray, "committed action"]] = {}  # by stamp
+        self._committed: dict[float, Float32[np.ndarray, "committed action"]] = {}  # by stamp
 
     @property
     def expected_delay(self) -> int:
         """Periods that the next inference is expected to take."""
         return max(self._delays)
 
-    def promise(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
-        """Remember what will be executed while an inference on `stamp` runs; return what to tell of it."""
+    def commit(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
+        """Remember what will be executed while an inference on `stamp` runs; return the policy's part of it."""
         if self._chunk is None:
-            return super().promise(stamp)
+            return super().commit(stamp)
         start = self._periods_since(self._chunk.stamp, stamp)
-        promised = self._chunk.actions[start : start + self.expected_delay].copy()
-        self._promised = {stamp: promised}  # one inference at a time
-        return promised[: self._max_committed]
+        committed = self._chunk.actions[start : start + self.expected_delay].copy()
+        self._committed = {stamp: committed}  # one inference at a time
+        return committed[: self._max_committed]
 
     def add(self, chunk: Chunk, now: float) -> bool:
-        """Switch to a chunk whose first actions are those that were promised."""
-        promised = self._promised.pop(chunk.stamp, None)
+        """Switch to a chunk whose first actions are those that were committed."""
+        committed = self._committed.pop(chunk.stamp, None)
         was_moving = self._chunk is not None
-        if promised is not None and len(promised):
-            kept = promised[: len(chunk.actions)]
+        if committed is not None and len(committed):
+            kept = committed[: len(chunk.actions)]
             actions = np.concatenate([kept, chunk.actions[len(kept) :]])
             chunk = dataclasses.replace(chunk, actions=actions)
         if was_moving:
@@ -289,9 +289,9 @@ class RealTimeSchedule(AsynchronousSchedule):
         return super().add(chunk, now)
 
     def clear(self) -> None:
-        """Forget the chunk and the promise; what was learnt about delays stays."""
+        """Forget the chunk and the committed actions; what was learned about delays stays."""
         super().clear()
-        self._promised = {}
+        self._committed = {}
 
 
 SCHEDULES = ("sync", "async", "ensemble", "rtc")

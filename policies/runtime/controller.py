@@ -49,7 +49,7 @@ class Controller:
         inference: where the policy runs.
         schedule: which action is executed when.
         safety: what may be sent.
-        instruction: what the policy is told.
+        instruction: for the policy.
         frame_offsets: which frames the policy looks at; see `Policy.frame_offsets`.
         clock: of every deadline and stamp.
         watchdog: when to hold and when to stop.
@@ -158,7 +158,7 @@ class Controller:
             raise ArmingRefused(str(error)) from error
 
     def start(self) -> None:
-        """Begin to execute what the policy says.
+        """Begin to execute the policy's actions.
 
         Raises:
             ArmingRefused: the controller is not ARMED, or the robot has left its range since.

@@ -24,7 +24,7 @@ class Execution(NamedTuple):
 
 
 class ActionExecutor:
-    """Turns planned actions into safe commands, and tells the queue what became of them.
+    """Turns planned actions into safe commands, and reports to the queue what became of them.
 
     Args:
         queue: where planned actions come from.

@@ -59,21 +59,22 @@ class SafetyLimits:
 
     A request within its limits passes unchanged. One that exceeds a limit by up to the factor is clamped and
     counted; beyond it, it is refused. Acceleration and jerk are always clamped: a request in range that
-    comes abruptly is a seam, not nonsense. `leash` bounds how far a delta channel's commanded position may
-    be pushed away from the measured one [u of the channel]; it may exceed it by the way it takes to stop.
+    comes abruptly is a seam, not nonsense. `max_tracking_error` bounds how far a delta channel's commanded
+    position may be pushed away from the measured one [u of the channel]; it may exceed it by the way it takes
+    to stop.
     """
 
     channels: tuple[ChannelLimits, ...]
     refuse_position_factor: float = 1.5  # of half the range, from its centre
     refuse_speed_factor: float = 5.0  # of velocity and step
-    leash: float = math.inf
+    max_tracking_error: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("refuse_position_factor", "refuse_speed_factor"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.leash > 0:
-            raise ValueError(f"leash is {self.leash}; it must be positive")
+        if not self.max_tracking_error > 0:
+            raise ValueError(f"max_tracking_error is {self.max_tracking_error}; it must be positive")
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits as JSON-ready data; None stands for unlimited."""
@@ -85,7 +86,7 @@ class SafetyLimits:
             {key: plain(value) for key, value in dataclasses.asdict(one).items()} for one in self.channels
         ]
         factors = {key: getattr(self, key) for key in ("refuse_position_factor", "refuse_speed_factor")}
-        return {"channels": channels, "leash": plain(self.leash), **factors}
+        return {"channels": channels, "max_tracking_error": plain(self.max_tracking_error), **factors}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SafetyLimits":
@@ -109,7 +110,7 @@ class SafetyLimits:
                 channels=channels,
                 refuse_position_factor=data["refuse_position_factor"],
                 refuse_speed_factor=data["refuse_speed_factor"],
-                leash=limit(data["leash"]),
+                max_tracking_error=limit(data["max_tracking_error"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no safety limits: {error}") from error

@@ -90,7 +90,7 @@ class StreamLimits:
     frozen_motion: float = 0.1  # how far it must have moved meanwhile, as a share of a state's range
     black_level: float = 4.0  # mean brightness in [0, 255] below which a camera counts as black
     state_jump: float = 0.35  # largest change of a state in one period, as a share of its range
-    may_jump: tuple[str, ...] = ()  # channels such as a gripper's opening, which tell nothing of either
+    may_jump: tuple[str, ...] = ()  # channels such as a gripper's opening, which prove neither
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

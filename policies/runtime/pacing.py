@@ -1,4 +1,4 @@
-"""Keeps a loop on its grid of periods and counts those that it missed. Knows nothing of their content."""
+"""Keeps a loop on its grid of periods and counts those that it missed."""
 
 import contextlib
 import gc

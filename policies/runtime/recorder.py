@@ -43,7 +43,7 @@ class PeriodRecord:
     measured: list[float] | None  # the robot's state
     target: (
         list[float | None] | None
-    )  # what was asked of the safety filter; None for a number that is not finite
+    )  # what was requested of the safety filter; None for a number that is not finite
     commanded: list[float] | None  # what the robot was sent
     position: list[float] | None  # commanded position of every channel after it
     start: list[float] | None  # commanded position before it, in the first period after arming
@@ -85,7 +85,7 @@ def period_record(
     events: list[str],
     missed: int,
 ) -> PeriodRecord:
-    """Put the record of a period together from what the parts of the controller said."""
+    """Put the record of a period together from what the parts of the controller report."""
     return PeriodRecord(
         index=index,
         now=now,

@@ -71,7 +71,7 @@ OK = Verdict(level=Level.OK)
 
 
 def assess_observation(now: float, health: HealthSnapshot, limits: WatchdogLimits) -> Verdict:
-    """Judge what the robot tells of itself; unless this is OK, nothing new is inferred."""
+    """Judge what the sensors report; unless this is OK, nothing new is inferred."""
     if health.stream.state_jump is not None:
         return Verdict(level=Level.FAULT, reason=health.stream.state_jump)
     if not health.sensor_stamps:

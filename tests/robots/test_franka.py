@@ -65,21 +65,21 @@ def test_a_command_expires_by_itself():
     clock.advance(10.0)
     assert arm.read().position[0] == pytest.approx(0.5 + 0.4 * 1.5 * DT)  # patience is 1.5 periods
     robot.command(action())  # starts from where the arm is, not from where it was to go
-    np.testing.assert_array_equal(arm.told[-1][0], np.zeros(3))
+    np.testing.assert_array_equal(arm.twists[-1][0], np.zeros(3))
 
 
 def test_a_blocked_arm_does_not_wind_up():
-    robot, arm, clock = make(Following(leash_m=0.03, max_speed=0.3))
+    robot, arm, clock = make(Following(max_tracking_error_m=0.03, max_speed=0.3))
     arm.is_blocked = True
     for _ in range(40):
         robot.command(action(move=(0.025, 0.0, 0.0), turn=(0, 0, 0.1)))
         clock.advance(DT)
-    assert max(np.linalg.norm(linear) for linear, _, _ in arm.told) <= 0.3 + 1e-9
+    assert max(np.linalg.norm(linear) for linear, _, _ in arm.twists) <= 0.3 + 1e-9
     arm.is_blocked = False
     for _ in range(40):
         robot.command(action())
         clock.advance(DT)
-    assert arm.read().position[0] < 0.5 + 0.03 + 0.016  # the leash, and the last push
+    assert arm.read().position[0] < 0.5 + 0.03 + 0.016  # its limit, and the last push
 
 
 def test_the_gripper_is_passed_on_and_the_state_has_the_spec_s_order():
@@ -163,7 +163,7 @@ def test_a_broken_action_is_refused_and_nothing_is_sent(broken):
     robot, arm, _ = make()
     with pytest.raises(ValueError, match="finite numbers"):
         robot.command(broken)
-    assert not arm.told
+    assert not arm.twists
 
 
 def test_other_robots_are_refused():
@@ -246,11 +246,11 @@ def test_a_reflex_of_the_arm_is_a_fault_until_somebody_recovers_and_rearms(tmp_p
     assert controller.state is State.FAULT
     assert "cartesian_reflex" in controller.reason
     assert arm.num_stops == 1
-    told = len(arm.told)
+    sent = len(arm.twists)
     arm.error = None  # the error is gone, but nobody has said so
     steps(20)
     assert controller.state is State.FAULT
-    assert len(arm.told) == told
+    assert len(arm.twists) == sent
     controller.rearm()
     assert controller.state is State.ARMED
     assert not violations(recorder)
@@ -270,7 +270,7 @@ def test_an_arm_that_falls_silent_is_held_and_then_stopped(tmp_path):
 def test_the_emergency_stop_stops_the_arm_in_the_same_period(tmp_path):
     controller, arm, steps, recorder = drive(tmp_path)
     controller.press_emergency_stop()
-    told = len(arm.told)
+    sent = len(arm.twists)
     steps(1)
-    assert (controller.state, arm.num_stops, len(arm.told)) == (State.STOPPED, 1, told)
+    assert (controller.state, arm.num_stops, len(arm.twists)) == (State.STOPPED, 1, sent)
     assert not violations(recorder)

@@ -2,8 +2,7 @@
 
     .venv/bin/python tests/runtime/fifty_hertz.py outputs/bundle --seconds 60 --out outputs/fifty_hertz
 
-A bundle that was trained at 20 Hz drives the simulated tabletop, told by turns to go to one object and to
-another. Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
+A bundle that was trained at 20 Hz drives the simulated tabletop, sent by turns to one object and to another. Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
 recording are those of `experiments.control`. The arm's servos and cameras keep their 20 Hz: they get the sum
 of what was commanded since. Writes recording.jsonl and fifty_hertz.json; ends with code 1 if a command was
 missed, a limit broken or the robot held.
@@ -41,7 +40,7 @@ from vla.provenance import software_versions
 from vla.spec import RobotSpec
 
 CONTROL_HZ, DELAY_S = 50.0, 0.2
-TURN_S = 3.0  # how long the policy is told the same
+TURN_S = 3.0  # how long the policy gets the same instruction
 ARMING_S = 1.0  # beyond the seconds asked for: arming and the first inference
 
 
@@ -78,7 +77,7 @@ class Resampled:
 
 
 class ToAndFro:
-    """A policy that is told one thing and another by turns, so that the arm never comes to rest."""
+    """A policy that gets one instruction and another by turns, so that the arm never comes to rest."""
 
     def __init__(self, policy: Policy, *, instructions: tuple[str, str]) -> None:
         self._policy, self._instructions = policy, instructions
@@ -86,11 +85,11 @@ class ToAndFro:
         self.action_horizon = policy.action_horizon
 
     def predict(self, observations):
-        told = [
+        instructed = [
             dataclasses.replace(one, instruction=self._instructions[int(one.stamp // TURN_S) % 2])
             for one in observations
         ]
-        return self._policy.predict(told)
+        return self._policy.predict(instructed)
 
 
 class FastTabletop:
@@ -172,7 +171,7 @@ def record_run(
             policy=fast,
             inference=inference,
             limits=limits,
-            max_committed=0,  # promises are made at 50 Hz; the policy could only be told 20 Hz ones
+            max_committed=0,  # commitments are made at 50 Hz; the policy takes only 20 Hz ones
             schedule=run.schedule,
             execute_horizon=run.execute_horizon,
             delta_to_absolute=run.delta_to_absolute,

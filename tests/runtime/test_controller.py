@@ -209,7 +209,7 @@ def test_a_stop_leaves_the_last_seconds_of_frames(tmp_path):
         assert len(dump["stamp"]) == len(dump["state"]) == 40  # 2 s at 20 Hz
 
 
-def test_the_policy_sees_its_promises_and_its_instruction(tmp_path):
+def test_the_policy_sees_the_committed_actions_and_its_instruction(tmp_path):
     run = Harness(tmp_path, schedule="rtc", delay_s=2 * DT).started(30)
     latest = run.policy.seen[-1]
     assert latest.instruction == "go on"

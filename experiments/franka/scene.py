@@ -23,7 +23,7 @@ _POLL_S = 0.001
 
 
 class FrankaInScene:
-    """A `Robot` with a task: the arm, and the scene that says what is asked for and whether it is done."""
+    """A `Robot` with a task: the arm, and the scene that gives an instruction and judges it."""
 
     def __init__(self, *, robot: FrankaRobot, mirror: TabletopMirror) -> None:
         self._robot, self._mirror = robot, mirror
@@ -78,10 +78,10 @@ class ArmClock:
 
     def now(self) -> float:
         """Return the time of the newest reading [s]."""
-        return self._arm.heard_s
+        return self._arm.newest_time_s
 
     def sleep_until(self, moment: float) -> None:
-        """Return when the arm has reached `moment` [s], or has failed: then its next reading tells."""
+        """Return when the arm has reached `moment` [s], or has failed: then its next reading raises."""
         with contextlib.suppress(FrankaFault):
             while self._arm.read().time_s < moment:
                 time.sleep(_POLL_S)
@@ -141,7 +141,7 @@ def place_in_scene(
         arm=arm,
         cameras=mirror,
         clock=clock,
-        following=Following(gain_hz=config.gain_hz, leash_m=config.leash_m),
+        following=Following(gain_hz=config.gain_hz, max_tracking_error_m=config.max_tracking_error_m),
     )
     return FrankaInScene(robot=robot, mirror=mirror)
 
