@@ -1,7 +1,7 @@
 """Joint velocities for a twist of the hand, for an arm with a joint to spare.
 
-Damped least squares for the twist; the null motion of the seventh joint draws the arm towards a posture. Joints
-slow down before they reach the end of their range.
+Damped least squares for the twist; the null motion of the seventh joint draws the arm towards a posture.
+Joints slow down before they reach the end of their range.
 """
 
 from dataclasses import dataclass

@@ -268,7 +268,7 @@ class RealTimeSchedule(AsynchronousSchedule):
         return max(self._delays)
 
     def commit(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
-        """Remember what will be executed while an inference on `stamp` runs; return the policy's part of it."""
+        """Remember what will be executed while an inference on `stamp` runs; return the policy's part."""
         if self._chunk is None:
             return super().commit(stamp)
         start = self._periods_since(self._chunk.stamp, stamp)

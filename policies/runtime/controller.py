@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from policies.runtime.chunk_queue import ChunkQueue
 from policies.runtime.chunking import PlannedAction, Schedule
-from policies.runtime.clock import Clock
+from policies.runtime.clock import Clock, Pacer, short_collections
 from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.execution import ActionExecutor
 from policies.runtime.inference import Inference
@@ -26,7 +26,6 @@ from policies.runtime.observation_buffer import (
     checked_instruction,
     sensor_stamps,
 )
-from policies.runtime.pacing import Pacer, short_collections
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state

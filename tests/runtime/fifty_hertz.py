@@ -2,7 +2,8 @@
 
     .venv/bin/python tests/runtime/fifty_hertz.py outputs/bundle --seconds 60 --out outputs/fifty_hertz
 
-A bundle that was trained at 20 Hz drives the simulated tabletop, sent by turns to one object and to another. Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
+A bundle that was trained at 20 Hz drives the simulated tabletop, sent by turns to one object and to another.
+Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
 recording are those of `experiments.control`. The arm's servos and cameras keep their 20 Hz: they get the sum
 of what was commanded since. Writes recording.jsonl and fifty_hertz.json; ends with code 1 if a command was
 missed, a limit broken or the robot held.
