@@ -157,7 +157,7 @@ class _RunningEpisode:
         self._safety = None if road.limits is None else SafetyFilter(spec=spec, limits=road.limits)
         absolute = np.ones(len(spec.action), bool) if self._safety is None else self._safety.absolute
         deltas = DeltaToAbsolute(spec=spec, absolute=absolute)
-        self.history = FrameHistory(spec=spec, frame_offsets=road.frame_offsets)
+        self._history = FrameHistory(spec=spec, frame_offsets=road.frame_offsets)
         self._inference = _BatchedInference()
         self._queue = ChunkQueue(
             inference=self._inference,
@@ -187,14 +187,14 @@ class _RunningEpisode:
         """Run, after an answer to the last observation, until the policy is asked or the episode ends."""
         outcome: StepOutcome | None = None
         if answer is None:
-            self.begin_period()
+            self._begin_period()
         else:
             self._inference.answer(answer)
         while self._inference.observation is None:
             outcome = self._finish_period()
             if outcome is None or outcome.terminated or outcome.truncated:
                 break
-            self.begin_period()
+            self._begin_period()
         observation = self._inference.observation
         return _Progress(
             observation=observation,
@@ -208,12 +208,12 @@ class _RunningEpisode:
             actions=self._executed() if observation is None else None,
         )
 
-    def begin_period(self) -> None:
+    def _begin_period(self) -> None:
         """Look if somebody will look at it, and ask the policy if its actions are used up."""
         now = self._now
         if self._is_looked_at(now):
             names = self._env.robot_spec.camera_names
-            self.history.add(
+            self._history.add(
                 SensorReading(
                     images={name: self._env.render_camera(name) for name in names},
                     image_stamps=dict.fromkeys(names, now),
@@ -223,7 +223,7 @@ class _RunningEpisode:
             )
         if self._executor is not None:
             self._executor.begin_period(now)
-        self._queue.ask(self.history)
+        self._queue.ask(self._history)
 
     def _finish_period(self) -> StepOutcome | None:
         """Execute what is due; None if the watchdog has ended the episode instead."""
