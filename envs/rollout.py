@@ -125,7 +125,7 @@ class _BatchedInference:
 
     def answer(self, actions: Float32[np.ndarray, "time action"]) -> None:
         """Take in the chunk of the request; no simulated time has passed."""
-        assert self.observation is not None, "nothing was asked"
+        assert self.observation is not None, "nothing was requested"
         stamp, self.observation = self.observation.stamp, None
         self._results.append(
             InferenceResult(
@@ -184,7 +184,7 @@ class _RunningEpisode:
         self._stop_reason = ""
 
     def run(self, answer: Float32[np.ndarray, "time action"] | None) -> _Progress:
-        """Run, after an answer to the last observation, until the policy is asked or the episode ends."""
+        """Run, after an answer to the last observation, until a chunk is requested or the episode ends."""
         outcome: StepOutcome | None = None
         if answer is None:
             self._begin_period()
@@ -209,7 +209,7 @@ class _RunningEpisode:
         )
 
     def _begin_period(self) -> None:
-        """Look if somebody will look at it, and ask the policy if its actions are used up."""
+        """Render if a decision looks at this period, and request a chunk if one is due."""
         now = self._now
         if self._is_looked_at(now):
             names = self._env.robot_spec.camera_names
@@ -223,7 +223,7 @@ class _RunningEpisode:
             )
         if self._executor is not None:
             self._executor.begin_period(now)
-        self._queue.ask(self._history)
+        self._queue.request(self._history)
 
     def _finish_period(self) -> StepOutcome | None:
         """Execute what is due; None if the watchdog has ended the episode instead."""

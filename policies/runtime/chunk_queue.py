@@ -47,25 +47,25 @@ class ChunkQueue:
         self._gate = ResultGate(num_actions=num_actions)
         self._deltas, self._require_sane = deltas, require_sane
         self._started_at = 0.0
-        self._asked_stamp = -math.inf  # of the observation last asked about since the start
+        self._requested_stamp = -math.inf  # of the newest observation submitted since the start
         self._last_seq = 0
         self._has_chunk = False
-        self.failing_since: float | None = None
-        self.underrun_since: float | None = None
-        self.refused_since: float | None = None
-        self.failure = ""  # or refusal, whichever came last
+        self._failing_since: float | None = None
+        self._underrun_since: float | None = None
+        self._refused_since: float | None = None
+        self._failure = ""  # or refusal, whichever came last
         self.counts: Counter[str] = Counter()
 
     def start(self, now: float) -> None:
-        """Forget everything before now; answers to earlier questions no longer count."""
+        """Forget everything before now; answers to earlier requests no longer count."""
         self._schedule.clear()
         self._gate.reset(next_seq=self._last_seq + 1)
-        self._started_at, self._asked_stamp, self._has_chunk = now, -math.inf, False
-        self.failing_since = self.underrun_since = self.refused_since = None
-        self.failure = ""
+        self._started_at, self._requested_stamp, self._has_chunk = now, -math.inf, False
+        self._failing_since = self._underrun_since = self._refused_since = None
+        self._failure = ""
 
     def drop_plan(self) -> None:
-        """Forget what was to be executed; a question that is under way still counts."""
+        """Forget what was to be executed; a request that is under way still counts."""
         self._schedule.clear()
 
     def next_action(self, now: float) -> PlannedAction | None:
@@ -80,33 +80,37 @@ class ChunkQueue:
         """
         may_wait = self._schedule.waits or not self._has_chunk
         if not is_empty or may_wait or not is_seeing:
-            self.underrun_since = None
-        elif self.underrun_since is None and self.failing_since is None and self.refused_since is None:
-            self.underrun_since = now
+            self._underrun_since = None
+        elif self._underrun_since is None and self._failing_since is None and self._refused_since is None:
+            self._underrun_since = now
 
     def note_refusal(self, now: float, reason: str) -> None:
         """Remember that an action was refused; the rest of its chunk is not tried."""
-        self.failure = reason
-        self.refused_since = now if self.refused_since is None else self.refused_since
+        self._failure = reason
+        self._refused_since = now if self._refused_since is None else self._refused_since
         self._schedule.clear()
 
     def note_execution(self) -> None:
         """Remember that an action was accepted."""
-        self.refused_since = None
+        self._refused_since = None
 
     def wants_chunk(self, now: float) -> bool:
-        """Whether a reading captured now would be asked about, if no answer is under way."""
+        """Whether a chunk is due that is predicted from a reading captured now."""
         return self._schedule.wants_chunk(now)
 
     @property
     def health(self) -> HealthSnapshot:
-        """What is known about inference; the sensors and the loop are for others to add."""
+        """What is known about inference; the controller adds the sensors and the loop.
+
+        The wait for an answer counts from the start if the request was made before it.
+        """
+        since = self._inference.waiting_since
         return HealthSnapshot(
-            underrun_since=self.underrun_since,
-            failing_since=self.failing_since,
-            refused_since=self.refused_since,
-            failure=self.failure,
-            waiting_since=self.waiting_since,
+            underrun_since=self._underrun_since,
+            failing_since=self._failing_since,
+            refused_since=self._refused_since,
+            failure=self._failure,
+            waiting_since=None if since is None else max(since, self._started_at),
         )
 
     @property
@@ -114,24 +118,18 @@ class ChunkQueue:
         """Whether no answer will ever come again."""
         return self._inference.has_died
 
-    @property
-    def waiting_since(self) -> float | None:
-        """When the oldest unanswered question was asked, or the start if that is later; None without one."""
-        since = self._inference.waiting_since
-        return None if since is None else max(since, self._started_at)
-
-    def ask(self, history: FrameHistory) -> None:
-        """Ask about the newest reading if the schedule wants it and the last answer is there."""
+    def request(self, history: FrameHistory) -> None:
+        """Request a chunk for the newest reading if the schedule wants one and the last answer is there."""
         if history.newest is None:
             return
         stamp = history.newest.stamp
-        is_new = stamp > self._asked_stamp or self.failing_since is not None
-        is_first = self._asked_stamp == -math.inf  # replaces a question from before the start
+        is_new = stamp > self._requested_stamp or self._failing_since is not None
+        is_first = self._requested_stamp == -math.inf  # replaces a request from before the start
         if not is_new or not (is_first or self._inference.waiting_since is None):
             return
         if self._schedule.wants_chunk(stamp):
             committed = self._deltas.to_actions(self._schedule.commit(stamp), stamp)
-            self._asked_stamp = stamp
+            self._requested_stamp = stamp
             self._last_seq = self._inference.submit(history.observation(self._instruction, committed))
 
     def collect(self, now: float, *, is_active: bool) -> tuple[float | None, list[str]]:
@@ -149,8 +147,8 @@ class ChunkQueue:
                 self.counts[f"{bad.kind} answers"] += 1
                 notes.append(f"{bad.kind} answer: {bad}")
                 if bad.kind in ("failed", "bad chunk", "unsafe") and is_active:
-                    self.failing_since = now if self.failing_since is None else self.failing_since
-                    self.failure = str(bad)
+                    self._failing_since = now if self._failing_since is None else self._failing_since
+                    self._failure = str(bad)
         return inference_s, notes
 
     def _take(self, result: InferenceResult, now: float, *, is_active: bool) -> bool:
@@ -167,6 +165,6 @@ class ChunkQueue:
         if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):
             age = now - chunk.stamp
             raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")
-        self.failing_since, self._has_chunk = None, True
+        self._failing_since, self._has_chunk = None, True
         self.counts["chunks"] += 1
         return True

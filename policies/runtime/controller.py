@@ -1,4 +1,4 @@
-"""The control loop: observe, ask, judge, act, record, once a control period, on an injected clock.
+"""The control loop: observe, request, judge, act, record, once a control period, on an injected clock.
 
 The controller puts its siblings together and decides nothing that they can: which state follows (states.py),
 whether the robot may go on (watchdog.py), which action is next (chunking.py) and what of it may be sent
@@ -199,7 +199,7 @@ class Controller:
         self._observe(now)
         if self.state in _ACTIVE:
             self._executor.begin_period(now)
-        self._ask(now)
+        self._request(now)
         planned = self._queue.next_action(now) if self.state in _ACTIVE else None
         may_move = self._judge(now, is_underrun=planned is None)
         command = self._act(now, planned if may_move else None)
@@ -226,10 +226,10 @@ class Controller:
         if is_new and self._recorder is not None:
             self._recorder.see(reading)
 
-    def _ask(self, now: float) -> None:
+    def _request(self, now: float) -> None:
         self._collect(now)
         if self.state in _ACTIVE and self._sees(now):
-            self._queue.ask(self._buffer.history)
+            self._queue.request(self._buffer.history)
             self._collect(now)
         if self._queue.has_died:
             self._go(Event.FAULT, "the inference worker has died of an error that nobody expected")
