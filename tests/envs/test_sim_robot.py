@@ -4,8 +4,9 @@ import threading
 
 import numpy as np
 import pytest
-from fake_env import SPEC, PointEnv, PointPolicy
+from fake_env import FACTORY, SPEC, PointEnv, PointPolicy
 
+from envs.rollout import EpisodeRequest, run_episodes
 from envs.sim_robot import SensorFaults, SimRobot
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
@@ -168,3 +169,22 @@ def test_replaying_the_recorded_commands_gives_the_same_episode(tmp_path):
     assert count == sum(one.commanded is not None for one in recording.periods)
     assert again.success == robot.success
     np.testing.assert_allclose(env_again.position, env.position, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "async"])
+def test_an_evaluation_by_the_robot_s_road_executes_what_the_controller_sends(tmp_path, schedule):
+    robot, _, limits = controlled(tmp_path, schedule=schedule, delay_s=0.0)
+    assert robot.success
+    periods = read_recording(tmp_path).periods
+    sent = [one.commanded for one in periods if one.commanded is not None and one.state == "RUNNING"]
+    (evaluated,) = run_episodes(
+        PointPolicy(),
+        [EpisodeRequest(task="go", env_config={"task": "go"}, seed=3)],
+        execute_horizon=4,
+        num_workers=1,
+        schedule=schedule,
+        limits=limits,
+        env_factory=FACTORY,
+    )
+    assert evaluated.success
+    np.testing.assert_array_equal(np.array(sent, np.float32)[: len(evaluated.actions)], evaluated.actions)
