@@ -26,7 +26,7 @@ lint: setup ## ruff check, ruff format --check, pyright
 franka-setup: ## make .venv-franka: franky and its simulator, for robot=franka and franka-test
 	@bash .ci/franka_setup.sh
 
-franka-test: franka-setup ## drive a simulated Franka; with BUNDLE=path ten trials and faults (README)
+franka-test: franka-setup ## drive a simulated Franka; with BUNDLE=path ten trials and faults (policies/README.md)
 	.venv-franka/bin/python -m pytest -m franka tests/robots
 	$(if $(BUNDLE),.venv-franka/bin/python -m experiments.franka_trials bundle=$(BUNDLE) $(ARGS),@echo "no BUNDLE=path given: the scripted expert was driven, no policy")
 

@@ -7,7 +7,6 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 """
 
 import abc
-import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Float32, UInt8
 
+from vla.errors import nearest
 from vla.spec import RobotSpec
 
 SUCCESS_HOLD_STEPS = 5  # control periods in a row for which the goal must hold: passing by is no success
@@ -38,9 +38,7 @@ def require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
         ValueError: it is not; the message names the nearest one and all choices.
     """
     if given not in choices:
-        close = difflib.get_close_matches(str(given), choices, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{what} {given!r} is unknown; {hint}choose from {choices}")
+        raise ValueError(f"{what} {given!r} is unknown; {nearest(given, choices)}")
 
 
 class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):

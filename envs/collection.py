@@ -145,28 +145,21 @@ def _in_order(
     num_workers = min(num_workers, len(jobs))
     if num_workers < 1:
         return
-    finished: dict[int, DemonstrationEpisode | None] = {}  # by position in `jobs`
-    given = 0  # jobs[:given] have been handed to workers
+    finished: dict[int, DemonstrationEpisode | None] = {}  # by position in `jobs`, of those not yielded yet
     pool = WorkerPool(
         num_workers=num_workers,
         slots_per_worker=_JOBS_QUEUED,
         envs_per_worker=num_tasks,
         env_factory=env_factory,
     )
+    num_yielded = 0
     with pool:
-        idle = list(range(pool.num_slots))[::-1]
-        at = dict.fromkeys(idle, -1)  # slot to position
-        for position, job in enumerate(jobs):
-            while position not in finished:
-                while idle and given < min(len(jobs), position + num_workers * _JOBS_AHEAD):
-                    at[idle[-1]] = given
-                    pool.submit(idle.pop(), jobs[given])
-                    given += 1
-                for slot, _, episode in pool.completed():
-                    finished[at[slot]] = episode
-                    idle.append(slot)
-            episode = finished.pop(position)
-            if episode is not None:
-                yield episode
-            elif on_failure is not None:
-                on_failure(job.task, job.seed)
+        for position, result in pool.run(jobs, max_ahead=num_workers * _JOBS_AHEAD):
+            finished[position] = result
+            while num_yielded in finished:
+                job, episode = jobs[num_yielded], finished.pop(num_yielded)
+                num_yielded += 1
+                if episode is not None:
+                    yield episode
+                elif on_failure is not None:
+                    on_failure(job.task, job.seed)

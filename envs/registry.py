@@ -3,13 +3,13 @@
 It knows the families and the keys that each accepts; the families' modules are imported only when built.
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envs.base import ManipulationEnv
+from vla.errors import nearest
 
 if TYPE_CHECKING:
     from envs.metaworld.env import MetaWorldEnv
@@ -27,16 +27,6 @@ class TaskGroups:
 
 class FamilyNotInstalled(RuntimeError):
     """A family of environments needs a package that is not installed; the message holds the line to run."""
-
-
-def nearest(name: str, choices: tuple[str, ...] | list[str]) -> str:
-    """Return a hint naming the choice closest to a misspelt name, or all choices.
-
-    >>> nearest("lfit", ["lift", "push"])
-    "did you mean 'lift'?"
-    """
-    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {list(choices)}"
 
 
 def task_groups(family: str) -> TaskGroups | None:

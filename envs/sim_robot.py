@@ -55,7 +55,6 @@ class SimRobot:
         self._hold = self._first_hold()
         self.success = False  # whether the goal has been reached
         self.is_over = False  # whether the episode has ended, by success or by time
-        self.num_held = 0  # periods for which no command came
 
     @property
     def robot_spec(self) -> RobotSpec:
@@ -106,7 +105,6 @@ class SimRobot:
             self._begun = now
         passed = int(np.floor((now - self._begun) / self._period_s + 0.25))
         while self._env.num_steps < passed and not self.is_over:
-            self.num_held += 1
             self._advance(self._hold)
         return passed
 

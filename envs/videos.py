@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
+from vla.files import staged_file
 
 _STILL_FRAMES = 8  # how long the end stands still before a video starts again
 _FILMSTRIP_FRAMES = 6
@@ -34,19 +35,17 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps
     if first is None:
         raise ValueError(f"no frames for {path}")
     height, width = (size - size % 2 for size in first.shape[:2])
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "25", "preset": "veryfast", "threads": "1"}
-            for frame in (first, *pictures):
-                even = np.ascontiguousarray(frame[:height, :width])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        staged_file(path) as staging,
+        av.open(str(staging), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "25", "preset": "veryfast", "threads": "1"}
+        for frame in (first, *pictures):
+            even = np.ascontiguousarray(frame[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_filmstrip(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
@@ -61,9 +60,8 @@ def write_filmstrip(path: Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]]) ->
     chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, count)]
     gap = np.full((chosen[0].shape[0], _FILMSTRIP_GAP_PX, 3), 255, np.uint8)
     parts = [part for frame in chosen for part in (frame, gap)][:-1]
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(np.concatenate(parts, axis=1)).save(partial, format="JPEG", quality=85)
-    partial.replace(path)
+    with staged_file(path) as staging:
+        Image.fromarray(np.concatenate(parts, axis=1)).save(staging, format="JPEG", quality=85)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,17 +103,6 @@ def film(recordings: Sequence[Recording], *, num_workers: int, env_factory: str 
     """
     if not recordings:
         return []
-    outcomes: dict[int, bool] = {}
-    num_workers = min(num_workers, len(recordings))
-    with WorkerPool(num_workers=num_workers, env_factory=env_factory) as pool:
-        at = {slot: slot for slot in range(num_workers)}  # slot to position
-        for slot in at:
-            pool.submit(slot, recordings[slot])
-        given = num_workers
-        while len(outcomes) < len(recordings):
-            for slot, _, success in pool.completed():
-                outcomes[at[slot]] = success
-                if given < len(recordings):
-                    at[slot], given = given, given + 1
-                    pool.submit(slot, recordings[at[slot]])
+    with WorkerPool(num_workers=min(num_workers, len(recordings)), env_factory=env_factory) as pool:
+        outcomes: dict[int, bool] = dict(pool.run(recordings))
     return [outcomes[position] for position in range(len(recordings))]

@@ -5,7 +5,8 @@ own, not by `multiprocessing`, whose spawned children import the parent's main m
 and Hydra). Parent and worker exchange pickled objects over a private socket pair; nothing is unpickled from
 files or from the network. A job that raises and a worker that dies both become a `WorkerError` in the parent.
 
-This file knows neither policies nor what the jobs do: see rollout.py, collection.py and videos.py.
+This file knows neither policies nor what the jobs do: see rollout.py, collection.py, videos.py and
+experiments/delay_episode.py.
 """
 
 import abc
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -220,6 +221,38 @@ class WorkerPool:
         for connection in ready:
             done.extend(_receive_all(busy[connection]))  # pyright: ignore[reportArgumentType]
         return done
+
+    def run(
+        self, jobs: Sequence[Job], *, max_ahead: int | None = None
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Do all jobs, keeping every slot busy; as each ends, yield its position in `jobs` and its result.
+
+        Args:
+            jobs: begun in this order.
+            max_ahead: no job begins this many places or more behind the first that has not ended; bounds what
+                a caller holds who needs the results in order. None: no bound.
+
+        Raises:
+            WorkerError: as `completed`.
+        """
+        idle = list(range(self.num_slots))[::-1]
+        positions: dict[int, int] = {}  # by slot
+        ended: set[int] = set()
+        num_begun, first_open = 0, 0
+        while first_open < len(jobs):
+            limit = len(jobs) if max_ahead is None else min(len(jobs), first_open + max_ahead)
+            while idle and num_begun < limit:
+                slot = idle.pop()
+                positions[slot] = num_begun
+                self.submit(slot, jobs[num_begun])
+                num_begun += 1
+            for slot, _, result in self.completed():
+                idle.append(slot)
+                ended.add(positions[slot])
+                yield positions[slot], result
+            while first_open in ended:
+                ended.remove(first_open)
+                first_open += 1
 
     def close(self) -> None:
         """End all workers; they finish the job that they are at. Safe to call more than once."""

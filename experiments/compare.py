@@ -6,7 +6,6 @@ Says how much they differ, with an interval, and when they cannot be told apart.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def main(config: DictConfig) -> None:
         "verdict": comparison.verdict(run.a, run.b),
         **dataclasses.asdict(comparison),
     }
-    atomic_write_json(path, json.loads(json.dumps(values)))
+    atomic_write_json(path, values)
     print(f"written to {path}")
 
 

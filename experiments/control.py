@@ -13,7 +13,6 @@ in `policies/runtime`.
 """
 
 import contextlib
-import shlex
 import signal
 import sys
 import time
@@ -261,7 +260,7 @@ def main(config: DictConfig) -> None:
         run_dir / "report.html",
         recording,
         title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
-        command=shlex.join(["python", "-m", "experiments.control", *sys.argv[1:]]),
+        command=cli.typed_command("control"),
     )
     summary = summarise(recording)
     atomic_write_json(run_dir / "summary.json", {"goal_reached": is_reached, **summary.to_json()})

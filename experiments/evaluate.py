@@ -8,7 +8,6 @@ Each condition gets a folder of its own with `episodes.jsonl` and `results.json`
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
 """
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,13 +39,14 @@ class LoadedPolicy(NamedTuple):
     policy_id: str
 
 
-def load_policy(kind: str, path: Path, *, device: str) -> LoadedPolicy:
+def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] | None = None) -> LoadedPolicy:
     """Load a checkpoint (or the newest of a training run) with torch, or a bundle without.
 
     Args:
         kind: "checkpoint" or "bundle".
         path: where it lies.
         device: "auto", "cpu" or "cuda"; what a checkpoint runs on is printed.
+        head: of a checkpoint: settings that no weight depends on, in place of those of training.
 
     Raises:
         ValueError: `kind` or `device` is none of these or cannot be had, or what lies at `path` is damaged or
@@ -57,16 +57,20 @@ def load_policy(kind: str, path: Path, *, device: str) -> LoadedPolicy:
             raise ValueError(
                 f"evaluation.device is {device!r}, but a bundle runs on the CPU; give cpu or auto"
             )
+        if head:
+            raise ValueError(
+                f"head is {dict(head)}, but what a bundle samples with is fixed when it is exported; give "
+                "it to experiments.export"
+            )
         from policies.exported import BundlePolicy
 
         bundle = BundlePolicy.load(path)
         return LoadedPolicy(bundle, bundle.bundle_id)
     if kind == "checkpoint":
-        from policies.vla_policy import VLAPolicy
-        from vla.training.checkpoint import load_policy_checkpoint
+        from policies.vla_policy import VLAPolicy, load_policy_checkpoint
         from vla.training.distributed import local_device
 
-        loaded = load_policy_checkpoint(path)
+        loaded = load_policy_checkpoint(path, head=head)
         chosen = str(local_device(device, key="evaluation.device"))
         print(f"evaluating {loaded.path} on {chosen}")
         policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
@@ -118,7 +122,7 @@ def main(config: DictConfig) -> None:
     run = schema.typed(config, schema.EvaluateRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     evaluation_limits(run.evaluation, run.env.family)  # refused before anything is loaded
-    loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device)
+    loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
     results = evaluate_conditions(
         loaded.policy,
         policy_id=loaded.policy_id,
@@ -132,7 +136,7 @@ def main(config: DictConfig) -> None:
         run_dir / "report.html",
         results,
         title=f"Evaluation of {run.path}",
-        command=shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]]),
+        command=cli.typed_command("evaluate"),
     )
     if run.policy == "bundle":
         if "torch" in sys.modules:

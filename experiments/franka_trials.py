@@ -31,9 +31,9 @@ from experiments.franka.report import fault_table, report, trial_table
 from experiments.franka.scene import ArmClock, open_arm, open_mirror
 from experiments.franka.trial import Trial, TrialSetup, TrialsFailed, run_trial
 from experiments.reports.pages import machine
+from experiments.reports.tables import save_results
 from policies.robots.franky_arm import Setpoint
 from policies.runtime.clock import MonotonicClock
-from vla.files import atomic_write_bytes, atomic_write_json
 from vla.provenance import software_versions
 
 schema.register()
@@ -164,8 +164,7 @@ def main(config: DictConfig) -> None:
     print("\n" + trial_table(trials) + "\n\n" + fault_table(faults))
     text = report(results, trials, faults)
     for stem in filter(None, (str(out_dir / "franka"), run.results)):
-        atomic_write_json(Path(f"{stem}.json"), results)
-        atomic_write_bytes(Path(f"{stem}.md"), text.encode())
+        save_results(Path(stem), results=results, markdown=text)
     print(f"\nresults: {out_dir / 'franka.json'}")
     bad = shortcomings(run, trials, faults)
     if bad:

@@ -7,7 +7,6 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
-import shlex
 import shutil
 import subprocess
 import sys
@@ -30,9 +29,8 @@ from experiments.reports.pages import write_quickstart_page
 from experiments.reports.tables import format_table as format_rows
 from experiments.stages import Stages
 from experiments.train import shortfall, train_policy, trainer_settings
-from vla.data.lock import DirectoryLock
-from vla.files import atomic_write_bytes
-from vla.training.checkpoint import read_state, resolve_checkpoint
+from vla.files import DirectoryLock, atomic_write_text
+from vla.model.checkpoint import read_state, resolve_checkpoint
 
 schema.register()
 
@@ -106,13 +104,9 @@ class Quickstart:
         report = export_checkpoint(
             checkpoint=self.out_dir / "train",
             bundle=self.out_dir / "bundle",
-            env=self.run.env,
-            tasks=self.run.tasks,
-            num_golden=self.run.num_golden,
-            golden_seed=self.run.golden_seed,
             replace=True,
         )
-        atomic_write_bytes(self.out_dir / "parity.txt", f"{report.table()}\n".encode())
+        atomic_write_text(self.out_dir / "parity.txt", f"{report.table()}\n")
         print(report.table())
 
     def evaluate_bundle(self) -> None:
@@ -169,7 +163,7 @@ class Quickstart:
 
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
-        typed = shlex.join(["python", "-m", "experiments.quickstart", *sys.argv[1:]])
+        typed = cli.typed_command("quickstart")
         scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env.level}"
         checkpoint = f"path={self.out_dir / 'train'} {scene}"
         bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"
@@ -214,13 +208,10 @@ def main(config: DictConfig) -> None:
     for evaluation in (run.evaluation, run.bundle_evaluation):
         evaluation_limits(evaluation, run.env.family)  # as is a runtime that there is not
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    lock = DirectoryLock(out_dir)
-    try:
+    with DirectoryLock(out_dir):
         if run.fresh:
             start_over(out_dir)
         Quickstart(run=run, out_dir=out_dir).all()
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

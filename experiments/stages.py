@@ -1,5 +1,7 @@
 """Remembers which stages of a long program are done, so that running it again continues where it stopped.
 
+Also compares the settings of a program that continues with those that it began with.
+
 Knows nothing of what the stages do.
 """
 
@@ -9,11 +11,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla.files import atomic_write_json
+from vla.errors import VLAError
+from vla.files import atomic_write_json, read_json
 
 
-class SettingsChanged(ValueError):
-    """Finished stages were run with other settings than those given now."""
+class SettingsChanged(VLAError):
+    """What is there was made with other settings than those given now."""
+
+
+def require_unchanged(
+    directory: Path, *, stored: Mapping[str, Any], given: Mapping[str, Any], advice: str
+) -> None:
+    """Check that a program that continues has the settings that it began with.
+
+    Raises:
+        SettingsChanged: a setting differs; the message names all that do, and what else to give: `advice`.
+    """
+    changed = sorted(_differences(stored, given))
+    if changed:
+        raise SettingsChanged(
+            f"{directory} was begun with other settings of {changed}; give the same, {advice}"
+        )
 
 
 class Stages:
@@ -29,13 +47,13 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.finished: list[str] = []
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(_differences(stored["settings"], self.settings))
-            if changed:
-                raise SettingsChanged(
-                    f"{path.parent} was begun with other settings of {changed}; give the same, another "
-                    f"out_dir, or fresh=true to start over"
-                )
+            stored = read_json(path)
+            require_unchanged(
+                path.parent,
+                stored=stored["settings"],
+                given=self.settings,
+                advice="another out_dir, or fresh=true to start over",
+            )
             self.seconds, self.finished = stored["seconds"], stored["finished"]
 
     def run(self, name: str, stage: Callable[[], None]) -> None:

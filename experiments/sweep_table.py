@@ -17,11 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.evaluation.comparison import PairedCounts, compare
 from envs.evaluation.results import Evaluation, load_evaluation
-from envs.evaluation.statistics import Interval
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
-from experiments.reports.tables import format_table, markdown_table
-from vla.files import atomic_write_bytes, atomic_write_json
+from experiments.reports.tables import format_table, markdown_table, save_results
 from vla.training.metrics import read_metrics
 
 schema.register()
@@ -47,11 +45,11 @@ class SweepRow:
         found = self.evaluation
         return [
             self.changed,
-            f"{100 * found.mean_success_rate:.1f} % {_brackets(found.pooled_interval, '.0f')}",
+            f"{100 * found.mean_success_rate:.1f} % {found.pooled_interval.in_percent()}",
             str(len(found.rows)),
             ""
             if self.paired is None
-            else f"{100 * self.paired.difference:+.1f} {_brackets(self.paired.interval, '+.0f')}",
+            else f"{100 * self.paired.difference:+.1f} {self.paired.interval.in_percent('+.0f')}",
             "" if self.paired is None else f"{self.paired.p_value:.2g}",
             "" if self.steps is None else str(self.steps),
             "" if self.held_out_accuracy is None else f"{self.held_out_accuracy:.3f}",
@@ -75,10 +73,6 @@ class SweepRow:
             "steps": self.steps,
             "held_out_accuracy": self.held_out_accuracy,
         }
-
-
-def _brackets(interval: Interval, form: str) -> str:
-    return f"[{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
 
 
 def find_runs(paths: list[str]) -> list[Path]:
@@ -172,13 +166,13 @@ def main(config: DictConfig) -> None:
     rows = read_rows(evaluated, run.condition)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     cells = [row.cells() for row in rows]
-    atomic_write_json(out_dir / "sweep.json", [row.to_json() for row in rows])
-    atomic_write_bytes(out_dir / "sweep.md", (markdown_table(HEADER, cells) + "\n").encode())
+    results = [row.to_json() for row in rows]
+    path = save_results(out_dir / "sweep", results=results, markdown=markdown_table(HEADER, cells) + "\n")
     print(format_table(HEADER, cells))
     if waiting:
         print(f"not evaluated yet, and so not in the table: {', '.join(map(str, waiting))}")
     print("Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test.")
-    print(f"written to {out_dir / 'sweep.md'}")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

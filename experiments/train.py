@@ -6,17 +6,15 @@
 The same command continues an interrupted run.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -26,16 +24,16 @@ from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_conditions, load_policy
-from vla.data.augment import ImageAugmentation
 from vla.data.layout import read_info
-from vla.data.lock import DirectoryLock
-from vla.data.windows import Windows, open_windows
-from vla.model.sizes import ModelSizes
-from vla.model.vla import VLAModel
+from vla.data.registry import SOURCES
+from vla.data.source import Source
+from vla.files import DirectoryLock
+from vla.model.checkpoint import read_state, resolve_checkpoint
+from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import Processor
+from vla.processing.registry import CODECS, INPUTS
 from vla.provenance import software_versions
 from vla.spec import SpecMismatch
-from vla.training.checkpoint import read_state, resolve_checkpoint
 from vla.training.distributed import (
     ALONE,
     Ranks,
@@ -46,41 +44,27 @@ from vla.training.distributed import (
     wait_for_ranks,
 )
 from vla.training.metrics import MetricSink
-from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult
+from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
 
 schema.register()
 
 
-def open_data(run: schema.TrainRun) -> tuple[Windows, Windows]:
-    """Return training and validation windows, which share no episode.
+def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
+    """Return a source for training and one that is held out.
 
     Raises:
         DatasetError: a dataset is missing, empty or damaged.
-        ValueError: a camera of data.cameras was not recorded.
+        ValueError: a setting of `data` is wrong, or a camera was not recorded.
     """
-    windows = open_windows(
-        [run.dataset, *run.data.more_datasets],
-        cache_dir=run.data.cache_dir,
+    return SOURCES.build(
+        run.data,
+        where="data",
+        dataset=run.dataset,
         action_horizon=run.processor.action_horizon,
         frame_offsets=run.processor.frame_offsets,
-        future_offsets=run.data.future_offsets,
+        seed=run.seed,
     )
-    if run.data.cameras is not None:
-        windows = windows.seen_by(run.data.cameras)
-    train, validation = windows.split_by_episode(validation_share=run.data.validation_share, seed=run.seed)
-    if run.data.max_windows is not None:
-        train = train.subset(np.arange(min(run.data.max_windows, train.num_windows)))
-        validation = train
-    return train, validation
-
-
-def describe_data(train: Windows, validation: Windows) -> str:
-    """Return a sentence that counts windows and episodes."""
-    held_out = (
-        "none" if validation is train else f"{validation.num_windows} of {validation.num_episodes} episodes"
-    )
-    return f"training on {train.num_windows} windows of {train.num_episodes} episodes; held out: {held_out}"
 
 
 def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
@@ -91,7 +75,7 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
     """
     if not run.evaluation.conditions:
         return
-    for root in (run.dataset, *run.data.more_datasets):
+    for root in (run.dataset, *(run.data.get("more_datasets") or ())):
         recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
         quality = recorded_by_us.get("render_quality", run.env.render_quality)
         if quality != run.env.render_quality:
@@ -108,63 +92,47 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
         )
 
 
-def build_processor(run: schema.TrainRun, train: Windows) -> Processor:
-    """Fit tokenizers and normalisation on the training windows."""
+def build_processor(run: schema.TrainRun, train: Source) -> Processor:
+    """Fit input encoders and action codec on the training samples."""
     return Processor.fit(
-        robot_spec=train.robot_spec,
-        states=train.states[train.moments],
-        actions=train.actions[train.moments],
-        instructions=train.instructions,
-        action_horizon=run.processor.action_horizon,
-        action_tokenizer=run.action_tokenizer.kind,
-        num_bins=run.action_tokenizer.num_bins,
+        train.demonstrations(),
+        codec=run.codec,
+        inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
         max_committed=run.processor.max_committed,
-        max_text_tokens=run.processor.max_text_tokens,
-        text_vocab_size=run.processor.text_vocab_size,
-        constant_state_dims=run.processor.constant_state_dims,
     )
 
 
-def build_model(
-    model: schema.ModelConfig, processor: Processor, *, num_future_states: int, seed: int
-) -> VLAModel:
-    """Return a model with random weights whose sizes fit the processor.
+def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -> VLAModel:
+    """Return a model with random weights for what the processor encodes.
 
     Raises:
-        ValueError: the images are not square, or sizes do not divide.
+        ValueError: a setting is wrong, or parts do not fit one another; the message says which.
     """
-    height, width = processor.image_size
-    if height != width:
-        raise ValueError(f"camera frames are {height} x {width} pixels; the image tokenizer wants squares")
+    config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
     torch.manual_seed(seed)
-    return VLAModel(
-        ModelSizes(
-            vocab_size=processor.vocabulary.size,
-            num_bins=processor.action_tokenizer.num_bins,
-            action_offset=processor.vocabulary.action_offset,
-            bins_per_dim=processor.bins_per_dim,
-            action_horizon=processor.action_horizon,
-            num_images=processor.num_images,
-            image_size=height,
-            state_dim=len(processor.robot_spec.state),
-            max_text_tokens=processor.max_text_tokens,
-            max_committed=processor.max_committed,
-            num_future_states=num_future_states,
-            **dataclasses.asdict(model),
-        )
-    )
+    return VLAModel(specs=processor.specs(), config=config)
 
 
 def trainer_settings(trainer: schema.TrainerConfig, *, seed: int) -> TrainerSettings:
-    """Return the trainer's settings, with the augmentation built."""
-    values = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)}
-    augmentation: schema.AugmentationConfig | None = values.pop("augmentation")
-    return TrainerSettings(
-        **values,
-        seed=seed,
-        augmentation=None if augmentation is None else ImageAugmentation(**dataclasses.asdict(augmentation)),
-    )
+    """Return the trainer's settings."""
+    return TrainerSettings(**dataclasses.asdict(trainer), seed=seed)
+
+
+def require_settings(run: schema.TrainRun) -> None:
+    """Check all settings before anything is recorded.
+
+    Raises:
+        ValueError: one is unknown or out of range.
+    """
+    trainer_settings(run.trainer, seed=run.seed)
+    evaluation_limits(run.evaluation, run.env.family)
+    model = run.model
+    ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    SOURCES.check(run.data, where="data")
+    CODECS.check(run.codec, where="codec")
+    for name, encoder in run.processor.inputs.items():
+        INPUTS.check(encoder, where=f"processor.inputs.{name}")
 
 
 def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
@@ -188,7 +156,7 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
 def provenance(run: schema.TrainRun) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
-        "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
+        "command": cli.typed_command("train"),
         "config": dataclasses.asdict(run),
         "versions": software_versions(),
     }
@@ -204,18 +172,16 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = DirectoryLock(run_dir) if ranks.is_main else None
-    try:
+    with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
         train, validation = open_data(run)
         if ranks.is_main:
-            print(describe_data(train, validation))
-        require_pictures_of_evaluation(run, train.robot_spec.camera_names)
+            held_out = "none" if validation.num_samples == 0 else validation.describe()
+            print(f"training on {train.describe()}; held out: {held_out}")
         processor = build_processor(run, train)
+        require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
         trainer = Trainer(
             trainer_settings(run.trainer, seed=run.seed),
-            model=build_model(
-                run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
-            ),
+            model=build_model(run.model, processor, seed=run.seed),
             processor=processor,
             train=train,
             validation=validation,
@@ -223,13 +189,8 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
             provenance=provenance(run),
         )
-        try:
+        with contextlib.closing(trainer):
             result = trainer.fit()
-        finally:
-            trainer.close()
-    finally:
-        if lock is not None:
-            lock.release()
     if result.end == INTERRUPTED:
         raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
     return result
@@ -242,12 +203,7 @@ def shortfall(run_dir: Path, *, budget: int) -> str | None:
         CheckpointError: there is no checkpoint in `run_dir`.
     """
     done = read_state(resolve_checkpoint(run_dir))["num_samples"]
-    if done >= budget:
-        return None
-    return (
-        f"trainer.max_minutes ended this training after {done:,} of {budget:,} samples. The success that the "
-        "recipe promises does not hold for it. To go on, run the same command with trainer.max_minutes=null"
-    )
+    return None if done >= budget else out_of_time_message(done, budget=budget)
 
 
 def record_if_asked(run: schema.TrainRun) -> None:
@@ -291,8 +247,7 @@ def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: P
 def main(config: DictConfig) -> None:
     """Record if asked to, train, evaluate. Under torchrun, the first process alone records and evaluates."""
     run = schema.typed(config, schema.TrainRun)
-    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded,
-    evaluation_limits(run.evaluation, run.env.family)  # as is a runtime that there is not
+    require_settings(run)
     device = local_device(run.trainer.device)
     ranks = join_ranks(device)
     run_dir = Path(text_of_main(HydraConfig.get().runtime.output_dir, ranks, device))

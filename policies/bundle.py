@@ -1,24 +1,24 @@
 """A bundle: one directory with all that a robot computer needs to run a policy, and proof that it is whole.
 
-    policy.onnx       graph in fp32: images uint8, text_ids int64, state float32 (normalised) -> bins int64
-    processor.json    tokenizers, normalisation, horizon, frame offsets: everything around the graph
+    policy.onnx       graph in fp32, from what the processor encodes (and noise) to what it decodes
+    processor.json    input encoders, action codec, frame offsets: everything around the graph
     robot_spec.json   cameras, state, action, units, limits, rate
-    golden.npz        observations with the tokens and actions that the policy answered when it was exported
+    golden.npz        observations with what the policy answered and meant when it was exported
     manifest.json     schema version, size and sha256 of each file, provenance
 
 It reads and writes the directory; it runs no graph and imports neither torch nor onnxruntime. No pickles.
 """
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
+from vla.errors import VLAError
 from vla.files import (
     MANIFEST_NAME,
     ManifestError,
@@ -28,7 +28,8 @@ from vla.files import (
     verify_manifest,
     write_manifest,
 )
-from vla.interface import Observation
+from vla.interface import Arrays, Observation, ObservationError
+from vla.processing.golden import observation_arrays, observations_from, read_arrays, write_observations
 from vla.processing.processor import Processor
 from vla.spec import RobotSpec, SpecMismatch
 
@@ -40,19 +41,18 @@ GRAPH_NAME, PROCESSOR_NAME, SPEC_NAME, GOLDEN_NAME = (
     "golden.npz",
 )
 FILE_NAMES = (GRAPH_NAME, PROCESSOR_NAME, SPEC_NAME, GOLDEN_NAME)
-IMAGE_PREFIX = "image."  # golden.npz holds the frames of camera c under image.c
 
 
-class BundleError(ValueError):
+class BundleError(VLAError):
     """A directory is no bundle that this program can trust and run; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GoldenSamples:
-    """Observations and what the policy answered to them, bins and actions, when the bundle was made."""
+    """Observations and what the policy answered to them when the bundle was made."""
 
-    observations: Sequence[Observation]  # what is committed are the first of the actions
-    bins: Int64[np.ndarray, "sample time action"]
+    observations: Sequence[Observation]
+    outputs: Arrays  # of the graph, by the names of the codec's specs; noise had the seed 0
     actions: Float32[np.ndarray, "sample time action"]  # in the units of RobotSpec.action
 
 
@@ -88,18 +88,9 @@ def write_bundle(
     atomic_write_bytes(directory / GRAPH_NAME, graph)
     atomic_write_json(directory / PROCESSOR_NAME, processor.to_json())
     atomic_write_json(directory / SPEC_NAME, processor.robot_spec.to_json())
-    arrays = {
-        f"{IMAGE_PREFIX}{name}": np.stack([observation.images[name] for observation in golden.observations])
-        for name in processor.robot_spec.camera_names
-    }
-    arrays["state"] = np.stack([observation.state for observation in golden.observations])
-    arrays["instruction"] = np.array([observation.instruction for observation in golden.observations])
-    arrays["bins"], arrays["actions"] = golden.bins, golden.actions
-    if processor.max_committed:
-        counts = [len(observation.committed) for observation in golden.observations]
-        arrays["num_committed"] = np.array(counts, dtype=np.int64)
-    with (directory / GOLDEN_NAME).open("xb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    write_observations(
+        directory / GOLDEN_NAME, golden.observations, {**golden.outputs, "chunks": golden.actions}
+    )
     write_manifest(directory, provenance, schema_version=SCHEMA_VERSION)
 
 
@@ -143,40 +134,37 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_golden(path: Path, processor: Processor) -> GoldenSamples:
-    spec = processor.robot_spec
+    spec, targets = processor.robot_spec, processor.specs().targets
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} cannot be read; export the bundle again: {error}") from error
-    num_samples = len(arrays["bins"]) if "bins" in arrays and arrays["bins"].ndim else 0
-    chunk = (num_samples, processor.action_horizon, len(spec.action))
-    frames = (num_samples, len(processor.frame_offsets), *processor.image_size, 3)
-    forms = {
-        "bins": ("int64", chunk),
-        "actions": ("float32", chunk),
-        "state": ("float32", (num_samples, len(spec.state))),
-        "instruction": ("str", (num_samples,)),
-        **{IMAGE_PREFIX + name: ("uint8", frames) for name in spec.camera_names},
-    }
-    if processor.max_committed:
-        forms["num_committed"] = ("int64", (num_samples,))
-    if set(arrays) != set(forms):
-        raise BundleError(f"{path} holds {sorted(arrays)}; robot {spec.name!r} needs {sorted(forms)}")
-    for name, (kind, shape) in forms.items():
-        array = arrays[name]
-        found = "str" if array.dtype.kind == "U" else str(array.dtype)
-        if (found, array.shape) != (kind, shape) or not num_samples:
-            raise BundleError(f"{path}: {name} is {found}{list(array.shape)} instead of {kind}{list(shape)}")
-    counts = arrays.get("num_committed", np.zeros(num_samples, dtype=np.int64))
-    observations = [
-        Observation(
-            images={name: arrays[IMAGE_PREFIX + name][i] for name in spec.camera_names},
-            state=arrays["state"][i],
-            instruction=str(arrays["instruction"][i]),
-            committed=arrays["actions"][i, : counts[i]],
-            stamp=0.0,
+        arrays = _with_committed(read_arrays(path))
+        observations = observations_from(
+            arrays, spec=spec, num_frames=len(processor.frame_offsets), source=path
         )
-        for i in range(num_samples)
-    ]
-    return GoldenSamples(observations=observations, bins=arrays["bins"], actions=arrays["actions"])
+    except ObservationError as error:
+        raise BundleError(f"{error}; export the bundle again") from error
+    chunk = (len(observations), processor.action_horizon, len(spec.action))
+    forms = {name: (target.dtype, (chunk[0], *target.shape)) for name, target in targets.items()}
+    unknown = sorted(set(arrays) - {*forms, "chunks"} - set(observation_arrays(spec)))
+    if unknown:
+        raise BundleError(f"{path} holds {unknown}, which nothing reads; export the bundle again")
+    for name, (kind, shape) in {**forms, "chunks": ("float32", chunk)}.items():
+        found = "no array" if name not in arrays else f"{arrays[name].dtype}{list(arrays[name].shape)}"
+        if found != f"{kind}{list(shape)}":
+            raise BundleError(f"{path}: {name} is {found} instead of {kind}{list(shape)}")
+    return GoldenSamples(
+        observations=observations, outputs={name: arrays[name] for name in targets}, actions=arrays["chunks"]
+    )
+
+
+def _with_committed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of a bundle in today's form: before, what was committed was cut off its chunks."""
+    if "actions" not in arrays or "committed" in arrays:
+        return arrays
+    chunks = arrays.pop("actions")
+    nothing = np.zeros(len(chunks), dtype=np.int64)
+    return {
+        **arrays,
+        "chunks": chunks,
+        "committed": chunks,
+        "num_committed": arrays.get("num_committed", nothing),
+    }

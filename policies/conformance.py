@@ -1,7 +1,7 @@
-"""Do two policies that should be the same choose the same actions? Answers in tokens and in units.
+"""Do two policies that should be the same choose the same actions? Compared in ids and in units.
 
-A checkpoint and the bundle exported from it must agree token for token. Knows neither torch nor onnxruntime:
-anything that tells its bins can be compared.
+A checkpoint and the bundle exported from it must agree id for id, and in all numbers to within
+`MAX_ACTION_DIFFERENCE` of the range.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.token_policy import TokenPolicy
+from policies.model_policy import ModelPolicy
 from vla.interface import Observation
 
 MAX_ACTION_DIFFERENCE = 1e-5  # of each action channel's range, for two fp32 runs of one policy
@@ -28,7 +28,7 @@ class PolicyComparison:
     @property
     def token_match(self) -> float:
         """Fraction of equal tokens, in [0, 1]."""
-        return 1.0 - self.num_different_tokens / self.num_tokens
+        return 1.0 - self.num_different_tokens / max(1, self.num_tokens)
 
     @property
     def max_action_difference(self) -> float:
@@ -55,7 +55,7 @@ class PolicyComparison:
 
 
 def compare_policies(
-    first: TokenPolicy, second: TokenPolicy, observations: Sequence[Observation], *, batch_size: int = 16
+    first: ModelPolicy, second: ModelPolicy, observations: Sequence[Observation], *, batch_size: int = 16
 ) -> PolicyComparison:
     """Run both policies on the same observations and compare tokens and actions.
 
@@ -77,13 +77,16 @@ def compare_policies(
     worst = np.zeros(len(spec.action))
     for start in range(0, len(observations), batch_size):
         batch = observations[start : start + batch_size]
-        bins = first.predict_bins(batch), second.predict_bins(batch)
-        if bins[0].shape != bins[1].shape:
-            raise ValueError(f"chunks [batch time action] differ: {bins[0].shape} against {bins[1].shape}")
-        difference = np.abs(first.decode_bins(bins[0]) - second.decode_bins(bins[1]))
+        answers = first.answer(batch), second.answer(batch)
+        forms = [{name: answer.shape for name, answer in each.items()} for each in answers]
+        if forms[0] != forms[1]:
+            raise ValueError(f"the answers differ in form: {forms[0]} against {forms[1]}")
+        difference = np.abs(first.processor.decode(answers[0]) - second.processor.decode(answers[1]))
         worst = np.maximum(worst, (difference / (spec.action_high - spec.action_low)).max(axis=(0, 1)))
-        num_tokens += bins[0].size
-        num_different += int((bins[0] != bins[1]).sum())
+        for name, answer in answers[0].items():
+            if answer.dtype.kind == "i":
+                num_tokens += answer.size
+                num_different += int((answer != answers[1][name]).sum())
     return PolicyComparison(
         num_observations=len(observations),
         num_tokens=num_tokens,

@@ -1,7 +1,7 @@
-"""Turns a trained model into a bundle: one ONNX graph for either decoding, published only if it is equal.
+"""Turns a trained model into a bundle: one ONNX graph, published only if it is equal.
 
-The graph (export_graph.py) answers token for token what the eager model answers, alone and in batches, or
-nothing is written. Which observations become the bundle's golden samples is decided here, too.
+The graph (export_graph.py) answers id for id what the eager model answers, alone and in batches, or nothing
+is written. Which observations become the bundle's golden samples is decided here, too.
 """
 
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from policies.bundle import GoldenSamples, write_bundle
 from policies.conformance import PolicyComparison, compare_policies
@@ -24,7 +24,7 @@ from policies.export_graph import OPSET, export_graph
 from policies.exported import BundlePolicy
 from policies.vla_policy import VLAPolicy
 from vla.files import publish_directory, staging_directory
-from vla.interface import Observation
+from vla.interface import Arrays, Observation
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 
@@ -81,7 +81,7 @@ def export_bundle(
 
     Raises:
         FileExistsError: `out_dir` exists and `replace` is false.
-        ParityError: the graph chose another token, or an action differs by more than 1e-5 of its range.
+        ParityError: the graph chose another id, or an action differs by more than 1e-5 of its range.
         ObservationError: a golden observation does not fit the processor.
     """
     if out_dir.exists() and not replace:
@@ -89,7 +89,7 @@ def export_bundle(
     policy = VLAPolicy(model=copy.deepcopy(model).float(), processor=processor)
     golden, num_ambiguous = _golden_samples(policy, golden_observations)
     started = time.monotonic()
-    graph = export_graph(policy.model, processor=processor, observations=golden.observations)
+    graph = export_graph(policy.model, processor=processor, inputs=_example(policy, golden))
     graph_s = time.monotonic() - started
     with staging_directory(out_dir) as staging:
         write_bundle(
@@ -120,28 +120,34 @@ def export_bundle(
     )
 
 
+def _example(policy: VLAPolicy, golden: GoldenSamples) -> Arrays:
+    return policy.model_inputs([golden.observations[0]] * 2)
+
+
 def _golden_samples(policy: VLAPolicy, observations: Sequence[Observation]) -> tuple[GoldenSamples, int]:
-    """Keep the observations whose tokens win clearly, with the policy's answers; and count the others.
+    """Keep the observations whose choices are won clearly, with the policy's answers; and count the others.
 
     A near tie may fall either way on another machine, without anything being wrong.
     """
     if not observations:
         raise ValueError("no golden observations; give at least one, best some dozens from real episodes")
     plain = _with_committed(policy, observations)
-    kept, bins = [], []
+    kept: list[Observation] = []
+    answers: list[dict[str, np.ndarray]] = []
     for start in range(0, len(plain), GOLDEN_BATCH):
         batch = plain[start : start + GOLDEN_BATCH]
-        chosen = policy.predict_bins(batch)
-        for i in np.flatnonzero(_margins(policy, batch, chosen) > GOLDEN_MARGIN):
+        inputs = policy.model_inputs(batch)
+        outputs = policy.run_model(inputs)
+        for i in np.flatnonzero(_margins(policy, inputs, outputs) > GOLDEN_MARGIN):
             kept.append(batch[i])
-            bins.append(chosen[i])
+            answers.append({name: output[i] for name, output in outputs.items()})
     if not kept:
         raise ValueError(
             f"all {len(plain)} golden observations have tokens too close to call; give other ones"
         )
-    golden_bins = np.stack(bins)
-    golden = GoldenSamples(observations=kept, bins=golden_bins, actions=policy.decode_bins(golden_bins))
-    return golden, len(plain) - len(kept)
+    outputs = {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+    actions = policy.processor.decode(outputs)
+    return GoldenSamples(observations=kept, outputs=outputs, actions=actions), len(plain) - len(kept)
 
 
 def _with_committed(policy: VLAPolicy, observations: Sequence[Observation]) -> list[Observation]:
@@ -155,20 +161,14 @@ def _with_committed(policy: VLAPolicy, observations: Sequence[Observation]) -> l
     return plain
 
 
-def _margins(
-    policy: VLAPolicy, observations: Sequence[Observation], chosen: Int64[np.ndarray, "batch time action"]
-) -> Float32[np.ndarray, " batch"]:
-    """Return by how much the closest of each observation's choices was won, in logits."""
-    inputs = policy.processor.encode(observations)
-    given = torch.from_numpy(inputs.committed) >= 0
-    arrays = (inputs.images, inputs.text_ids, inputs.state, chosen)
+def _margins(policy: VLAPolicy, inputs: Arrays, outputs: Arrays) -> Float32[np.ndarray, " batch"]:
+    """Return by how much the closest of each answer's choices was won, in logits."""
     with torch.inference_mode():
-        logits, _ = policy.model.forward_with_future(
-            *(torch.from_numpy(array) for array in arrays), num_committed=given[..., 0].sum(dim=1)
-        )
-    best = logits.topk(2, dim=-1).values
-    margins = (best[..., 0] - best[..., 1]).masked_fill(given, float("inf"))
-    return margins.flatten(1).amin(dim=1).numpy()
+        return policy.model.margins(_tensors(inputs), _tensors(outputs)).numpy()
+
+
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _versions() -> dict[str, Any]:

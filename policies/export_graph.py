@@ -1,8 +1,7 @@
-"""Writes a model with its decoding as one ONNX graph, in fp32, with a dynamic batch axis.
+"""Writes a model with its sampling as one ONNX graph, in fp32, with a dynamic batch axis.
 
-Parallel decoding is one pass and exported as it is; autoregressive decoding becomes a loop (export_loop.py).
-Both are exported from modules that make few nodes (graph_modules.py). Compares nothing and writes no files:
-export.py does.
+What samples in one pass is exported as it is; heads that choose id after id become a loop (export_loop.py).
+Both are exported from modules that make few nodes (graph_modules.py).
 """
 
 import contextlib
@@ -15,40 +14,38 @@ from typing import Any
 import jaxtyping
 import onnx
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from policies.export_loop import export_loop
 from policies.graph_modules import graph_friendly
-from vla.interface import Observation
-from vla.model.generation import generate
+from vla.interface import Arrays
+from vla.model.heads.stepwise import StepwiseHead
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 
 OPSET = 20
-INPUT_NAMES = ("images", "text_ids", "state", "committed")  # the last only where the policy takes it
 MAX_BATCH = 1024
 
 
-def export_graph(model: VLAModel, *, processor: Processor, observations: Sequence[Observation]) -> bytes:
-    """Return the fp32 model with its decoding as a serialized ONNX graph, batch axis dynamic.
+def export_graph(model: VLAModel, *, processor: Processor, inputs: Arrays) -> bytes:
+    """Return the fp32 model with its sampling as a serialized ONNX graph, batch axis dynamic.
 
-    `observations` only give the shapes. The model is copied.
+    `inputs`, noise included, only give the names and shapes; a batch of two, as one would be taken for a
+    constant. The model is copied.
     """
-    inputs = processor.encode(
-        [observations[0], observations[0]]
-    )  # a batch of 1 would be taken for a constant
-    arrays = [inputs.images, inputs.text_ids, inputs.state]
-    if processor.max_committed:
-        arrays.append(inputs.committed)
-    example, names = tuple(map(torch.from_numpy, arrays)), INPUT_NAMES[: len(arrays)]
+    names, example = list(inputs), tuple(torch.from_numpy(array) for array in inputs.values())
     model = graph_friendly(model)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    if model.decoding == "autoregressive":
+    if isinstance(model.head, StepwiseHead):
         proto = export_loop(model, example, names=names, batch=batch, convert=_convert)
     else:
-        shapes = tuple({0: batch} for _ in example)
-        proto = _convert(Generation(model), example, inputs=[*names], outputs=["bins"], dynamic_shapes=shapes)
+        proto = _convert(
+            Sampling(model, names),
+            example,
+            inputs=names,
+            outputs=list(model.specs.targets),
+            dynamic_shapes=(tuple({0: batch} for _ in example),),
+        )
     onnx.helper.set_model_props(
         proto,
         {
@@ -88,22 +85,17 @@ def _convert(
     return proto
 
 
-class Generation(nn.Module):
-    """`generate` as a module: parallel decoding is one pass already."""
+class Sampling(nn.Module):
+    """`VLAModel.sample` with its inputs in a fixed order."""
 
-    def __init__(self, model: VLAModel) -> None:
+    def __init__(self, model: VLAModel, names: Sequence[str]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, tuple(names)
 
-    def forward(
-        self,
-        images: UInt8[Tensor, "batch images h w 3"],
-        text_ids: Int[Tensor, "batch text"],
-        state: Tensor,
-        committed: Int[Tensor, "batch time action"] | None = None,
-    ) -> Int[Tensor, "batch time action"]:
-        """Return the chosen bin of every action."""
-        return generate(self.model, images, text_ids, state, committed)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs in the order of the specs."""
+        outputs = self.model.sample(dict(zip(self.names, tensors, strict=True)))
+        return tuple(outputs[name] for name in self.model.specs.targets)
 
 
 def _strip(graph: onnx.GraphProto) -> None:

@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Int64
 from onnxruntime.capi import (
     onnxruntime_pybind11_state as runtime_errors,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
 from policies.bundle import Bundle, BundleError, read_bundle
 from policies.conformance import MAX_ACTION_DIFFERENCE
-from policies.token_policy import TokenPolicy
-from vla.processing.processor import ModelInputs
+from policies.model_policy import ModelPolicy
+from vla.interface import Arrays, ArraySpec
 
 PROVIDERS = ("CPUExecutionProvider",)
 REPLAY_BATCH = 16  # golden samples a forward pass
+NOISE = "noise"  # how the names of inputs begin that hold noise
+TENSOR_TYPES = {"float32": "float"}  # as onnxruntime calls them, where numpy does otherwise
 LOAD_ERRORS = (
     runtime_errors.Fail,
     runtime_errors.InvalidArgument,
@@ -28,29 +29,34 @@ LOAD_ERRORS = (
 )
 
 
-class BundlePolicy(TokenPolicy):
+class BundlePolicy(ModelPolicy):
     """A verified bundle, ready to answer. Made by `load`; one may serve several threads."""
 
-    def __init__(self, *, bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
-        super().__init__(processor=bundle.processor)
+    def __init__(self, *, bundle: Bundle, session: onnxruntime.InferenceSession, noise_seed: int = 0) -> None:
         self._bundle, self._session = bundle, session
+        self._outputs = tuple(bundle.processor.specs().targets)
+        super().__init__(processor=bundle.processor, noise=_noise_of(session), noise_seed=noise_seed)
 
     @classmethod
-    def load(cls, path: Path | str, *, num_threads: int = 1, verify: bool = True) -> "BundlePolicy":
+    def load(
+        cls, path: Path | str, *, num_threads: int = 1, verify: bool = True, noise_seed: int = 0
+    ) -> "BundlePolicy":
         """Open a bundle directory, check every hash and replay its golden samples.
 
         Args:
             path: the bundle directory.
             num_threads: cores that one forward pass may use.
             verify: false skips the replay (not the hashes), for a bundle replayed here before.
+            noise_seed: of the noise that a model may take, see `ModelPolicy`.
 
         Raises:
             BundleError: the bundle is damaged, of another schema version, needs a newer onnxruntime, or
                 answers its golden samples differently from the policy that was exported.
         """
         bundle = read_bundle(Path(path))
-        policy = cls(bundle=bundle, session=_open_session(bundle, num_threads=num_threads))
-        _require_fitting(policy._session, bundle)
+        session = _open_session(bundle, num_threads=num_threads)
+        _require_fitting(session, bundle)
+        policy = cls(bundle=bundle, session=session, noise_seed=noise_seed)
         if verify:
             _replay(policy, bundle)
         return policy
@@ -65,13 +71,22 @@ class BundlePolicy(TokenPolicy):
         """Sha256 that covers every byte of the bundle, as 64 hexadecimal digits."""
         return self._bundle.bundle_id
 
-    def choose_bins(self, inputs: ModelInputs) -> Int64[np.ndarray, "batch time action"]:
-        """Run the model and return the chosen bin of every action, in [0, num_bins)."""
-        feed = {"images": inputs.images, "text_ids": inputs.text_ids, "state": inputs.state}
-        if self.processor.max_committed:
-            feed["committed"] = inputs.committed
-        (bins,) = self._session.run(["bins"], feed)
-        return np.asarray(bins).astype(np.int64)  # onnxruntime's is C's long long: another type, as wide
+    def run_model(self, inputs: Arrays) -> Arrays:
+        """Run the graph."""
+        answers = self._session.run(list(self._outputs), dict(inputs))
+        # onnxruntime's int64 is C's long long: another type, as wide
+        arrays = [np.asarray(answer) for answer in answers]
+        arrays = [array.astype(np.int64) if array.dtype.kind == "i" else array for array in arrays]
+        return dict(zip(self._outputs, arrays, strict=True))
+
+
+def _noise_of(session: onnxruntime.InferenceSession) -> dict[str, ArraySpec]:
+    """Return the noise that a graph takes: those of its inputs whose name begins so."""
+    return {
+        node.name: ArraySpec("float32", tuple(node.shape[1:]))
+        for node in session.get_inputs()
+        if node.name.startswith(NOISE)
+    }
 
 
 def _open_session(bundle: Bundle, *, num_threads: int) -> onnxruntime.InferenceSession:
@@ -93,19 +108,13 @@ def _open_session(bundle: Bundle, *, num_threads: int) -> onnxruntime.InferenceS
 
 def _require_fitting(session: onnxruntime.InferenceSession, bundle: Bundle) -> None:
     """Refuse a graph whose inputs or outputs are not those that the processor makes and reads."""
-    processor = bundle.processor
-    spec, (height, width) = processor.robot_spec, processor.image_size
+    specs = bundle.processor.specs()
     expected = {
-        "images": ("tensor(uint8)", [processor.num_images, height, width, 3]),
-        "text_ids": ("tensor(int64)", [processor.max_text_tokens]),
-        "state": ("tensor(float)", [len(spec.state)]),
-        "bins": ("tensor(int64)", [processor.action_horizon, len(spec.action)]),
+        name: (f"tensor({TENSOR_TYPES.get(spec.dtype, spec.dtype)})", list(spec.shape))
+        for name, spec in {**specs.inputs, **specs.targets}.items()
     }
-    if processor.max_committed:
-        expected["committed"] = expected["bins"]
-    found = {
-        node.name: (node.type, node.shape[1:]) for node in (*session.get_inputs(), *session.get_outputs())
-    }
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    found = {node.name: (node.type, node.shape[1:]) for node in nodes if not node.name.startswith(NOISE)}
     if found != expected:
         raise BundleError(
             f"the graph of bundle {bundle.directory} has (batch axis left out) {found}, but its processor "
@@ -115,19 +124,19 @@ def _require_fitting(session: onnxruntime.InferenceSession, bundle: Bundle) -> N
 
 def _replay(policy: BundlePolicy, bundle: Bundle) -> None:
     golden = bundle.golden
-    bins = np.concatenate(
-        [
-            policy.predict_bins(golden.observations[start : start + REPLAY_BATCH])
-            for start in range(0, len(golden.observations), REPLAY_BATCH)
-        ]
-    )
-    num_different = int((bins != golden.bins).sum())
-    if num_different:  # perhaps by tokens that decode to nothing
-        raise _answers_differently(bundle, f"{num_different} of {bins.size} tokens")
-    span = policy.robot_spec.action_high - policy.robot_spec.action_low
-    difference = float((np.abs(policy.decode_bins(bins) - golden.actions) / span).max())
-    if not difference <= MAX_ACTION_DIFFERENCE:
-        raise _answers_differently(bundle, f"actions by up to {difference:.1e} of the range")
+    for start in range(0, len(golden.observations), REPLAY_BATCH):
+        rows = slice(start, start + REPLAY_BATCH)
+        answers = policy.answer(golden.observations[rows])
+        for name, answer in answers.items():  # perhaps ids that decode to nothing
+            wanted = golden.outputs[name][rows]
+            different = int((answer != wanted).sum()) if answer.dtype.kind == "i" else 0
+            if different:
+                raise _answers_differently(bundle, f"{different} of {answer.size} {name}")
+        span = policy.robot_spec.action_high - policy.robot_spec.action_low
+        actions = policy.processor.decode(answers)
+        difference = float((np.abs(actions - golden.actions[rows]) / span).max())
+        if not difference <= MAX_ACTION_DIFFERENCE:
+            raise _answers_differently(bundle, f"actions by up to {difference:.1e} of the range")
 
 
 def _answers_differently(bundle: Bundle, what: str) -> BundleError:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla.model.attention import Attention, KeyValue
-from vla.model.heads import BinHead
+from vla.model.heads.bins import BinLogits
 from vla.model.transformer import RMSNorm
 from vla.model.vla import VLAModel
 
@@ -35,7 +35,8 @@ class GraphAttention(nn.Module):
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.num_heads, self.scale = attention.num_heads, attention.scale
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.scale = attention.scale
         self.qkv, self.out = attention.qkv, attention.out
 
     def forward(
@@ -46,12 +47,11 @@ class GraphAttention(nn.Module):
         bias: Float[Tensor, "#batch 1 rows total"] | None = None,
     ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
         """Return the attended tokens, and the keys and values of everything seen up to now."""
-        num_new, width = x.shape[1], x.shape[2]
-        per_head = width // self.num_heads
+        num_new = x.shape[1]
         if num_new == 1:
-            heads = self.qkv(x).reshape(-1, 3 * self.num_heads, 1, per_head)
+            heads = self.qkv(x).reshape(-1, 3 * self.num_heads, 1, self.head_dim)
         else:
-            heads = self.qkv(x).reshape(-1, num_new, 3 * self.num_heads, per_head).transpose(1, 2)
+            heads = self.qkv(x).reshape(-1, num_new, 3 * self.num_heads, self.head_dim).transpose(1, 2)
         q, k, v = heads.split(self.num_heads, dim=1)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
@@ -59,39 +59,38 @@ class GraphAttention(nn.Module):
         scores = scores if bias is None else scores + bias
         mixed = torch.matmul(scores.softmax(dim=-1), v)
         mixed = mixed if num_new == 1 else mixed.transpose(1, 2)
-        return self.out(mixed.reshape(-1, num_new, width)), (k, v)
+        return self.out(mixed.reshape(-1, num_new, self.num_heads * self.head_dim)), (k, v)
 
 
-class GraphHead(nn.Module):
-    """`BinHead` with all that it reads off a token in one matrix product."""
+class GraphBinLogits(nn.Module):
+    """`BinLogits` with all that it reads off a token in one matrix product."""
 
-    def __init__(self, head: BinHead) -> None:
+    def __init__(self, head: BinLogits) -> None:
         super().__init__()
         self.dims, self.num_bins = head.dims, head.centres.shape[0]
-        self.weight = nn.Parameter(torch.cat((head.free.weight, head.mean, head.log_width)))
-        self.bias = nn.Parameter(torch.cat((head.free.bias, head.mean_bias, head.log_width_bias)))
+        self.weight = nn.Parameter(torch.cat((head.residual.weight, head.mean, head.log_width)))
+        self.bias = nn.Parameter(torch.cat((head.residual.bias, head.mean_bias, head.log_width_bias)))
         self.centres: Tensor
         self.register_buffer("centres", head.centres, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n dims bins"]:
         """Return the logits of each dimension."""
-        free, mean, log_width = self._read(tokens)
-        free = free.unflatten(-1, (self.dims, self.num_bins))
-        return _with_gaussian(free, mean[..., None], log_width[..., None], self.centres)
+        residual, mean, log_width = self._read(tokens)
+        residual = residual.unflatten(-1, (self.dims, self.num_bins))
+        return _with_gaussian(residual, mean[..., None], log_width[..., None], self.centres)
 
-    def of_token(self, token: Float[Tensor, "batch width"]) -> Float[Tensor, "batch bins"]:
-        """Return the logits of one token, which stands for one dimension."""
-        assert self.dims == 1, "autoregressive decoding has a token for each dimension"
-        return _with_gaussian(*self._read(token), self.centres)
+    def of_one_dimension(self, tokens: Float[Tensor, "batch width"]) -> Float[Tensor, "batch bins"]:
+        """Return the logits of tokens that stand for one dimension each."""
+        return _with_gaussian(*self._read(tokens), self.centres)
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sizes = (self.dims * self.num_bins, self.dims, self.dims)
-        free, mean, log_width = F.linear(tokens, self.weight, self.bias).split(sizes, dim=-1)
-        return free, mean, log_width
+        residual, mean, log_width = F.linear(tokens, self.weight, self.bias).split(sizes, dim=-1)
+        return residual, mean, log_width
 
 
-def _with_gaussian(free: Tensor, mean: Tensor, log_width: Tensor, centres: Tensor) -> Tensor:
-    return free - 0.5 * ((centres - mean) * torch.exp(-log_width.clamp(-4.5, 1.0))).square()
+def _with_gaussian(residual: Tensor, mean: Tensor, log_width: Tensor, centres: Tensor) -> Tensor:
+    return residual - 0.5 * ((centres - mean) * torch.exp(-log_width.clamp(-4.5, 1.0))).square()
 
 
 def graph_friendly(model: VLAModel) -> VLAModel:
@@ -104,8 +103,8 @@ def graph_friendly(model: VLAModel) -> VLAModel:
                     setattr(parent, name, GraphNorm(child))
                 case Attention():
                     setattr(parent, name, GraphAttention(child))
-                case BinHead():
-                    setattr(parent, name, GraphHead(child))
+                case BinLogits():
+                    setattr(parent, name, GraphBinLogits(child))
                 case _:
                     pass
     return model

@@ -1,19 +1,23 @@
-"""A torch model and its processor as a `Policy`. Owns devices and tensors; knows no files or simulators."""
+"""A torch model and its processor as a `Policy`: devices and tensors."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 
-from policies.token_policy import TokenPolicy
-from vla.model.generation import generate
+from policies.model_policy import ModelPolicy
+from vla.interface import Arrays, Observation
+from vla.model.attention import fuse_attention
+from vla.model.checkpoint import ModelCheckpoint, load_checkpoint
 from vla.model.vla import VLAModel
-from vla.processing.processor import ModelInputs, Processor
+from vla.processing.golden import observations_from, read_arrays
+from vla.processing.processor import Processor
 
 
-class VLAPolicy(TokenPolicy):
-    """Greedy chunks from a `VLAModel`, in its own precision, on one device.
+class VLAPolicy(ModelPolicy):
+    """Chunks from a `VLAModel`, in its own precision, on one device.
 
     The model is moved to `device` and put into evaluation mode in place.
 
@@ -21,44 +25,85 @@ class VLAPolicy(TokenPolicy):
         ValueError: the model and the processor were not made for each other, or a weight is not finite.
     """
 
-    def __init__(self, *, model: VLAModel, processor: Processor, device: str = "cpu") -> None:
+    def __init__(
+        self, *, model: VLAModel, processor: Processor, device: str = "cpu", noise_seed: int = 0
+    ) -> None:
         _require_fitting(model, processor)
         for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"weight {name!r} holds NaN or infinity; use an earlier checkpoint")
-        super().__init__(processor=processor)
-        self.model = model.to(device).eval()
-        self._device = torch.device(device)
+        noise = model.noise_specs(training=False)
+        super().__init__(processor=processor, noise=noise, noise_seed=noise_seed)
+        self.model, self._device = model.to(device).eval(), torch.device(device)
+        fuse_attention(model, self._device)
 
-    def choose_bins(self, inputs: ModelInputs) -> Int64[np.ndarray, "batch time action"]:
-        """Run the model and return the chosen bin of every action, in [0, num_bins)."""
-        images, text_ids, state, committed = (
-            torch.from_numpy(array).to(self._device)
-            for array in (inputs.images, inputs.text_ids, inputs.state, inputs.committed)
-        )
-        given = committed if self.processor.max_committed else None
+    def run_model(self, inputs: Arrays) -> Arrays:
+        """Run the model on its device."""
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
         with torch.inference_mode():
-            return generate(self.model, images, text_ids, state, given).cpu().numpy()
+            return {name: tensor.cpu().numpy() for name, tensor in self.model.sample(tensors).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCheckpoint:
+    """All of a checkpoint that a policy or an export needs.
+
+    Attributes:
+        model: in evaluation mode.
+        processor: the one that it was trained with.
+        golden: held-out moments with their true history.
+        provenance: JSON-ready origin.
+        checkpoint_id: sha256 of the weights file.
+        path: of the checkpoint directory.
+    """
+
+    model: VLAModel
+    processor: Processor
+    golden: list[Observation]
+    provenance: dict[str, Any]
+    checkpoint_id: str
+    path: Path
+
+
+def load_policy_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None) -> PolicyCheckpoint:
+    """Load a checkpoint, or the newest one of a run directory.
+
+    Args:
+        path: of either.
+        head: settings of the head that no weight depends on, in place of those of training.
+
+    Raises:
+        CheckpointError: there is none at `path`, it is of another version, or its weights do not fit.
+        ManifestError: a file of it is damaged.
+        ValueError: a setting in `head` does not exist, or weights depend on it.
+    """
+    loaded: ModelCheckpoint = load_checkpoint(path, head=head)
+    processor = Processor.from_json(loaded.processor_json)
+    golden = observations_from(
+        read_arrays(loaded.golden_path),
+        spec=processor.robot_spec,
+        num_frames=len(processor.frame_offsets),
+        source=loaded.golden_path,
+    )
+    return PolicyCheckpoint(
+        model=loaded.model,
+        processor=processor,
+        golden=golden,
+        provenance=loaded.provenance,
+        checkpoint_id=loaded.checkpoint_id,
+        path=loaded.path,
+    )
 
 
 def _require_fitting(model: VLAModel, processor: Processor) -> None:
-    sizes = model.sizes.to_json()
-    given: dict[str, Any] = {
-        "vocab_size": processor.vocabulary.size,
-        "num_bins": processor.vocabulary.num_bins,
-        "action_offset": processor.vocabulary.action_offset,
-        "action_horizon": processor.action_horizon,
-        "num_images": processor.num_images,
-        "state_dim": len(processor.robot_spec.state),
-        "max_text_tokens": processor.max_text_tokens,
-        "max_committed": processor.max_committed,
-    }
-    faults = [f"{key}: {sizes[key]} against {given[key]}" for key in given if sizes[key] != given[key]]
-    if len(sizes["bins_per_dim"]) != len(processor.robot_spec.action):
-        actions = len(processor.robot_spec.action)
-        faults.append(f"action dimensions: {len(sizes['bins_per_dim'])} against {actions}")
-    if processor.image_size != (sizes["image_size"], sizes["image_size"]):
-        faults.append(f"image size in pixels: {sizes['image_size']} against {processor.image_size}")
+    """Refuse a model that was built for other inputs or targets than the processor makes."""
+    mine, theirs = model.specs.to_json(), processor.specs().to_json()
+    faults = [
+        f"{group} {name}: {mine[group].get(name)} against {theirs[group].get(name)}"
+        for group in mine
+        for name in sorted({*mine[group], *theirs[group]})
+        if mine[group].get(name) != theirs[group].get(name)
+    ]
     if faults:
         listing = "\n  ".join(faults)
         raise ValueError(f"the model does not fit the processor (model against processor):\n  {listing}")

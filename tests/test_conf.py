@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,11 +22,10 @@ from experiments.config import schema
 from experiments.config.cli import explain_config_error
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
-from experiments.train import trainer_settings
-from vla.data.augment import ImageAugmentation
-from vla.model.sizes import ModelSizes
-from vla.model.vla import VLAModel
-from vla.processing.registry import ACTION_TOKENIZERS
+from experiments.train import build_model, require_settings
+from vla.processing.moments import Demonstrations
+from vla.processing.processor import Processor
+from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -51,23 +51,36 @@ def composed(root, overrides=()):
 
 def build(run):
     """Build everything that needs no data."""
-    trainer_settings(run.trainer, seed=run.seed)
-    assert run.action_tokenizer.kind in ACTION_TOKENIZERS
+    require_settings(run)
+    spec = RobotSpec(
+        name="any",
+        cameras=tuple(
+            CameraSpec(name=name, height=run.env.image_size, width=run.env.image_size)
+            for name in run.env.cameras
+        ),
+        state=tuple(Channel(name=f"s{i}", unit="m", low=-1.0, high=1.0) for i in range(6)),
+        action=tuple(Channel(name=f"a{i}", unit="m", low=-1.0, high=1.0) for i in range(7)),
+        control_hz=20.0,
+        action_convention="end_effector_delta",
+        gripper_sign="positive_opens",
+    )
+    rng = np.random.default_rng(0)
+    chunks = rng.uniform(-1, 1, size=(50, run.processor.action_horizon, 7)).astype(np.float32)
+    processor = Processor.fit(
+        Demonstrations(
+            robot_spec=spec,
+            states=rng.uniform(-1, 1, size=(50, 6)).astype(np.float32),
+            actions=chunks[:, 0],
+            chunks=chunks,
+            instructions=["lift the red cube"],
+        ),
+        codec=run.codec,
+        inputs=run.processor.inputs,
+        frame_offsets=run.processor.frame_offsets,
+        max_committed=run.processor.max_committed,
+    )
     with torch.device("meta"):
-        return VLAModel(
-            ModelSizes(
-                vocab_size=600,
-                num_bins=run.action_tokenizer.num_bins,
-                action_offset=300,
-                bins_per_dim=[run.action_tokenizer.num_bins] * 7,
-                action_horizon=run.processor.action_horizon,
-                num_images=len(run.env.cameras) * len(run.processor.frame_offsets),
-                image_size=run.env.image_size,
-                state_dim=6,
-                max_text_tokens=run.processor.max_text_tokens,
-                **vars(run.model),
-            )
-        )
+        return build_model(run.model, processor, seed=0)
 
 
 @pytest.mark.parametrize("root", schema.ROOTS)
@@ -95,7 +108,7 @@ def test_every_recipe_composes_and_builds(recipe):
     ],
 )
 def test_an_environment_choice_brings_its_tasks_to_every_program(choice, tasks, count):
-    for root in ("collect", "train", "evaluate", "export"):
+    for root in ("collect", "train", "evaluate"):
         given = [f"env={choice}"] if tasks is None else [f"env={choice}", f"tasks={tasks}"]
         run = schema.typed(composed(root, given), schema.ROOTS[root])
         assert run.env.family == choice
@@ -140,7 +153,6 @@ def test_model_sizes_are_what_their_names_promise(size, low, high):
     [
         ("trainr.num_samples=3", "trainer"),
         ("trainer.num_sample=3", "num_samples"),
-        ("trainer.augmentation.max_shfit=3", "max_shift"),
         ("sede=1", "seed"),
         ("+sede=1", "seed"),
         ("+trainer.num_sample=1", "num_samples"),
@@ -153,6 +165,26 @@ def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest)
     first_line = explain_config_error(caught.value).splitlines()[0]
     assert first_line.startswith("unknown key")
     assert first_line.endswith(f"nearest: {nearest!r}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.backbone.deepth=3", r"model\.backbone\.deepth.*did you mean 'depth'"),
+        ("model.backbone.depth=0", r"model\.backbone\.depth is 0; it must be an integer >= 1"),
+        ("model.head.kind=paralell", r"model\.head.*'paralell'.*did you mean 'parallel'"),
+        ("model.auxiliaries.later_states.weight=inf", r"later_states\.weight is inf; it must be finite"),
+        ("codec.num_bins=1", r"codec\.num_bins is 1"),
+        ("codec.kind=unifrom", "did you mean 'uniform'"),
+        ("processor.inputs.text.max_tokens=0", r"processor\.inputs\.text\.max_tokens is 0"),
+        ("data.augmentation.max_shfit=3", r"data\.augmentation\.max_shfit.*did you mean 'max_shift'"),
+        ("data.validation_share=nan", r"data\.validation_share is nan"),
+    ],
+)
+def test_wrong_settings_of_parts_are_refused_before_any_work(override, message):
+    run = schema.typed(composed("train", [override]), schema.TrainRun)
+    with pytest.raises(ValueError, match=message):
+        require_settings(run)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +207,7 @@ def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
     [
         ("trianer:\n  num_samples: 3\n", "trainer"),
         ("trainer:\n  num_sample: 3\n", "num_samples"),
-        ("model:\n  deepth: 3\n", "depth"),
+        ("model:\n  haed: 3\n", "head"),
     ],
 )
 def test_a_misspelt_key_in_a_recipe_names_the_nearest(tmp_path, text, nearest):
@@ -243,24 +275,6 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
     ("config", "constructor", "made_elsewhere"),
     [
         (schema.TrainerConfig, TrainerSettings, {"seed", "betas"}),
-        (schema.AugmentationConfig, ImageAugmentation, set()),
-        (
-            schema.ModelConfig,
-            ModelSizes,
-            {
-                "vocab_size",
-                "num_bins",
-                "action_offset",
-                "bins_per_dim",
-                "action_horizon",
-                "num_images",
-                "image_size",
-                "state_dim",
-                "max_text_tokens",
-                "max_committed",
-                "num_future_states",
-            },
-        ),
         (schema.EvaluationConfig, EvaluationPlan, {"env_configs", "condition", "limits"}),
     ],
 )

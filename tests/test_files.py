@@ -5,13 +5,20 @@ import pytest
 
 from vla.files import (
     MANIFEST_NAME,
+    DamagedFile,
+    DirectoryInUse,
+    DirectoryLock,
+    JsonLinesAppender,
     ManifestError,
     atomic_write_bytes,
     atomic_write_json,
     publish_directory,
+    read_json_lines,
     read_manifest,
+    staged_file,
     staging_directory,
     verify_manifest,
+    write_json_lines,
     write_manifest,
 )
 
@@ -115,6 +122,67 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
         atomic_write_bytes(path, b"new")
     assert json.loads(path.read_text()) == {"step": 1}
     assert names_in(tmp_path) == ["state.json"]
+
+
+def test_a_staged_file_appears_when_its_block_ends_and_not_after_an_error(tmp_path):
+    path = tmp_path / "picture.jpg"
+    with staged_file(path) as staging:
+        staging.write_bytes(b"whole")
+        assert not path.exists()
+
+    def write_half_and_fail():
+        with staged_file(path) as staging:
+            staging.write_bytes(b"ha")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half_and_fail()
+    assert path.read_bytes() == b"whole"
+    assert names_in(tmp_path) == ["picture.jpg"]
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_a_log_goes_on_behind_its_last_whole_line(tmp_path, is_durable):
+    path = tmp_path / "log.jsonl"
+    write_json_lines(path, [{"k": 0}])
+    with JsonLinesAppender(path, is_durable=is_durable) as log:
+        log.append({"k": 1})
+        assert read_json_lines(path, dict) == [{"k": 0}, {"k": 1}]
+    with path.open("ab") as file:
+        file.write(b'{"k": 2')
+    assert read_json_lines(path, dict) == [{"k": 0}, {"k": 1}]
+    with JsonLinesAppender(path, is_durable=is_durable) as log:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            log.append({"k": float("inf")})
+        log.append({"k": 3})
+    log.close()
+    assert read_json_lines(path, lambda row: row["k"]) == [0, 1, 3]
+
+
+def test_a_log_that_is_new_or_torn_in_its_first_line_is_empty(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with pytest.raises(FileNotFoundError):
+        read_json_lines(path, dict)
+    path.write_bytes(b'{"k"')
+    assert read_json_lines(path, dict) == []
+    JsonLinesAppender(path).close()
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", [b"{", b"", b"[1]", b'{"k": "no number"}', b"\xff"])
+def test_a_damaged_line_is_named_and_never_skipped(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"k": 0}\n' + line + b'\n{"k": 2}\n')
+    with pytest.raises(DamagedFile, match=r"log\.jsonl, line 2: "):
+        read_json_lines(path, lambda row: int(row["k"]))
+
+
+def test_a_locked_directory_names_its_holder_until_it_is_released(tmp_path):
+    with DirectoryLock(tmp_path), pytest.raises(DirectoryInUse, match=f"process {os.getpid()}"):
+        DirectoryLock(tmp_path)
+    with DirectoryLock(tmp_path):
+        pass
+    assert names_in(tmp_path) == []
 
 
 def test_json_refuses_nan(tmp_path):

@@ -31,22 +31,23 @@ GUARDED = (
     "franky",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("vla.spec", "vla.interface")
+GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry")
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
-    "vla.spec": (),
-    "vla.interface": ("vla.spec",),
+    "vla.errors": (),
+    "vla.spec": ("vla.errors",),
+    "vla.interface": ("vla.errors", "vla.spec"),
+    "vla.registry": ("vla.errors",),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
-    "policies": (*GROUND_FLOOR, "vla.processing", "vla.files"),
+    "policies": (*GROUND_FLOOR, "vla.processing"),
     "policies.vla_policy": (*GROUND_FLOOR, "policies", "vla.processing", "vla.model", "torch"),
     "policies.export": (
         *GROUND_FLOOR,
         "policies",
         "vla.processing",
-        "vla.files",
         "vla.model",
         "torch",
         "onnx",
@@ -59,14 +60,13 @@ MAY_IMPORT = {
     "policies.serving.server": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.session": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
-    "vla.files": (),
+    "vla.files": ("vla.errors",),
     "vla.processing": GROUND_FLOOR,
-    "vla.data": ("vla.spec", "vla.files", "pyarrow", "av"),
-    "vla.model": ("torch",),
-    "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "vla.files", "torch"),
+    "vla.data": (*GROUND_FLOOR, "vla.processing", "pyarrow", "av"),
+    "vla.model": (*GROUND_FLOOR, "torch"),
+    "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "torch"),
     "envs": (
         *GROUND_FLOOR,
-        "vla.files",
         "vla.provenance",
         "policies.runtime",  # one frame history, one chunk schedule, one safety filter for both roads
         "mujoco",

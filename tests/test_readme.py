@@ -1,4 +1,7 @@
-"""What the README says is so: its commands parse, its snippets run, its tree is the tree."""
+"""What the pages say is so: commands compose, snippets run, links lead somewhere, file lists are complete.
+
+A page is README.md or the README.md of a folder; all of them are read.
+"""
 
 import re
 import shlex
@@ -12,26 +15,47 @@ from experiments.config import schema
 from vla.data.lerobot_v3 import Dataset
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TREE_TOPS = ("vla", "envs", "policies", "experiments")
+RESULTS = ROOT / "experiments" / "results"
+FOLDERS = ("vla", "envs", "policies", "experiments")
+NAMES = ("README.md", *(f"{folder}/README.md" for folder in (*FOLDERS, "experiments/results")))
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+MOST_LINES, FIRST_CODE_BEFORE_LINE = 180, 30  # of README.md
 
 
-def blocks(language):
+def blocks(text, language):
     """Return the contents of the fenced blocks of a language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [content for kind, content in fenced if kind == language]
 
 
+def typed_lines(text):
+    """Return what a reader would type: lines of bash blocks and commands in the text, without comments."""
+    lines = [line.split("#")[0].strip() for block in blocks(text, "bash") for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines += re.findall(r"`((?:python -m experiments\.|make )[^`]+)`", prose)
+    return [line for line in lines if line]
+
+
 def commands():
-    """All commands, from blocks and from the text, without comments; those with placeholders left out."""
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    lines += re.findall(r"`(python -m experiments\.[^`]+)`", TEXT)
-    return [line for line in lines if line.startswith("python -m experiments.") and "<" not in line]
+    """Return page and command of each call of a program; those with placeholders are left out."""
+    return [
+        (name, line)
+        for name, text in PAGES.items()
+        for line in typed_lines(text)
+        if line.startswith("python -m experiments.") and "<" not in line
+    ]
 
 
-def tree():
-    """Return the paths of the tree, folders with a closing slash, and their comments."""
-    (block,) = [block for block in blocks("") if block.startswith("vla/\n")]
+def snippets():
+    """Return page and content of each block of Python."""
+    return [(name, block) for name, text in PAGES.items() for block in blocks(text, "python")]
+
+
+def tree(folder):
+    """Return the paths of a folder's file list, folders with a closing slash, and their comments."""
+    (block,) = [
+        block for block in blocks(PAGES[f"{folder}/README.md"], "") if block.startswith(f"{folder}/\n")
+    ]
     found, parents = {}, []
     for line in block.splitlines():
         name, _, comment = line.strip().partition(" ")
@@ -41,8 +65,20 @@ def tree():
     return found
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_command_parses(command):
+def anchors(text):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_front_page_is_short_and_begins_with_code():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= MOST_LINES
+    assert any(line.startswith("```bash") for line in lines[:FIRST_CODE_BEFORE_LINE])
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_every_command_composes(page, command):
     words = shlex.split(command)
     program = words[2].removeprefix("experiments.")
     overrides = [word for word in words[3:] if word != "--multirun"]
@@ -54,59 +90,81 @@ def test_every_command_parses(command):
 
 
 def test_every_program_is_shown():
-    assert {shlex.split(command)[2].removeprefix("experiments.") for command in commands()} >= {
-        *schema.ROOTS
-    } - {"quickstart"}
+    shown = {shlex.split(command)[2].removeprefix("experiments.") for _, command in commands()}
+    assert shown >= {*schema.ROOTS}
 
 
 def test_make_has_the_targets_that_are_named():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)", TEXT):
-        if target in ("setup", "quickstart", "test", "format", "lint", "clean"):
-            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    assert {"quickstart", "test"} <= set(re.findall(r"make ([a-z-]+)", TEXT))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {
+        line.split()[1]
+        for text in PAGES.values()
+        for line in typed_lines(text)
+        if re.match(r"make [a-z-]", line)
+    }
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert {"quickstart", "test", "format", "franka-setup", "franka-test"} <= targets
 
 
 def test_the_recording_snippet_makes_a_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = [block for block in blocks("python") if "DatasetWriter" in block]
+    (snippet,) = [block for _, block in snippets() if "with DatasetWriter" in block]
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     dataset = Dataset(tmp_path / "outputs/datasets/my_arm")
     assert dataset.num_episodes == 3
     assert dataset.instructions == ["turn the joint"]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
-def test_snippets_compile(snippet):
-    compile(textwrap.dedent(snippet), "README.md", "exec")
+@pytest.mark.parametrize(("page", "snippet"), snippets())
+def test_snippets_compile(page, snippet):
+    compile(textwrap.dedent(snippet), page, "exec")
 
 
-def test_the_tree_has_a_line_for_each_module_and_none_too_many():
-    named = tree()
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_page_has_a_line_for_each_module_and_none_too_many(folder):
+    named = tree(folder)
     for path in named:
-        assert (ROOT / path).exists(), f"README names {path}, which does not exist"
+        assert (ROOT / path).exists(), f"{folder}/README.md names {path}, which does not exist"
     modules = {
         str(path.relative_to(ROOT))
-        for top in TREE_TOPS
-        for path in (ROOT / top).rglob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py" and not path.name.startswith(".")
     }
-    assert modules <= set(named), f"README's tree lacks {sorted(modules - set(named))}"
+    assert modules <= set(named), f"{folder}/README.md lacks {sorted(modules - set(named))}"
     without = [path for path, comment in named.items() if path.endswith(".py") and not comment]
     assert not without, f"no comment: {without}"
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
-    for path in re.findall(r"`((?:vla|envs|policies|experiments|conf|tests)/[\w/]+\.(?:py|yaml))`", TEXT):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_named_files_exist(name):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), f"{name} links to {target}, which does not exist"
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{name}: no heading for {target}"
+    for path in re.findall(
+        r"(?<![\w./])(?:vla|envs|policies|experiments|conf|tests)/[\w/]+\.\w+\b", PAGES[name]
+    ):
+        assert (ROOT / path).exists(), f"{name} names {path}, which does not exist"
+
+
+def test_the_index_of_results_has_one_line_for_each_file():
+    files = {
+        str(path.relative_to(RESULTS))
+        for path in RESULTS.rglob("*")
+        if path.is_file() and path.name != "README.md"
+    }
+    index = PAGES["experiments/results/README.md"]
+    rows = re.findall(r"^\| (?:\[|`)([\w./]+\.\w+)[`\]]", index, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(files)
 
 
 def test_no_result_names_a_path_of_one_machine():
-    results = ROOT / "experiments" / "results"
-    pages = [path for path in results.rglob("*") if path.suffix in (".md", ".json")]
+    pages = [path for path in RESULTS.rglob("*") if path.suffix in (".md", ".json")]
     assert pages
     for path in pages:
         found = re.search(r"(?<![\w.])/(?:root|home|tmp|work|Users)/\S*", path.read_text(encoding="utf-8"))

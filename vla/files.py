@@ -1,29 +1,36 @@
-"""Files that are either whole or absent, and directories that can prove that they are undamaged.
+"""Files that are whole or absent, logs of JSON lines, and directories that prove that they are undamaged.
 
-Checkpoints and bundles are written through this file: everything goes into a temporary directory beside the
-final one, each file is flushed to disk, `manifest.json` with the sha256 of every other file comes last, and
-one rename publishes the whole. safetensors and ONNX load a flipped bit or a zero-filled tail without
-complaint, so readers call `verify_manifest` before they trust anything.
+One file is written next to its place, flushed to disk and renamed. A directory (checkpoint, bundle) likewise:
+`manifest.json` with the sha256 of every other file comes last, and one rename publishes the whole.
+safetensors and ONNX load a flipped bit or a zero-filled tail without complaint, so readers call
+`verify_manifest` before they trust anything. A log grows by whole lines; a crash tears at worst its last one,
+which readers leave out. `DirectoryLock` admits one writer per directory.
 
-It knows nothing about what the files mean, and needs the standard library alone.
+Needs the standard library alone.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
+
+from vla.errors import VLAError
+
+Row = TypeVar("Row")
 
 MANIFEST_NAME = "manifest.json"
 _HASH_CHUNK_BYTES = 1 << 20
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
-class ManifestError(ValueError):
+class ManifestError(VLAError):
     """A directory is not what its manifest says; the message lists every file that is wrong."""
 
 
@@ -36,23 +43,44 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Yield a free path next to `final`; the file written there replaces `final` when the block ends.
+
+    An exception in the block, a crash or a full disk leaves the old content untouched.
+
+    Raises:
+        OSError: the file could not be written; nothing has changed.
+    """
+    staging = _unused_name_beside(final)
+    try:
+        yield staging
+        publish_file(staging, final)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def publish_file(staging: Path, final: Path) -> None:
+    """Flush a finished file and rename it to `final`, in the same file system, replacing what is there."""
+    with staging.open("rb") as file:
+        os.fsync(file.fileno())
+    staging.replace(final)
+    _fsync_directory(final.parent)
+
+
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a crash or a full disk leaves the old content untouched.
 
     Raises:
         OSError: the data could not be written; nothing has changed.
     """
-    partial = _unused_name_beside(path)
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _fsync_directory(path.parent)
+    with staged_file(path) as staging:
+        staging.write_bytes(data)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8; raises and keeps the old content as `atomic_write_bytes` does."""
+    atomic_write_bytes(path, text.encode())
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
@@ -62,7 +90,101 @@ def atomic_write_json(path: Path, value: Any) -> None:
         ValueError: `value` holds NaN or an infinity, which JSON cannot express.
         OSError: the data could not be written; nothing has changed.
     """
-    atomic_write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class DamagedFile(VLAError):
+    """A file is no JSON, or a line other than a torn last one is damaged; the message names both."""
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged, it is no JSON ({error}); restore it from a copy") from error
+
+
+def read_json_lines(path: Path, parse: Callable[[dict[str, Any]], Row]) -> list[Row]:
+    """Return what `parse` makes of each line, a JSON object, of a log.
+
+    What follows the last newline was torn by a crash and is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: another line is no JSON object, or `parse` refused it with a ValueError or TypeError.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise TypeError(f"{str(value)[:80]} is no JSON object")
+            rows.append(parse(value))
+        except (ValueError, TypeError) as error:
+            raise DamagedFile(
+                f"{path}, line {number}: {error}. Restore the file from a copy, or delete it to start over"
+            ) from error
+    return rows
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` by a log of these rows, whole or not at all.
+
+    Raises:
+        ValueError: a row holds NaN or an infinity.
+        OSError: the log could not be written; nothing has changed.
+    """
+    atomic_write_bytes(path, b"".join(map(_json_line, rows)))
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+class JsonLinesAppender:
+    """Appends rows to a log of JSON lines, after removing a torn last line; makes the file if there is none.
+
+    A row outlives the program as soon as `append` returns. With `is_durable` it is on disk by then and
+    outlives the machine too; without, that holds from `close` on, and `append` does not wait for the disk.
+    """
+
+    def __init__(self, path: Path, *, is_durable: bool = False) -> None:
+        self._is_durable = is_durable
+        self._file = path.open("ab")
+        self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row.
+
+        Raises:
+            ValueError: the row holds NaN or an infinity; nothing was written.
+            OSError: the disk is full or gone; earlier rows are kept.
+        """
+        self._file.write(_json_line(row))
+        self._file.flush()
+        if self._is_durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Bring everything to the disk; safe to call more than once."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "JsonLinesAppender":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 @contextlib.contextmanager
@@ -156,9 +278,9 @@ def read_manifest(directory: Path, *, schema_version: int = 1) -> dict[str, Any]
             f"{path} has {path.stat().st_size} bytes; a manifest has at most {_MAX_MANIFEST_BYTES}"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ManifestError(f"{path} is damaged: it is no JSON ({error})") from error
+        manifest = read_json(path)
+    except DamagedFile as error:
+        raise ManifestError(str(error)) from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise ManifestError(f"{path} is no manifest: it has no schema_version")
     if manifest["schema_version"] != schema_version:
@@ -200,6 +322,64 @@ def verify_manifest(directory: Path, *, schema_version: int = 1) -> dict[str, An
             f"{directory} does not match its {MANIFEST_NAME}; restore it from a copy:\n  {listing}"
         )
     return manifest
+
+
+class DirectoryInUse(RuntimeError):
+    """Another live process holds the directory; the message gives its process id."""
+
+
+class DirectoryLock:
+    """Holds `<directory>/.lock` until released or until the process dies, whichever is first.
+
+    It is an flock, so a killed process leaves no stale lock behind; the text of the file is the holder's
+    process id, for the error message alone.
+
+    Raises:
+        DirectoryInUse: another live process holds it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / ".lock"
+        self._descriptor = self._acquire()
+
+    def _acquire(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 64).decode(errors="replace").strip() or "unknown"
+                os.close(descriptor)
+                raise DirectoryInUse(
+                    f"{self.path.parent} is being written by process {holder}; wait until it ends, stop it, "
+                    "or choose another directory"
+                ) from None
+            if self._is_current(descriptor):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                return descriptor
+            os.close(descriptor)  # its holder removed it between our open and our lock: take the new one
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return self.path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Release the directory; safe to call more than once."""
+        if self._descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> "DirectoryLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 def _check_entries(path: Path, files: Any) -> None:

@@ -9,29 +9,65 @@ time counts control periods.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
+from vla.errors import VLAError
 from vla.spec import RobotSpec
 
 Arrays = Mapping[str, np.ndarray]  # by name; the first axis is the batch
+PAD_ID = 0  # among text ids: fills an instruction up to the longest
+NOTHING = -1  # among ids of actions: none is committed here, or the sequence is over
 
 
 class ArraySpec(NamedTuple):
     """What one named array looks like, without its batch axis."""
 
     dtype: str  # as numpy names it: uint8, int64, float32
-    shape: tuple[int | None, ...]  # None where a length varies
-    num_ids: int | None = None  # ids lie in [0, num_ids); None for measured numbers
+    shape: tuple[int, ...]
+    num_ids: int = 0  # ids lie in [0, num_ids); 0 for measured numbers
 
 
-class ObservationError(ValueError):
+class ModelSpecs(NamedTuple):
+    """All that a model is told about the arrays around it; no size travels by hand."""
+
+    inputs: Mapping[str, ArraySpec]  # what `Processor.encode` makes
+    targets: Mapping[str, ArraySpec]  # what the action codec learns from and decodes
+    constants: Arrays  # tables of the action codec, without a batch axis
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+
+        def plain(specs: Mapping[str, ArraySpec]) -> dict[str, Any]:
+            return {name: [spec.dtype, list(spec.shape), spec.num_ids] for name, spec in specs.items()}
+
+        return {
+            "inputs": plain(self.inputs),
+            "targets": plain(self.targets),
+            "constants": {name: table.tolist() for name, table in self.constants.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelSpecs":
+        """Rebuild from `to_json`, exactly; tables hold int64."""
+
+        def specs(group: str) -> dict[str, ArraySpec]:
+            return {
+                name: ArraySpec(dtype, tuple(shape), num_ids)
+                for name, (dtype, shape, num_ids) in data[group].items()
+            }
+
+        constants = {name: np.asarray(table, np.int64) for name, table in data["constants"].items()}
+        return cls(inputs=specs("inputs"), targets=specs("targets"), constants=constants)
+
+
+class ObservationError(VLAError):
     """An observation lacks something that the robot spec promises, or holds it in the wrong form."""
 
 
-class DecodeError(ValueError):
+class DecodeError(VLAError):
     """Generated tokens are no action chunk. Hold the last command; never substitute zeros."""
 
 
@@ -75,6 +111,17 @@ class Observation:
     instruction: str
     committed: Float32[np.ndarray, "committed action"]
     stamp: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
+    """What a policy may know at each of several moments: observations, batched; the same in training."""
+
+    images: Mapping[str, UInt8[np.ndarray, "batch frames h w 3"]]  # by camera; RGB, oldest frame first
+    state: Float32[np.ndarray, "batch state"]  # in the units of RobotSpec.state
+    instructions: Sequence[str]
+    committed: Float32[np.ndarray, "batch time action"]  # in the units of RobotSpec.action
+    num_committed: Int64[np.ndarray, " batch"]  # first actions of each chunk that count; the others do not
 
 
 @runtime_checkable  # so that tests can check annotations

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from vla.errors import VLAError
+
 ACTION_CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
-class SpecMismatch(ValueError):
+class SpecMismatch(VLAError):
     """Two robot specs that had to agree do not; the message lists each difference."""
 
 

@@ -76,9 +76,9 @@ class Comparison:
     def verdict(self, name_a: str = "A", name_b: str = "B") -> str:
         """Return one sentence: which is better, or that they cannot be told apart and what it would take."""
         counts = self.overall
-        low, high = 100 * counts.interval.low, 100 * counts.interval.high
         numbers = (
-            f"difference {100 * counts.difference:+.1f} points, 95 % interval [{low:+.1f}, {high:+.1f}], "
+            f"difference {100 * counts.difference:+.1f} points, "
+            f"95 % interval {counts.interval.in_percent('+.1f')}, "
             f"McNemar p = {counts.p_value:.3g}, {counts.pairs} paired episodes"
         )
         if counts.p_value < ALPHA:
@@ -152,8 +152,7 @@ def format_comparison(comparison: Comparison, *, name_a: str = "A", name_b: str 
     width = max(len("task"), *(len(name) for name, _ in rows))
     lines = [f"{'task':{width}}  pairs      A      B  only A  only B  A - B, 95 % interval      p"]
     for name, counts in rows:
-        low, high = 100 * counts.interval.low, 100 * counts.interval.high
-        interval = f"{100 * counts.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+        interval = f"{100 * counts.difference:+.1f} {counts.interval.in_percent('+.1f')}"
         lines.append(
             f"{name:{width}}  {counts.pairs:5d}  {100 * counts.rate_a:4.0f} %  {100 * counts.rate_b:4.0f} %"
             f"  {counts.only_a:6d}  {counts.only_b:6d}  {interval:21}  {counts.p_value:.3g}"

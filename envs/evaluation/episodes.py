@@ -5,13 +5,12 @@ torn line is dropped. This file knows no policies and runs nothing.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from vla.files import read_json_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +36,16 @@ class EpisodeRow:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, data: Any) -> "EpisodeRow":
+    def from_json(cls, data: Mapping[str, Any]) -> "EpisodeRow":
         """Rebuild a row.
 
         Raises:
-            ValueError: it is no JSON object, or keys are missing or unknown. Rows of before the robot's
-                runtime was evaluated have no `stop_reason`.
+            ValueError: keys are missing or unknown. Rows of before the robot's runtime was evaluated have no
+                `stop_reason`.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) | {"stop_reason"} != expected:
-            found = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"an episode row has the keys {sorted(expected)}, not {found}")
+        if set(data) | {"stop_reason"} != expected:
+            raise ValueError(f"an episode row has the keys {sorted(expected)}, not {sorted(data)}")
         return cls(**data)
 
 
@@ -56,43 +54,6 @@ def read_rows(path: Path) -> list[EpisodeRow]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line in the middle is damaged; the message tells which.
+        DamagedFile: another line is damaged; the message tells which.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn, or empty
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(EpisodeRow.from_json(json.loads(line)))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return rows
-
-
-class EpisodeLog:
-    """Appends rows to an `episodes.jsonl`; each is on disk when `append` returns."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
-        size = self._file.tell()
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < size:
-            self._file.truncate(whole)
-
-    def append(self, row: EpisodeRow) -> None:
-        """Write one row.
-
-        Raises:
-            OSError: the disk is full or gone; earlier rows are kept.
-        """
-        self._file.write(json.dumps(row.to_json(), allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __enter__(self) -> "EpisodeLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self._file.close()
+    return read_json_lines(path, EpisodeRow.from_json)

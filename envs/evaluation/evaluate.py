@@ -8,30 +8,31 @@ and results.py for what comes out.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
-from envs.evaluation.episodes import EpisodeLog, EpisodeRow, read_rows
+from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.results import Evaluation, EvaluationPlan, VideoRecord
 from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
-from vla.files import atomic_write_json
+from vla.errors import VLAError
+from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, read_json, staged_file
 from vla.interface import Policy
 from vla.provenance import software_versions
 
 _FREE_TO_CHANGE = ("episodes_per_task", "num_workers", "envs_per_worker", "videos_per_task")
 
 
-class EvaluationMismatch(ValueError):
-    """A directory holds the evaluation of another policy or of another plan, or another program writes it."""
+class EvaluationMismatch(VLAError):
+    """A directory holds the evaluation of another policy or of another plan."""
 
 
 def evaluate(
@@ -54,12 +55,13 @@ def evaluate(
         show_progress: print a progress bar with the running success rate.
 
     Raises:
-        EvaluationMismatch: `run_dir` holds rows of another policy or plan, or is in use.
+        EvaluationMismatch: `run_dir` holds rows of another policy or plan.
+        DirectoryInUse: another evaluation writes there.
         WorkerError: an environment failed; the rows so far are kept, and the next call continues.
     """
     started_s = time.monotonic()
     (run_dir / "actions").mkdir(parents=True, exist_ok=True)
-    with _claimed(run_dir):
+    with DirectoryLock(run_dir):
         rows = _matching_rows(run_dir, plan, policy_id)
         requests = plan.requests()
         done = {(row.task, row.seed) for row in rows}
@@ -93,25 +95,12 @@ def evaluate(
     return evaluation
 
 
-@contextlib.contextmanager
-def _claimed(run_dir: Path) -> Iterator[None]:
-    """Keep other programs from writing to the same directory."""
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvaluationMismatch(
-                f"{run_dir} is in use by another evaluation; wait for it or choose another directory"
-            ) from None
-        yield
-
-
 def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[EpisodeRow]:
     """Return the rows that are there already, after making sure that they belong to this evaluation."""
     advice = "choose another directory, or delete this one"
     plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
     if plan_path.exists():
-        stored = json.loads(plan_path.read_text(encoding="utf-8"))
+        stored = read_json(plan_path)
         stored_plan = json.loads(json.dumps(EvaluationPlan.from_json(stored["plan"]).to_json()))
         if stored["policy_id"] != policy_id:
             raise EvaluationMismatch(
@@ -171,11 +160,12 @@ def _run_missing(
         disable=not show_progress,
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
     )
-    with bar, EpisodeLog(run_dir / "episodes.jsonl") as log, contextlib.closing(results):
+    log = JsonLinesAppender(run_dir / "episodes.jsonl", is_durable=True)
+    with bar, log, contextlib.closing(results):
         for result in results:
-            np.save(_actions_path(run_dir, result.request.task, result.request.seed), result.actions)
+            _save_actions(_actions_path(run_dir, result.request.task, result.request.seed), result.actions)
             new.append(_row(result, policy_id, versions))
-            log.append(new[-1])
+            log.append(new[-1].to_json())
             successes += result.success
             bar.set_postfix_str(f"success {100 * successes / (len(rows) + len(new)):.0f} %", refresh=False)
             bar.update()
@@ -202,6 +192,11 @@ def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> Epi
 
 def _actions_path(run_dir: Path, task: str, seed: int) -> Path:
     return run_dir / "actions" / f"{task}-{seed}.npy"
+
+
+def _save_actions(path: Path, actions: Float32[np.ndarray, "time action"]) -> None:
+    with staged_file(path) as staging, staging.open("xb") as file:
+        np.save(file, actions)
 
 
 def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:

@@ -4,7 +4,6 @@ Plain data, readable without an environment or a policy; evaluation.py makes it 
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interv
 from envs.registry import TaskGroups, task_groups
 from envs.rollout import CONDITIONS, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
+from vla.files import read_json
 from vla.provenance import software_versions
 
 RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
@@ -262,18 +262,18 @@ def load_evaluation(run_dir: Path) -> Evaluation:
 
     Raises:
         FileNotFoundError: the directory holds no evaluation.
-        ValueError: a file is damaged.
+        DamagedFile: a file is damaged.
     """
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no plan.json")
-    stored = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    stored = read_json(run_dir / "plan.json")
     plan = EvaluationPlan.from_json(stored["plan"])
     log = run_dir / "episodes.jsonl"
     rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
     wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
     videos, wall_s = (), 0.0
     if (run_dir / "results.json").exists():
-        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        results = read_json(run_dir / "results.json")
         videos, wall_s = tuple(VideoRecord(**video) for video in results["videos"]), results["wall_s"]
     return Evaluation(
         run_dir=run_dir,
@@ -328,7 +328,7 @@ def _group_rows(columns: Sequence[Evaluation]) -> list[list[str]]:
 
 
 def _percent(rate: float, interval: Interval) -> str:
-    return f"{100 * rate:5.1f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    return f"{100 * rate:5.1f} % {interval.in_percent()}"
 
 
 def _cell(result: TaskResult | GroupResult | None) -> str:

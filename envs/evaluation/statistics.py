@@ -22,6 +22,14 @@ class Interval:
         """Half of the distance between the ends."""
         return (self.high - self.low) / 2
 
+    def in_percent(self, form: str = ".0f") -> str:
+        """Return the ends in percent, in brackets.
+
+        >>> Interval(low=0.786, high=0.957).in_percent()
+        '[79, 96]'
+        """
+        return f"[{100 * self.low:{form}}, {100 * self.high:{form}}]"
+
 
 def _critical_value(confidence: float) -> float:
     """Return the two-sided standard normal critical value, 1.96 for 0.95."""

@@ -106,18 +106,18 @@ class ArmController:
         ]
         self._configuration.update(np.array(HOME_JOINTS))
         self._posture_task.set_target(np.array(HOME_JOINTS))
-        self.commanded = self._pose_of(arm, self._configuration.data, arm.site("tcp").id)
+        self.commanded = self._pose_of(self._configuration.data, arm.site("tcp").id)
         self._finger_target = MAX_OPENING / 2
         self._last_travel = np.zeros(NUM_JOINTS)  # of the joint targets in the last period [rad]
 
     @staticmethod
-    def _pose_of(model: mujoco.MjModel, data: mujoco.MjData, site: int) -> Pose:
+    def _pose_of(data: mujoco.MjData, site: int) -> Pose:
         rotation = data.site_xmat[site].reshape(3, 3)
         return Pose(position=data.site_xpos[site].copy(), angles=angles_from_rotation(rotation))
 
     def measured(self) -> Pose:
         """Where the hand is now."""
-        return self._pose_of(self._model, self._data, self._tcp_site)
+        return self._pose_of(self._data, self._tcp_site)
 
     def opening(self) -> float:
         """How far the gripper is open: 0 closed, 1 open."""

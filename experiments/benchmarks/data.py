@@ -11,7 +11,8 @@ import numpy as np
 from experiments.benchmarks.limits import limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.config.schema import TrainRun
-from experiments.train import build_processor, open_data, trainer_settings
+from experiments.train import build_processor, open_data
+from vla.data.demonstrations import DemonstrationSource
 from vla.data.frame_cache import open_frame_cache
 from vla.data.reader import Dataset
 from vla.training.batches import BatchMaker
@@ -21,17 +22,19 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     """Return the table for the dataset of a training run."""
     bandwidth = memory_bandwidth(repeats=repeats)
     train, _ = open_data(run)
-    settings = trainer_settings(run.trainer, seed=run.seed)
+    if not isinstance(train, DemonstrationSource):
+        raise ValueError("part=data times recordings; give data=demonstrations")
+    windows, processor = train.windows, build_processor(run, train)
     plain, augmented = (
-        BatchMaker(windows=train, processor=build_processor(run, train), augmentation=kind, seed=run.seed)
-        for kind in (None, settings.augmentation)
+        BatchMaker(source, processor=processor, requests={}, noise={}, seed=run.seed)
+        for source in (DemonstrationSource(windows), train)
     )
     rng = np.random.default_rng(run.seed)
-    chosen = rng.integers(0, train.num_windows, size=settings.batch_size)
-    gather_s = best_cpu_s(lambda: train.batch(chosen), repeats=repeats) / len(chosen)
+    chosen = rng.integers(0, windows.num_windows, size=run.trainer.batch_size)
+    gather_s = best_cpu_s(lambda: windows.images(chosen), repeats=repeats) / len(chosen)
     plain_s = best_cpu_s(lambda: plain.make(chosen, number=0), repeats=repeats) / len(chosen)
     whole_s = best_cpu_s(lambda: augmented.make(chosen, number=0), repeats=repeats) / len(chosen)
-    image_bytes = train.batch(chosen[:1])["images"].nbytes
+    image_bytes = sum(one.nbytes for one in windows.images(chosen[:1]).values())
     copied = 2 * image_bytes / bandwidth  # read once, written once
     what = f"copying its {image_bytes} bytes of frames"
     return [

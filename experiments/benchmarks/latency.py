@@ -1,6 +1,6 @@
 """How long a policy takes from frames to actions, one observation at a time on one thread.
 
-Both decodings of a model, in every backend that is installed, beside a floor: the matrix products at the best
+Each head of a model, in every backend that is installed, next to a floor: the matrix products at the best
 rate that this thread reaches plus reading the weights at its bandwidth. Weights are random, which costs the
 same and makes tokens depend on everything. Knows no robots.
 """
@@ -26,19 +26,20 @@ from experiments.benchmarks.limits import (
 )
 from experiments.benchmarks.measure import Row
 from experiments.config.schema import BenchmarkRun
-from experiments.config.simulation import sample_observations
 from experiments.train import build_model, build_processor, open_data
 from policies.conformance import PolicyComparison, compare_policies
 from policies.export import export_bundle
-from policies.token_policy import TokenPolicy
+from policies.model_policy import ModelPolicy
 from policies.vla_policy import VLAPolicy
-from vla.interface import DecodeError, Observation
-from vla.model.sizes import DECODINGS
+from vla.interface import NOTHING, DecodeError, Observation
+from vla.model.heads.stepwise import StepwiseHead
+from vla.model.transformer import Transformer
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 
 _BYTES_A_WEIGHT = 4  # fp32
 _NUM_OBSERVATIONS = 8
+CODEC_OF = {"fast": "fast", "flow": "continuous"}  # heads that do not learn bins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,21 +75,19 @@ def _measure(run: BenchmarkRun) -> list[Row]:
     rows = limit_rows(fp32=by_torch, bandwidth=memory_bandwidth(repeats=run.repeats))
     rows.append(Row(name="matrix product, onnxruntime", value=by_onnx / 1e9, unit="GFLOP/s", note="1 thread"))
     train, _ = open_data(run)
-    processor = build_processor(run, train)
-    observations = sample_observations(
-        run.env,
-        run.tasks[:1],
-        num_per_task=_NUM_OBSERVATIONS,
-        first_seed=run.first_seed,
-        num_frames=len(processor.frame_offsets),
-    )
-    encoding = _times_ms({"": lambda one: processor.encode([one])}, observations, run.repeats)[""]
+    chosen = np.random.default_rng(run.first_seed).integers(0, train.num_samples, size=_NUM_OBSERVATIONS)
+    observations, processor = train.observations(chosen), build_processor(run, train)
+    encoding = _times_ms({"": lambda one: processor.encode_observations([one])}, observations, run.repeats)[
+        ""
+    ]
     rows.append(Row(name="encoding an observation", value=float(np.median(encoding)), unit="ms"))
-    for decoding in DECODINGS:
-        config = dataclasses.replace(run.model, decoding=decoding)
-        model = build_model(config, processor, num_future_states=len(run.data.future_offsets), seed=run.seed)
+    for head in run.heads:
+        codec = {"kind": CODEC_OF.get(head, run.codec["kind"])}
+        is_same = codec["kind"] == run.codec["kind"]
+        fitted = processor if is_same else build_processor(dataclasses.replace(run, codec=codec), train)
+        model = build_model(dataclasses.replace(run.model, head={"kind": head}), fitted, seed=run.seed)
         fill_zeros(model, seed=run.seed)
-        rows += _decoding_rows(model, processor, observations, names, run.repeats, max(by_torch, by_onnx))
+        rows += _head_rows(model, fitted, observations, names, run.repeats, max(by_torch, by_onnx))
     return rows
 
 
@@ -99,7 +98,7 @@ def _is_there(name: str) -> bool:
     return why is None
 
 
-def _decoding_rows(
+def _head_rows(
     model: VLAModel,
     processor: Processor,
     observations: Sequence[Observation],
@@ -107,11 +106,11 @@ def _decoding_rows(
     repeats: int,
     flops: float,
 ) -> list[Row]:
-    """Measure one decoding in every backend, in turns, so that a slow minute of the machine hits all."""
+    """Measure one head in every backend, in turns, so that a slow minute of the machine hits all."""
     reference = VLAPolicy(model=model, processor=processor)
     work = work_of(reference, observations[0])
     bandwidth = read_bandwidth(work.bytes_at_a_time, repeats=repeats)
-    floor_ms, title = work.floor_ms(flops=flops, bandwidth=bandwidth), model.decoding
+    floor_ms, title = work.floor_ms(flops=flops, bandwidth=bandwidth), model.config.head["kind"]
     with tempfile.TemporaryDirectory() as directory:
         bundle = Path(directory) / "bundle"
         export_bundle(
@@ -166,13 +165,16 @@ def work_of(policy: VLAPolicy, observation: Observation) -> Work:
     model = policy.model
     with FlopCounterMode(display=False) as counter:
         policy.predict([observation])
-    looked_up = model.token_embedding.weight.numel()  # a few rows of it are read
-    training_only = _size(model.future_norm, model.future_head) if model.num_future_states else 0
-    once = _BYTES_A_WEIGHT * (model.num_parameters() - looked_up - training_only)
-    if model.decoding == "parallel":
+    looked_up = _BYTES_A_WEIGHT * sum(
+        module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
+    )  # a few rows of it are read
+    once = _BYTES_A_WEIGHT * (model.num_parameters() - _size(model.auxiliaries)) - looked_up
+    if not isinstance(model.head, StepwiseHead):
         return Work(operations=counter.get_total_flops(), weight_bytes=once, bytes_at_a_time=once)
-    each = _BYTES_A_WEIGHT * _size(model.trunk, model.action_head)
-    further = model.action_horizon * model.action_dim - 1
+    trunk = [module for module in model.backbone.children() if isinstance(module, Transformer)]
+    each = _BYTES_A_WEIGHT * _size(*trunk, model.head)
+    answers = policy.answer([observation])[model.head.output]
+    further = int((answers != NOTHING).sum()) - 1
     return Work(
         operations=counter.get_total_flops(), weight_bytes=once + further * each, bytes_at_a_time=each
     )
@@ -192,7 +194,7 @@ def fill_zeros(model: VLAModel, *, seed: int) -> None:
 
 
 def _compared(
-    reference: TokenPolicy, policy: TokenPolicy, observations: Sequence[Observation]
+    reference: ModelPolicy, policy: ModelPolicy, observations: Sequence[Observation]
 ) -> PolicyComparison | None:
     """Return how far a policy agrees with torch, one observation at a time; None if it makes no actions."""
     try:
@@ -209,7 +211,7 @@ def _told(comparison: PolicyComparison) -> str:
     )
 
 
-def _asker(policy: TokenPolicy) -> Callable[[Observation], object]:
+def _asker(policy: ModelPolicy) -> Callable[[Observation], object]:
     return lambda observation: policy.predict([observation])
 
 

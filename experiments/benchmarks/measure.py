@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports.pages import machine
-from experiments.reports.tables import format_table
-from vla.files import atomic_write_bytes, atomic_write_json
+from experiments.reports.tables import format_table, save_results
 from vla.provenance import software_versions
 
 
@@ -102,10 +101,7 @@ def save(rows: Sequence[Row], *, part: str, command: str, out_dir: Path) -> Path
         "versions": software_versions(),
         "rows": [row.to_json() for row in rows],
     }
-    atomic_write_json(out_dir / f"{part}.json", found)
     lines = [f"# Benchmark: {part}", "", f"`{command}`", "", where, ""]
     lines += [f"| {' | '.join(HEADER)} |", "|---|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(row)} |" for row in cells(rows)]
-    path = out_dir / f"{part}.md"
-    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
-    return path
+    return save_results(out_dir / part, results=found, markdown="\n".join(lines) + "\n")

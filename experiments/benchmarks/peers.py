@@ -57,7 +57,7 @@ def _work(run: BenchmarkRun, *, num_threads: int) -> Work:
     spec = Dataset(run.dataset).robot_spec
     return Work(
         image_size=spec.cameras[0].height,
-        num_cameras=len(run.data.cameras or spec.cameras),
+        num_cameras=len(run.data.get("cameras") or spec.cameras),
         state_dim=len(spec.state),
         action_dim=len(spec.action),
         action_horizon=run.processor.action_horizon,

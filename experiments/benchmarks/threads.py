@@ -14,7 +14,7 @@ import torch
 
 from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row
-from experiments.benchmarks.training import train_for_a_while
+from experiments.benchmarks.training import trained_for_a_while
 from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
 
@@ -48,12 +48,10 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     def rate(num_threads: int | None) -> float:
         torch.set_num_threads(available)
         run.trainer.num_threads = num_threads
-        model = build_model(
-            run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed
-        )
+        model = build_model(run.model, processor, seed=run.seed)
         settings = trainer_settings(run.trainer, seed=run.seed)
-        result = train_for_a_while(settings, model, processor, train, validation).result
-        return result.num_samples / result.elapsed_s
+        with trained_for_a_while(settings, model, processor, train, validation) as (_, result):
+            return result.num_samples / result.elapsed_s
 
     for count in NEIGHBORS:
         with _neighbors(count):
@@ -75,7 +73,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
 
 @contextmanager
 def _neighbors(count: int) -> Iterator[None]:
-    """Run processes that keep a core busy each, while the block runs."""
+    """Run processes that keep a core busy each, while the block runs; they do no job and return nothing."""
     code = _COUNT.format(parent=os.getpid())
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:

@@ -4,7 +4,9 @@ The trainer runs as `experiments.train` runs it, for few steps, in a directory t
 are counted by torch as the step executes them; attention and convolutions count, elementwise work does not.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +19,10 @@ from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.benchmarks.product_types import ProductTypes
 from experiments.config.schema import TrainRun
 from experiments.train import build_model, build_processor, open_data, trainer_settings
-from vla.data.windows import Windows
+from vla.data.source import Source
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
-from vla.training.batches import BatchMaker
+from vla.training.batches import BatchMaker, to_device
 from vla.training.hardware import precision_name
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
@@ -28,14 +30,11 @@ from vla.training.trainer import Trainer
 PHASES = ("data", "forward", "backward", "optimizer")  # of a step, in their order
 
 
-class TrainedForAWhile(NamedTuple):
-    """What a short training showed."""
+class StepProducts(NamedTuple):
+    """The matrix products of one step, by phase."""
 
-    result: TrainingResult
-    precision: torch.dtype
-    num_threads: int
-    types: dict[str, str]  # number types of the products, by phase
-    flops: dict[str, float]  # operations of a step, by phase
+    types: dict[str, str]  # their number types
+    flops: dict[str, float]  # their operations
 
 
 def measure(run: TrainRun, *, repeats: int) -> list[Row]:
@@ -43,17 +42,24 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     settings = trainer_settings(run.trainer, seed=run.seed)
     train, validation = open_data(run)
     processor = build_processor(run, train)
-    model = build_model(run.model, processor, num_future_states=len(run.data.future_offsets), seed=run.seed)
-    maker = BatchMaker(windows=train, processor=processor, augmentation=settings.augmentation, seed=run.seed)
-    chosen = np.random.default_rng(run.seed).integers(0, train.num_windows, size=settings.batch_size)
+    model = build_model(run.model, processor, seed=run.seed)
+    maker = BatchMaker(
+        train,
+        processor=processor,
+        requests=model.requests(),
+        noise=model.noise_specs(training=True),
+        seed=run.seed,
+    )
+    chosen = np.random.default_rng(run.seed).integers(0, train.num_samples, size=settings.batch_size)
     data_s = best_cpu_s(lambda: maker.make(chosen, number=0), repeats=repeats) / len(chosen)
-    trained = train_for_a_while(settings, model, processor, train, validation)
-    torch.set_num_threads(trained.num_threads)
+    with trained_for_a_while(settings, model, processor, train, validation) as (trainer, result):
+        products = _look_into_a_step(trainer)
+    precision, num_threads = trainer.precision, trainer.threads.chosen
+    torch.set_num_threads(num_threads)
     fp32 = gemm_flops(torch.float32, repeats=repeats)
-    bf16 = gemm_flops(torch.bfloat16, repeats=repeats) if trained.precision is torch.bfloat16 else None
-    per_sample = (trained.flops["forward"] + trained.flops["backward"]) / settings.batch_size
-    rate, peak = trained.result.samples_per_s, bf16 or fp32
-    name = precision_name(trained.precision)
+    bf16 = gemm_flops(torch.bfloat16, repeats=repeats) if precision is torch.bfloat16 else None
+    per_sample = (products.flops["forward"] + products.flops["backward"]) / settings.batch_size
+    rate, peak, name = result.samples_per_s, bf16 or fp32, precision_name(precision)
     return [
         *limit_rows(fp32=fp32, bf16=bf16, bandwidth=memory_bandwidth(repeats=repeats)),
         Row(name="parameters", value=model.num_parameters() / 1e6, unit="million"),
@@ -64,35 +70,36 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
             unit="samples/s",
             limit=peak / per_sample,
             limit_name="all operations at the rate of the best matrix product",
-            note=f"median; batches of {settings.batch_size}; {name}; {trained.num_threads} threads",
+            note=f"median; batches of {settings.batch_size}; {name}; {num_threads} threads",
         ),
         Row(
             name="training", value=rate * per_sample / 1e9, unit="GFLOP/s", limit=peak / 1e9, limit_name=name
         ),
-        *(_phase_row(phase, trained, peak=peak) for phase in PHASES),
+        *(_phase_row(phase, result.phase_ms, products, peak=peak) for phase in PHASES),
         Row(name="data path, share of one core", value=100 * rate * data_s, unit="%", note="in a thread"),
     ]
 
 
-def _phase_row(phase: str, trained: TrainedForAWhile, *, peak: float) -> Row:
+def _phase_row(phase: str, phase_ms: Mapping[str, float], products: StepProducts, *, peak: float) -> Row:
     """Return how long a phase of a step takes, and how long its products would take at the peak rate."""
-    milliseconds = trained.result.phase_ms[phase]
-    flops, whole = trained.flops.get(phase, 0.0), sum(trained.result.phase_ms.values())
-    products = f", products in {trained.types[phase]}" if phase in trained.types else ", waiting for a batch"
+    milliseconds, whole = phase_ms[phase], sum(phase_ms.values())
+    flops = products.flops.get(phase, 0.0)
+    work = f", products in {products.types[phase]}" if phase in products.types else ", waiting for a batch"
     return Row(
         name=f"step, {phase}",
         value=milliseconds,
         unit="ms",
         limit=1e3 * flops / peak if flops else None,
         limit_name="its operations at the best rate" if flops else "",
-        note=f"{100 * milliseconds / whole:.0f} % of the step{products}",
+        note=f"{100 * milliseconds / whole:.0f} % of the step{work}",
     )
 
 
-def train_for_a_while(
-    settings: TrainerSettings, model: VLAModel, processor: Processor, train: Windows, validation: Windows
-) -> TrainedForAWhile:
-    """Train within the budget of the settings, and leave nothing behind."""
+@contextlib.contextmanager
+def trained_for_a_while(
+    settings: TrainerSettings, model: VLAModel, processor: Processor, train: Source, validation: Source
+) -> Iterator[tuple[Trainer, TrainingResult]]:
+    """Train within the budget of the settings; yield trainer and result, and leave nothing behind."""
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(
             settings,
@@ -103,22 +110,18 @@ def train_for_a_while(
             run_dir=Path(directory),
             provenance={"command": "benchmark"},
         )
-        try:
-            result = trainer.fit()
-            types, flops = _look_into_a_step(trainer)
-            return TrainedForAWhile(result, trainer.precision, trainer.threads.chosen, types, flops)
-        finally:
-            trainer.close()
+        with contextlib.closing(trainer):
+            yield trainer, trainer.fit()
 
 
-def _look_into_a_step(trainer: Trainer) -> tuple[dict[str, str], dict[str, float]]:
-    """Return number types of the products and operations of one more step, by phase."""
+def _look_into_a_step(trainer: Trainer) -> StepProducts:
+    """Do one more step and return its matrix products."""
     batch, _ = next(iter(trainer.prefetcher))
     types: dict[str, str] = {}
     flops: dict[str, float] = {}
 
     def forward() -> None:
-        losses.append(trainer.train_step(*batch.to(trainer.device).arguments())[0])
+        losses.append(trainer.train_step(to_device(batch, trainer.device))["loss"])
 
     def backward() -> None:
         losses[0].backward()
@@ -132,4 +135,4 @@ def _look_into_a_step(trainer: Trainer) -> tuple[dict[str, str], dict[str, float
         with FlopCounterMode(display=False) as counter, ProductTypes() as recorded:
             work()
         types[phase], flops[phase] = recorded.names(), float(counter.get_total_flops())
-    return types, flops
+    return StepProducts(types, flops)

@@ -82,6 +82,11 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
+def typed_command(program: str) -> str:
+    """Return what was typed to start a program, as it was."""
+    return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
+
+
 def portable_command(program: str) -> str:
     """Return what was typed to start a program, without paths of this machine: for results that are kept.
 
@@ -109,7 +114,7 @@ def portable_path(path: str) -> str:
 
 
 def is_for_the_user(error: BaseException) -> bool:
-    """Whether the message alone helps: wrong values, missing files, and errors that our packages define."""
+    """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Float32
 from omegaconf import OmegaConf
 
 from envs.evaluation.results import RUNTIMES
-from envs.registry import nearest
 from envs.sim_robot import SensorFaults
 from experiments.config.robot import (
     ControlRun,
@@ -39,6 +38,7 @@ from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.watchdog import WatchdogLimits
+from vla.errors import nearest
 from vla.interface import Observation, Policy, Robot
 from vla.spec import RobotSpec
 

@@ -16,6 +16,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from envs.registry import expand_tasks
 from experiments.config import robot as schema_robot
 from experiments.config.env import EnvConfig
+from vla.model.registry import HEADS
+from vla.processing.registry import CODECS
 
 Schema = TypeVar("Schema")
 
@@ -42,57 +44,21 @@ class CollectConfig:
 
 @dataclass
 class ModelConfig:
-    """Sizes of `vla.model.vla.VLAModel`; what depends on data and tokenizers is filled in by the program."""
+    """Parts of `vla.model.vla.VLAModel`, each chosen by `kind` among those of `vla.model.registry`."""
 
-    width: int = MISSING
-    depth: int = MISSING
-    num_heads: int = MISSING
-    mlp_ratio: int = MISSING
-    stem_channels: list[int] = MISSING
-    patch_size: int = 16  # pixels a side of an image token
-    decoding: str = MISSING  # parallel | autoregressive
-
-
-@dataclass
-class ActionTokenizerConfig:
-    """Which action tokenizer, by its name in `vla.processing.registry`."""
-
-    kind: str = MISSING
-    num_bins: int = MISSING
+    backbone: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    auxiliaries: dict[str, Any] = field(default_factory=dict)  # by a name of your choice
 
 
 @dataclass
 class ProcessorConfig:
-    """Arguments of `Processor.fit` that are neither data nor action tokenizer."""
+    """Arguments of `Processor.fit` that are neither data nor action codec."""
 
     action_horizon: int = MISSING  # control periods in a predicted chunk
     max_committed: int = MISSING  # most actions that may be committed before a chunk is predicted; 0 for none
     frame_offsets: list[int] = MISSING  # which frames a policy looks at, control periods before now
-    max_text_tokens: int = 32
-    text_vocab_size: int = 512
-    constant_state_dims: list[str] = field(default_factory=list)
-
-
-@dataclass
-class AugmentationConfig:
-    """Arguments of `vla.data.augment.ImageAugmentation`."""
-
-    max_shift: int = MISSING  # pixels
-    brightness: float = MISSING  # largest relative changes
-    contrast: float = MISSING
-    colour: float = MISSING
-
-
-@dataclass
-class DataConfig:
-    """What is read besides `dataset`, where decoded frames are kept, what is held out."""
-
-    cache_dir: str = MISSING
-    more_datasets: list[str] = field(default_factory=list)  # of the same robot
-    cameras: list[str] | None = None  # the policy sees these of those recorded; null: all
-    future_offsets: list[int] = field(default_factory=lambda: [8, 16, 32])  # later states to be predicted too
-    validation_share: float = 0.02  # of the episodes; they are never trained on
-    max_windows: int | None = None  # train (and validate) on this many windows only: for overfitting
+    inputs: dict[str, Any] = field(default_factory=dict)  # input encoders by name, each chosen by `kind`
 
 
 @dataclass
@@ -109,14 +75,11 @@ class TrainerConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     accumulate: int = 1
-    smoothing_bins: float = 1.0
-    future_weight: float = 3.0  # of the loss on later states
     balance_tasks: bool = False  # as many samples of each task, however long its demonstrations
     precision: str = "auto"  # auto | fp32 | bf16
     compile: str = "auto"  # auto (on a GPU) | on | off
     device: str = "auto"  # auto | cpu | cuda
     num_threads: int | None = None  # null: one or all, whichever is faster at the moment
-    augmentation: AugmentationConfig | None = None
     log_every_steps: int = 20
     validate_every_steps: int = 500
     validation_batches: int = 4
@@ -163,10 +126,12 @@ class TrainRun:
     tasks: list[str] = MISSING
     env: EnvConfig = MISSING
     collect: CollectConfig = MISSING
-    data: DataConfig = MISSING
-    model: ModelConfig = MISSING
-    action_tokenizer: ActionTokenizerConfig = MISSING
-    processor: ProcessorConfig = MISSING
+    data: dict[str, Any] = field(default_factory=dict)  # a training source: `vla.data.registry`
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: dict[str, Any] = field(
+        default_factory=dict
+    )  # of actions, chosen by `kind` among `vla.processing.registry`
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     trainer: TrainerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     logger: str = "jsonl"  # jsonl | wandb (JSON lines are written always)
@@ -180,6 +145,7 @@ class EvaluateRun:
     out_dir: str = MISSING
     policy: str = MISSING  # checkpoint | bundle
     path: str = MISSING
+    head: dict[str, Any] = field(default_factory=dict)  # of a checkpoint: settings that no weight depends on
     tasks: list[str] = MISSING
     env: EnvConfig = MISSING
     evaluation: EvaluationConfig = MISSING
@@ -192,10 +158,7 @@ class ExportRun:
     out_dir: str = MISSING
     checkpoint: str = MISSING
     bundle: str = MISSING
-    tasks: list[str] = MISSING
-    env: EnvConfig = MISSING
-    golden_seed: int = 800000
-    num_golden: int = 12
+    head: dict[str, Any] = field(default_factory=dict)  # settings that no weight depends on
     replace: bool = False  # whether an existing bundle gives way
 
 
@@ -261,8 +224,6 @@ class QuickstartRun(TrainRun):
     """`python -m experiments.quickstart`: all of `TrainRun`, then export and evaluation of the bundle."""
 
     bundle_evaluation: EvaluationConfig = MISSING
-    num_golden: int = 12
-    golden_seed: int = 800000
     fresh: bool = False  # start over instead of resuming finished stages
 
 
@@ -275,10 +236,16 @@ class BenchmarkRun(TrainRun):
     backends: list[str] = field(
         default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
     )  # that latency is measured in
+    heads: list[str] = field(default_factory=lambda: ["parallel", "autoregressive"])  # whose latency
     first_seed: int = 600000
     peer_python: str | None = None  # an interpreter that has lerobot, to time it on the same work
 
 
+# Chosen by `kind`; what else they take follows from it.
+PARTS = (
+    *("data", "codec", "head", "processor.inputs"),
+    *("model.backbone", "model.head", "model.auxiliaries"),
+)
 ROOTS = {
     "collect": CollectRun,
     "train": TrainRun,
@@ -298,9 +265,21 @@ ROOTS = {
 def register() -> None:
     """Make the schemas known to Hydra as `collect_schema`, `train_schema` and so on."""
     for name, schema in ROOTS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+        ConfigStore.instance().store(name=f"{name}_schema", node=_open_parts(OmegaConf.structured(schema)))
+    for group, registry in (("codec", CODECS), ("model/head", HEADS)):
+        for name in registry.names():
+            ConfigStore.instance().store(group=group, name=name, node={"kind": name})
     for name, schema in schema_robot.ROBOTS.items():
         ConfigStore.instance().store(group="robot", name=f"{name}_schema", node=schema)
+
+
+def _open_parts(node: Any) -> Any:
+    """Let the parts that are chosen by `kind` take any key; the registries check them."""
+    for path in PARTS:
+        part = OmegaConf.select(node, path)
+        if part is not None:
+            OmegaConf.set_struct(part, False)
+    return node
 
 
 def typed(config: DictConfig, schema: type[Schema]) -> Schema:

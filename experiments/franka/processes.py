@@ -1,4 +1,8 @@
-"""The other processes of a Franka trial: franky-sim and a policy server, and what can befall the latter."""
+"""The other processes of a Franka trial: franky-sim and a policy server, and what can befall the latter.
+
+These are programs that serve until they are ended, killed or stopped on purpose; the pool of envs/workers.py
+runs jobs that end, and takes a process that dies for an error.
+"""
 
 import contextlib
 import re

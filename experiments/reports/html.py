@@ -15,7 +15,7 @@ from envs.evaluation.results import Evaluation, VideoRecord
 from envs.evaluation.statistics import Interval, wilson_interval
 from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
-from vla.files import atomic_write_bytes
+from vla.files import atomic_write_text
 
 _CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
 
@@ -196,8 +196,7 @@ class Success:
     def _bar(self, name: str, rate: float, interval: Interval, successes: int, episodes: int) -> str:
         colour = _CONDITION_COLOURS[self.evaluations[name].plan.condition]
         bar = rate_bar(rate, interval.low, interval.high, colour=colour, target=self.targets.get(name))
-        span = f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-        counts = f"<small>{span} &middot; {successes}/{episodes}</small>"
+        counts = f"<small>{interval.in_percent()} &middot; {successes}/{episodes}</small>"
         return f"<td>{bar}<strong>{100 * rate:.0f} %</strong> {counts}</td>"
 
 
@@ -284,4 +283,4 @@ def write_report(
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>"
         f'<main><div class="tiles">{tiles}</div>{parts}</main></body></html>\n'
     )
-    atomic_write_bytes(path, page.encode())
+    atomic_write_text(path, page)

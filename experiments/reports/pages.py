@@ -214,7 +214,7 @@ def success_rows(grouped: Cells) -> list[list[str]]:
         for rows in by_delay.values():
             successes = sum(row.success for row in rows)
             interval = wilson_interval(successes, len(rows))
-            line.append(f"{successes / len(rows):.0%} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]")
+            line.append(f"{successes / len(rows):.0%} {interval.in_percent()}")
         table.append(line)
     return table
 

@@ -1,6 +1,19 @@
-"""Plain text tables for the terminal and for Markdown. Knows nothing of what is in them."""
+"""Plain text tables for the terminal and for Markdown, and results as a pair of JSON and Markdown files."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vla.files import atomic_write_json, atomic_write_text
+
+
+def save_results(stem: Path, *, results: Any, markdown: str) -> Path:
+    """Write `<stem>.json` and `<stem>.md`, each as a whole, and return the latter."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(stem.with_name(f"{stem.name}.json"), results)
+    path = stem.with_name(f"{stem.name}.md")
+    atomic_write_text(path, markdown)
+    return path
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,9 +7,7 @@ what the numbers mean, apart from `audit_recording`.
 """
 
 import dataclasses
-import json
 import math
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
+from vla.files import JsonLinesAppender, read_json_lines, staged_file, write_json_lines
 from vla.interface import Robot, SensorReading
 from vla.spec import RobotSpec
 
@@ -127,12 +126,13 @@ class Recorder:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self._readings: deque[SensorReading] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
-        self._file = (directory / RECORDING_FILE).open("wb")
-        self._write({"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)})
+        header = {"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)}
+        write_json_lines(directory / RECORDING_FILE, [header])
+        self._log = JsonLinesAppender(directory / RECORDING_FILE)
 
     def append(self, record: PeriodRecord) -> None:
         """Write one period. Does not wait for the disk: the control loop must not."""
-        self._write(record.to_json())
+        self._log.append(record.to_json())
 
     def see(self, reading: SensorReading) -> None:
         """Keep a new reading for a later `dump`."""
@@ -150,20 +150,13 @@ class Recorder:
             arrays[f"images_{camera}"] = np.stack([one.images[camera] for one in self._readings])
             arrays[f"stamp_{camera}"] = np.array([one.image_stamps[camera] for one in self._readings])
         path = self.directory / f"{name}.npz"
-        partial = self.directory / f".{name}.partial"
-        with partial.open("wb") as file:
+        with staged_file(path) as staging, staging.open("xb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
         return path
 
     def close(self) -> None:
         """Bring everything to the disk; safe to call more than once."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._log.close()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -172,10 +165,6 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
-
-    def _write(self, data: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(data, allow_nan=False).encode() + b"\n")
-        self._file.flush()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,22 +184,16 @@ def read_recording(path: Path) -> Recording:
         ValueError: it is of another schema version, or a line in the middle is damaged; the message says so.
     """
     path = path / RECORDING_FILE if path.is_dir() else path
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn, or empty
-    if not lines:
+    rows = read_json_lines(path, dict)
+    if not rows:
         raise ValueError(f"{path} has no header; it is no recording, or was cut off at once")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
     header, names = rows[0], {field.name for field in dataclasses.fields(PeriodRecord)}
-    if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
+    if header.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} starts with {str(header)[:80]!r}; this program reads version {SCHEMA_VERSION}"
         )
     for number, row in enumerate(rows[1:], start=2):
-        if not isinstance(row, dict) or set(row) != names:
+        if set(row) != names:
             raise ValueError(f"{path}, line {number}: a period has the keys {sorted(names)}")
     return Recording(
         robot_spec=RobotSpec.from_json(header["robot_spec"]),

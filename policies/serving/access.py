@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
+from vla.errors import VLAError
+
 MIN_TOKEN_CHARACTERS = 16
 SCHEMES = ("api-key", "bearer")  # of the Authorization header; openpi clients send Api-Key
 
 
-class AccessError(ValueError):
+class AccessError(VLAError):
     """The server would listen in a way that lets strangers in; the message says what to add."""
 
 

@@ -134,7 +134,7 @@ class RemotePolicy:
 
     @property
     def max_committed(self) -> int:
-        """How many promised actions an observation may hold."""
+        """How many committed actions an observation may hold."""
         return self.contract.max_committed
 
     @property

@@ -25,6 +25,7 @@ from policies.serving.observation_map import RequestError
 from policies.serving.protocols import Notice, Problem, Request, ServerProtocol
 from policies.serving.wire import WireError
 from policies.serving.worker import InferenceWorker
+from vla.errors import VLAError
 from vla.interface import DecodeError, ObservationError, Policy
 
 MAX_MESSAGE_CHARACTERS = 400  # of an error's text
@@ -32,7 +33,7 @@ MAX_DOUBLINGS = 5  # of the pause after a malformed frame
 MAX_LOGGED_ERRORS = 20  # of one session's wrong requests; all are counted, and our own errors always logged
 
 
-class BadChunk(ValueError):
+class BadChunk(VLAError):
     """A policy answered with something that must not reach a robot."""
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from vla.errors import VLAError
+
 DTYPES = ("|b1", "|u1", "<i4", "<i8", "<f2", "<f4", "<f8")
 IMAGE_FORMATS = ("png", "jpeg")
 
@@ -29,7 +31,7 @@ class Dialect(Enum):
     VLA_EVAL = "vla-eval"
 
 
-class WireError(ValueError):
+class WireError(VLAError):
     """A message breaks a rule of the wire; `code` is one word for programs, the text is for people."""
 
     def __init__(self, code: str, message: str) -> None:

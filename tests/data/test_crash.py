@@ -15,9 +15,9 @@ from data_fixtures import make_episodes, make_spec, write_episodes
 import vla.files
 from vla.data import consolidate as consolidate_module
 from vla.data.layout import DatasetError
-from vla.data.lock import DirectoryInUse
 from vla.data.reader import Dataset
 from vla.data.writer import DatasetWriter, finish_recording
+from vla.files import DirectoryInUse
 
 HERE = Path(__file__).parent
 LENGTHS = [4, 6, 3]

@@ -51,20 +51,28 @@ def test_windows_equal_a_plain_loop(opened, horizon, offsets, indices):
     windows = Windows(datasets, caches, action_horizon=horizon, frame_offsets=offsets)
     moments = [(e, t) for e, episode in enumerate(episodes) for t in range(len(episode.states))]
     images = np.concatenate([np.stack([f["exterior"], f["wrist"]], axis=1) for f in caches])
-    batch = windows.batch(np.array(indices, dtype=np.int64))
-    assert batch["images"].shape == (len(indices), len(offsets), 2, 16, 24, 3)
-    assert batch["action"].dtype == batch["state"].dtype == np.float32
+    chosen = np.array(indices, dtype=np.int64)
+    found, states, texts = windows.images(chosen), windows.state(chosen), windows.instruction_texts(chosen)
+    actions, valid = windows.chunks(chosen)
+    later = windows.later_states(chosen, (2, 5))
+    assert {name: frames.shape for name, frames in found.items()} == dict.fromkeys(
+        ("exterior", "wrist"), (len(indices), len(offsets), 16, 24, 3)
+    )
+    stacked = np.stack([found["exterior"], found["wrist"]], axis=2)
+    assert actions.dtype == states.dtype == np.float32
     for row, index in enumerate(indices):
         e, now = moments[index]
         episode, start = episodes[e], index - now
         last = len(episode.states) - 1
-        np.testing.assert_array_equal(batch["state"][row], episode.states[now])
+        np.testing.assert_array_equal(states[row], episode.states[now])
         for k in range(horizon):
-            np.testing.assert_array_equal(batch["action"][row, k], episode.actions[min(now + k, last)])
-            assert batch["valid"][row, k] == (now + k <= last)
+            np.testing.assert_array_equal(actions[row, k], episode.actions[min(now + k, last)])
+            assert valid[row, k] == (now + k <= last)
         for f, offset in enumerate(offsets):
-            np.testing.assert_array_equal(batch["images"][row, f], images[start + max(now - offset, 0)])
-        assert windows.instructions[batch["instruction_index"][row]] == episode.task
+            np.testing.assert_array_equal(stacked[row, f], images[start + max(now - offset, 0)])
+        assert texts[row] == episode.task
+        for k, ahead in enumerate((2, 5)):
+            np.testing.assert_array_equal(later[row, k], episode.states[min(now + ahead, last)])
 
 
 def test_instructions_are_merged(record, tmp_path):
@@ -72,7 +80,8 @@ def test_instructions_are_merged(record, tmp_path):
     second, _ = record([2, 2], name="lift", root=tmp_path / "b", first=1)
     windows = open_windows([first, second], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
     assert windows.instructions == [f"lift the {colour} cube" for colour in ("red", "green", "blue")]
-    assert windows.batch(np.arange(8))["instruction_index"].tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+    colours = [text.split()[2] for text in windows.instruction_texts(np.arange(8))]
+    assert colours == ["red"] * 2 + ["green"] * 4 + ["blue"] * 2
     assert windows.task_names == ["lift"]
 
 
@@ -95,9 +104,7 @@ def test_an_episode_is_wholly_in_one_part(two_datasets):
 
     everything, nothing = windows.split_by_episode(validation_share=0.0, seed=1)
     assert (everything.num_windows, nothing.num_windows) == (34, 0)
-    np.testing.assert_array_equal(
-        train.batch(np.arange(5))["state"], windows.batch(train.moments[:5])["state"]
-    )
+    np.testing.assert_array_equal(train.state(np.arange(5)), windows.state(train.moments[:5]))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         windows.split_by_episode(validation_share=1.0, seed=1)
 
@@ -127,9 +134,9 @@ def test_one_episode_cannot_be_split_but_trains(record, tmp_path):
     windows = open_windows([root], cache_dir=tmp_path / "c", action_horizon=50, progress=False)
     train, validation = windows.split_by_episode(validation_share=0.1, seed=0)
     assert (train.num_windows, validation.num_windows) == (3, 0)
-    batch = train.batch(np.array([1]))
-    assert batch["valid"].sum() == 2
-    assert np.array_equal(batch["action"][0, 1:], np.repeat(batch["action"][0, 1:2], 49, axis=0))
+    actions, valid = train.chunks(np.array([1]))
+    assert valid.sum() == 2
+    assert np.array_equal(actions[0, 1:], np.repeat(actions[0, 1:2], 49, axis=0))
 
 
 @pytest.mark.parametrize("offsets", [(), (0, 4), (2, 2), (1, -1)])
@@ -144,7 +151,7 @@ def test_indices_out_of_range_are_refused(two_datasets):
     windows, _ = open_all(two_datasets, action_horizon=3)
     for bad in (-1, 34):
         with pytest.raises(IndexError, match=r"\[0, 34\)"):
-            windows.batch(np.array([0, bad]))
+            windows.images(np.array([0, bad]))
 
 
 def test_different_robots_do_not_mix(record, tmp_path):
@@ -174,11 +181,12 @@ def test_a_window_costs_little(record, tmp_path):
     root, _ = record([60, 60], spec=make_spec(state=8, action=7, size=(96, 96)))
     windows = open_windows([root], cache_dir=tmp_path / "c", action_horizon=50, progress=False)
     sampler = EpochSampler(num_windows=windows.num_windows, batch_size=64, seed=0)
-    windows.batch(sampler.next_batch())
+    windows.images(sampler.next_batch())
     best = float("inf")
     for _ in range(5):
         started = time.process_time()
-        windows.batch(sampler.next_batch())
+        chosen = sampler.next_batch()
+        windows.images(chosen), windows.chunks(chosen), windows.state(chosen)
         best = min(best, (time.process_time() - started) / 64)
     assert best < 0.3e-3, f"{best * 1e3:.3f} ms a window"
 
@@ -188,12 +196,15 @@ def test_windows_may_be_seen_by_some_of_the_cameras_in_any_order(two_datasets):
     names = windows.robot_spec.camera_names
     assert len(names) > 1
     indices = np.array([0, 7, 12])
-    every = windows.batch(indices)["images"]
+    every = windows.images(indices)
     turned = windows.seen_by(names[::-1])
     assert turned.robot_spec.camera_names == names[::-1]
-    np.testing.assert_array_equal(turned.batch(indices)["images"], every[:, :, ::-1])
+    assert list(turned.images(indices)) == list(names[::-1])
+    for name, frames in turned.images(indices).items():
+        np.testing.assert_array_equal(frames, every[name])
     one = windows.seen_by(names[1:2])
-    np.testing.assert_array_equal(one.batch(indices)["images"], every[:, :, 1:2])
+    assert list(one.images(indices)) == [names[1]]
+    np.testing.assert_array_equal(one.images(indices)[names[1]], every[names[1]])
     assert windows.robot_spec.camera_names == names
 
 

@@ -162,10 +162,10 @@ def test_a_dataset_can_be_continued(record, spec, storage):
     root, first = record([6, 5], storage=storage)
     before = {p: p.read_bytes() for p in root.rglob("*-000.parquet")}
     with DatasetWriter(root, robot_spec=spec, storage=storage) as writer:
-        assert (writer.num_episodes, writer.num_frames, writer.episode_seeds) == (2, 11, [100, 101])
+        assert (writer.num_episodes, writer.num_frames) == (2, 11)
         second = make_episodes(spec, [4], first=2)
         write_episodes(writer, second, first=2)
-        assert writer.episode_seeds == [100, 101, 102]
+        assert [extra["seed"] for extra in writer.episode_extras] == [100, 101, 102]
     assert all(path.read_bytes() == content for path, content in before.items()), (
         "finished files were rewritten"
     )

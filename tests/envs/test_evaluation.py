@@ -1,6 +1,7 @@
 """An evaluation is a record that survives interruption and cannot be mixed up with another."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from fake_env import FACTORY, PointPolicy
 from PIL import Image
 
 from envs.evaluation.comparison import compare, format_comparison
-from envs.evaluation.episodes import EpisodeLog, EpisodeRow, read_rows
+from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.evaluate import EvaluationMismatch, EvaluationPlan, evaluate
 from envs.evaluation.results import format_table, load_evaluation
 from envs.workers import WorkerError
+from vla.files import DirectoryInUse, write_json_lines
 from vla.provenance import software_versions
 
 
@@ -113,7 +115,7 @@ def test_a_directory_in_use_is_refused(tmp_path):
             run(tmp_path)
             raise AssertionError
 
-    with pytest.raises(EvaluationMismatch, match="in use by another evaluation"):
+    with pytest.raises(DirectoryInUse, match=f"written by process {os.getpid()}"):
         run(tmp_path, policy=Nested())
 
 
@@ -204,8 +206,7 @@ def row_of(seed, success, **changes):
 
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "episodes.jsonl"
-    with EpisodeLog(path) as log:
-        log.append(row_of(1, True))
+    write_json_lines(path, [row_of(1, True).to_json()])
     with path.open("ab") as file:
         file.write(b'{"task": 1}\n')
     with pytest.raises(ValueError, match=r"episodes.jsonl, line 2: an episode row has the keys"):

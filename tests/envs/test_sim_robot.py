@@ -45,7 +45,6 @@ def test_a_period_without_a_command_is_spent_holding():
     clock.advance(3 * DT)
     reading = robot.observe()
     assert env.num_steps == 3
-    assert robot.num_held == 2
     np.testing.assert_allclose(env.position, place)
     assert reading.stamp == clock.now()
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from experiments.config import cli
-from vla.data.lock import DirectoryInUse
+from vla.files import DirectoryInUse
 
 SET_BY_RUN = ("HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR")
 

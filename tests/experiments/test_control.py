@@ -1,6 +1,5 @@
 """The programs that drive robots: configuration, the course of a run, the delay table and its page."""
 
-import contextlib
 import dataclasses
 import inspect
 import socket
@@ -9,27 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
+from program_fixtures import composed
 
 from envs.registry import make_env
 from envs.sim_robot import SensorFaults
 from envs.tabletop.env import TabletopEnv
+from envs.workers import WorkerError
 from experiments import control
 from experiments.config import robot as schema_robot
-from experiments.config import schema
 from experiments.config.control_setup import chosen_task, open_policy, safety_limits, task_config
+from experiments.delay_episode import Key, run_episode
 from experiments.delay_table import (
-    Key,
-    SettingsDiffer,
-    WorkerFailed,
     play_in_workers,
     read_delay_rows,
     require_same_settings,
-    run_episode,
     run_missing,
 )
 from experiments.reports.pages import cells as cells_of
 from experiments.reports.pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
+from experiments.stages import SettingsChanged
 from policies.runtime.limits import ChannelLimits, SafetyLimits
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
@@ -37,12 +34,6 @@ from policies.serving.contract import PolicyUnavailable
 from vla.spec import SpecMismatch
 
 ROOT = Path(__file__).parents[2]
-
-
-def composed(root, *overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return schema.typed(compose(root, list(overrides)), schema.ROOTS[root])
 
 
 class ExpertPolicy:
@@ -167,27 +158,24 @@ def test_a_table_continues_and_simulated_time_repeats_itself(table, tmp_path):
     assert run_missing(run, directory, play_all=play_all) == rows, "the same episode came out otherwise"
 
 
-@contextlib.contextmanager
-def open_expert(run):
-    """A player for workers: the expert, or nothing at all for a bundle of that name."""
+def open_expert(run, env):
+    """A policy for workers: the expert, or nothing at all for a bundle of that name."""
     if run.bundle == "broken":
         sys.exit(7)
-    with contextlib.closing(make_env(task_config(run))) as env:
-        policy = ExpertPolicy(env)
-        yield lambda key: run_episode(env, policy, key, max_committed=0, run=run)
+    return ExpertPolicy(env), 0
 
 
 def test_workers_give_the_rows_that_one_process_gives(table):
     run, _, _, _, _, rows = table
     keys = [Key(row.schedule, row.delay_ms, row.seed) for row in rows]
-    found = list(play_in_workers(dataclasses.replace(run, num_workers=1), keys, opener=open_expert))
+    found = list(play_in_workers(dataclasses.replace(run, num_workers=1), keys, open_policy=open_expert))
     assert found == rows
 
 
 def test_a_worker_that_dies_is_an_error_and_no_endless_wait(table):
     run = dataclasses.replace(table[0], bundle="broken")
-    with pytest.raises(WorkerFailed, match="code 7"):
-        list(play_in_workers(run, [Key("sync", 0.0, run.first_seed)], opener=open_expert))
+    with pytest.raises(WorkerError, match=r"code 7 while doing: episode .*sync"):
+        list(play_in_workers(run, [Key("sync", 0.0, run.first_seed)], open_policy=open_expert))
 
 
 def test_a_chunk_that_runs_dry_is_said_so(table):
@@ -205,9 +193,9 @@ def test_a_directory_with_other_settings_is_refused(table, tmp_path):
     run = table[0]
     require_same_settings(tmp_path, run, bundle_id="a" * 64)
     require_same_settings(tmp_path, dataclasses.replace(run, episodes=50), bundle_id="a" * 64)
-    with pytest.raises(SettingsDiffer, match="bundle"):
+    with pytest.raises(SettingsChanged, match="bundle"):
         require_same_settings(tmp_path, run, bundle_id="b" * 64)
-    with pytest.raises(SettingsDiffer, match="execute_horizon"):
+    with pytest.raises(SettingsChanged, match="execute_horizon"):
         require_same_settings(tmp_path, dataclasses.replace(run, execute_horizon=2), bundle_id="a" * 64)
 
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
+from program_fixtures import composed
 
 from envs.tabletop.env import TabletopEnv
-from experiments.config import cli, schema
+from experiments.config import cli
 from experiments.config.control_setup import safety_limits
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
 from experiments.reports.control import summarise, write_control_page
@@ -19,12 +19,6 @@ from policies.runtime.states import State
 
 ZEROS = [0.0] * 5
 ROOT = Path(__file__).parents[2]
-
-
-def composed(root, *overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return schema.typed(compose(root, list(overrides)), schema.ROOTS[root])
 
 
 def record(index, **changes):

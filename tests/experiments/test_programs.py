@@ -14,16 +14,16 @@ from experiments.compare import open_evaluation, require_same_scenes
 from experiments.config import schema
 from experiments.train import train_policy
 from vla.data.lerobot_v3 import Dataset
-from vla.data.lock import DirectoryInUse, DirectoryLock
+from vla.files import DirectoryInUse, DirectoryLock
 
 ROOT = Path(__file__).parents[2]
 TINY = [
     "tasks=[reach]",
     "collect.episodes_per_task=3",
-    "model.width=32",
-    "model.depth=1",
-    "model.num_heads=2",
-    "model.stem_channels=[8,8]",
+    "model.backbone.width=32",
+    "model.backbone.depth=1",
+    "model.backbone.num_heads=2",
+    "model.backbone.stem_channels=[8,8]",
     "trainer.num_samples=480",
     "trainer.batch_size=8",
     "trainer.log_every_steps=10",

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
+from program_fixtures import composed
 
-from experiments.config import schema
 from experiments.serve import access_of, map_maker, serve, settings_of
 from policies.exported import BundlePolicy
 from policies.serving.access import AccessError
@@ -25,10 +24,8 @@ BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
 MAPS = sorted(path.stem for path in (ROOT / "conf" / "observation_map").glob("*.yaml"))
 
 
-def composed(*overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return schema.typed(compose("serve", [f"bundle={BUNDLE}", *overrides]), schema.ServeRun)
+def serve_run(*overrides):
+    return composed("serve", f"bundle={BUNDLE}", *overrides)
 
 
 def free_port():
@@ -104,7 +101,7 @@ def test_an_open_door_ends_with_a_message(tmp_path):
 )
 def test_a_wrong_configuration_ends_with_a_message(overrides, words):
     with pytest.raises(ValueError, match=words):
-        asyncio.run(serve(composed("port=0", *overrides)))
+        asyncio.run(serve(serve_run("port=0", *overrides)))
 
 
 def test_a_taken_port_ends_with_a_message(tmp_path):
@@ -119,7 +116,7 @@ def test_a_taken_port_ends_with_a_message(tmp_path):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_composes(name):
-    run = composed(f"observation_map@openpi_map={name}")
+    run = serve_run(f"observation_map@openpi_map={name}")
     spec = BundlePolicy.load(BUNDLE, verify=False).robot_spec
     made = map_maker(run.openpi_map, ObservationMap.openpi)(spec)
     if name == "bundle":
@@ -131,7 +128,7 @@ def test_every_map_composes(name):
 
 
 def test_single_keys_can_be_given_on_the_command_line():
-    run = composed(
+    run = serve_run(
         "+openpi_map.cameras={exterior: a, wrist: b.c}", "openpi_map.state=[s, t]", "openpi_map.layout=chw"
     )
     spec = BundlePolicy.load(BUNDLE, verify=False).robot_spec
@@ -143,8 +140,8 @@ def test_single_keys_can_be_given_on_the_command_line():
 def test_a_token_and_tls_open_the_network(monkeypatch):
     monkeypatch.setenv("VLA_SERVE_TOKEN", "a token of some length")
     tls = ROOT / "tests" / "golden" / "tls"
-    access = access_of(composed("host=0.0.0.0", f"tls_cert={tls}/valid.pem", f"tls_key={tls}/valid.key"))
+    access = access_of(serve_run("host=0.0.0.0", f"tls_cert={tls}/valid.pem", f"tls_key={tls}/valid.key"))
     assert access.scheme == "wss"
-    assert access_of(composed("host=0.0.0.0", "insecure_lan=true")).scheme == "ws"
+    assert access_of(serve_run("host=0.0.0.0", "insecure_lan=true")).scheme == "ws"
     with pytest.raises(AccessError, match="TLS"):
-        access_of(composed("host=0.0.0.0"))
+        access_of(serve_run("host=0.0.0.0"))

@@ -44,9 +44,13 @@ def write_run(path, *, overrides, successes, cameras=("front",), episodes=4, fin
 def test_each_run_says_what_it_changed_and_how_far_it_is_from_the_first(tmp_path):
     write_run(tmp_path / "0", overrides=["seed=1", "out_dir=a"], successes=4)
     write_run(tmp_path / "1", overrides=["seed=2", "out_dir=b"], successes=1)
-    write_run(tmp_path / "2", overrides=["model.depth=2"], successes=4)
+    write_run(tmp_path / "2", overrides=["model.backbone.depth=2"], successes=4)
     rows = read_rows(find_runs([str(tmp_path)]), "right")
-    assert [row.changed for row in rows] == ["(the first)", "seed=2", "model.depth=2, seed as by default"]
+    assert [row.changed for row in rows] == [
+        "(the first)",
+        "seed=2",
+        "model.backbone.depth=2, seed as by default",
+    ]
     assert rows[0].paired is None
     assert rows[1].paired.difference == -0.75
     assert rows[2].paired.difference == 0.0

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from vla.interface import Observation
-from vla.model.sizes import ModelSizes
-from vla.model.vla import VLAModel
-from vla.processing.processor import Processor
+from vla.model.vla import ModelConfig, VLAModel
+from vla.processing.moments import Demonstrations
+from vla.processing.processor import DEFAULT_INPUTS, Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 INSTRUCTIONS = ("lift the red cube", "push the blue ball to the green mat", "open the drawer")
@@ -39,53 +39,47 @@ def tiny_spec() -> RobotSpec:
 def tiny_processor(frame_offsets=(0,), max_committed=0) -> Processor:
     rng = np.random.default_rng(0)
     spec = tiny_spec()
+    states = rng.uniform(-0.5, 0.5, (200, 3)).astype(np.float32)
+    actions = rng.uniform(spec.action_low, spec.action_high, (200, 3)).astype(np.float32)
     return Processor.fit(
-        robot_spec=spec,
-        states=rng.uniform(-0.5, 0.5, (200, 3)).astype(np.float32),
-        actions=rng.uniform(spec.action_low, spec.action_high, (200, 3)).astype(np.float32),
-        instructions=list(INSTRUCTIONS),
-        action_horizon=4,
-        num_bins=16,
+        Demonstrations(
+            robot_spec=spec,
+            states=states,
+            actions=actions,
+            chunks=actions.reshape(50, 4, 3),
+            instructions=list(INSTRUCTIONS),
+        ),
+        codec={"kind": "uniform", "num_bins": 16},
+        inputs={**DEFAULT_INPUTS, "text": {"kind": "text", "max_tokens": 24, "vocab_size": 280}},
         frame_offsets=frame_offsets,
         max_committed=max_committed,
-        max_text_tokens=24,
-        text_vocab_size=280,
     )
 
 
-def tiny_model(processor: Processor, *, decoding="parallel", bins_per_dim=(16, 16, 16)) -> VLAModel:
+def tiny_model(processor: Processor, *, head="parallel") -> VLAModel:
     """Random weights, the same each time, large enough that tokens depend on the input and on one another."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return _random_model(processor, decoding=decoding, bins_per_dim=bins_per_dim)
+        return _random_model(processor, head=head)
 
 
-def _random_model(processor, *, decoding, bins_per_dim):
-    model = VLAModel(
-        ModelSizes(
-            vocab_size=processor.vocabulary.size,
-            num_bins=processor.vocabulary.num_bins,
-            action_offset=processor.vocabulary.action_offset,
-            bins_per_dim=list(bins_per_dim),
-            action_horizon=processor.action_horizon,
-            num_images=processor.num_images,
-            image_size=processor.image_size[0],
-            state_dim=len(processor.robot_spec.state),
-            max_text_tokens=processor.max_text_tokens,
-            max_committed=processor.max_committed,
-            width=32,
-            depth=1 if decoding == "parallel" else 2,
-            num_heads=2,
-            stem_channels=[8, 16],
-            decoding=decoding,
-        )
-    )
+def _random_model(processor, *, head):
+    backbone = {
+        "kind": "scene",
+        "width": 32,
+        "depth": 1 if head == "parallel" else 2,
+        "num_heads": 2,
+        "stem_channels": [8, 16],
+    }
+    config = ModelConfig.complete(backbone=backbone, head={"kind": head})
+    model = VLAModel(specs=processor.specs(), config=config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
-    nn.init.normal_(model.state_tokenizer[2].weight, std=0.02)  # added to every token: it would drown them
-    nn.init.normal_(model.action_head.free.weight, std=2.0)  # more than the Gaussian beside it
-    nn.init.normal_(model.token_embedding.weight, std=1.0 if decoding == "autoregressive" else 0.3)
+    backbone = model.backbone
+    nn.init.normal_(backbone.context_tokenizer[2].weight, std=0.02)  # added to every token: would drown them
+    nn.init.normal_(model.head.bin_logits.residual.weight, std=2.0)  # more than the Gaussian beside it
+    nn.init.normal_(backbone.token_embedding.weight, std=1.0 if head == "autoregressive" else 0.3)
     return model
 
 

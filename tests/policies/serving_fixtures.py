@@ -12,6 +12,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 from policies.serving.access import Access
+from policies.serving.client import RemotePolicy
 from policies.serving.server import PolicyServer, ServedPolicy, ServerSettings
 from policies.serving.session import SessionSettings
 from policies.serving.wire import decode, encode
@@ -201,3 +202,8 @@ def running_server(policy=None, *, access=None, server_settings=None, load=None,
 
 def raw_socket(port):
     return socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
+
+
+def opened(running, **more):
+    """A client of a running server, which waits long for it."""
+    return RemotePolicy.open(running.url(), **{"timeout_s": WAIT_S, "open_timeout_s": WAIT_S} | more)

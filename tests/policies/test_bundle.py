@@ -45,7 +45,7 @@ def test_reading_returns_what_was_written(bundle, processor, observations):
     found = read_bundle(bundle)
     assert found.processor.to_json() == processor.to_json()
     assert found.golden.observations[1].instruction == observations[1].instruction
-    assert found.golden.bins.shape == (6, 4, 3)
+    assert found.golden.outputs["bins"].shape == (6, 4, 3)
     assert len(found.bundle_id) == 64
 
 
@@ -117,14 +117,14 @@ def test_unknown_and_missing_json_keys_are_refused(bundle, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.pop("image.wrist"), "needs"),
+        (lambda arrays: arrays.pop("image.wrist"), r"lacks \[\'image.wrist\'\]"),
         (lambda arrays: arrays.update(more=np.zeros(1)), "more"),
         (lambda arrays: arrays.update(state=arrays["state"][:, :2]), "state is float32"),
-        (lambda arrays: arrays.update(actions=arrays["actions"].astype(np.float64)), "actions is float64"),
+        (lambda arrays: arrays.update(chunks=arrays["chunks"].astype(np.float64)), "chunks is float64"),
         (lambda arrays: arrays.update(bins=np.int64(3)), "bins is int64"),
         (
             lambda arrays: arrays.update({name: array[:0] for name, array in arrays.items()}),
-            r"bins is int64\[0",
+            "lacks observations",
         ),
     ],
 )
@@ -142,23 +142,23 @@ def test_pickles_are_never_loaded(bundle):
 
 def test_golden_samples_are_replayed_on_load(bundle):
     edit_golden(bundle, lambda arrays: arrays.update(bins=(arrays["bins"] + 1) % 16))
-    with pytest.raises(BundleError, match="72 of 72 tokens"):
+    with pytest.raises(BundleError, match="72 of 72 bins"):
         BundlePolicy.load(bundle)
     BundlePolicy.load(bundle, verify=False)
 
 
 def test_a_graph_that_answers_with_no_bin_is_refused_as_any_other(bundle, monkeypatch):
     def undecodable(policy, observations):
-        return np.full((len(observations), 4, 3), -1)
+        return {"bins": np.full((len(observations), 4, 3), -1)}
 
-    monkeypatch.setattr(BundlePolicy, "predict_bins", undecodable)
-    with pytest.raises(BundleError, match="72 of 72 tokens"):
+    monkeypatch.setattr(BundlePolicy, "answer", undecodable)
+    with pytest.raises(BundleError, match="72 of 72 bins"):
         BundlePolicy.load(bundle)
 
 
 def test_golden_actions_are_compared_with_their_range(bundle):
     def nudge(arrays):
-        arrays["actions"][0, 0, 0] += 1e-6  # 2e-5 of the range of dx
+        arrays["chunks"][0, 0, 0] += 1e-6  # 2e-5 of the range of dx
 
     edit_golden(bundle, nudge)
     with pytest.raises(BundleError, match=r"differently here: actions by up to 2\.0e-05"):

@@ -15,6 +15,7 @@ from serving_fixtures import (
     arm_spec,
     expected_actions,
     observation_of,
+    opened,
     running_server,
     settings,
 )
@@ -31,10 +32,6 @@ from vla.spec import SpecMismatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOOD = np.ones((HORIZON, 2), np.float32)
-
-
-def opened(running, **more):
-    return RemotePolicy.open(running.url(), **{"timeout_s": WAIT_S, "open_timeout_s": WAIT_S} | more)
 
 
 def metadata(**changes):

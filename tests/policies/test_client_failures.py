@@ -18,6 +18,7 @@ from serving_fixtures import (
     WAIT_S,
     FakePolicy,
     observation_of,
+    opened,
     running_server,
     settings,
 )
@@ -29,10 +30,6 @@ from policies.serving.server import ServedPolicy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path(__file__).parents[2]
-
-
-def opened(running, **more):
-    return RemotePolicy.open(running.url(), **{"timeout_s": WAIT_S, "open_timeout_s": WAIT_S} | more)
 
 
 def test_a_hanging_policy_is_unavailable_by_the_clients_deadline():

@@ -89,7 +89,7 @@ def test_no_observation_is_an_error(policy):
 
 def test_tokens_that_are_no_bins_are_a_decode_error(policy):
     with pytest.raises(DecodeError, match=r"outside \[0, 16\)"):
-        policy.decode_bins(np.full((1, 4, 3), 16))
+        policy.processor.decode({"bins": np.full((1, 4, 3), 16)})
 
 
 def test_a_bundle_needs_no_torch(parallel_export):
@@ -116,18 +116,19 @@ assert not heavy, heavy
 
 def test_a_model_for_another_processor_is_refused_with_every_difference(processor):
     other = tiny_processor(frame_offsets=(4, 0))
-    with pytest.raises(ValueError, match="num_images: 2 against 4"):
+    with pytest.raises(ValueError, match=r"inputs images: .*\[2, 32, 32, 3\].* against .*\[4, 32, 32, 3\]"):
         VLAPolicy(model=tiny_model(processor), processor=other)
-    data = processor.to_json() | {"action_horizon": 5, "max_text_tokens": 30}
-    with pytest.raises(ValueError, match=r"action_horizon: 4 against 5\n  max_text_tokens: 24 against 30"):
+    data = processor.to_json()
+    data["codec"]["action_horizon"], data["inputs"]["text"]["max_tokens"] = 5, 30
+    with pytest.raises(ValueError, match=r"inputs text_ids: .*\n  targets bins: .*\[4, 3\]"):
         VLAPolicy(model=tiny_model(processor), processor=Processor.from_json(data))
 
 
 def test_weights_that_are_not_finite_are_refused(processor):
     model = tiny_model(processor)
     with torch.no_grad():
-        model.action_head.free.bias[3] = torch.nan
-    with pytest.raises(ValueError, match=r"'action_head\.free\.bias' holds NaN"):
+        model.head.bin_logits.residual.bias[3] = torch.nan
+    with pytest.raises(ValueError, match=r"'head\.bin_logits\.residual\.bias' holds NaN"):
         VLAPolicy(model=model, processor=processor)
 
 
@@ -135,7 +136,9 @@ def test_comparing_tells_how_far_two_policies_differ(processor, observations):
     first = VLAPolicy(model=tiny_model(processor), processor=processor)
     other_model = tiny_model(processor)
     with torch.no_grad():
-        other_model.action_head.free.bias[16:32] = torch.linspace(0, 1e3, 16)  # yaw always in its last bin
+        other_model.head.bin_logits.residual.bias[16:32] = torch.linspace(
+            0, 1e3, 16
+        )  # yaw always in its last bin
     comparison = compare_policies(first, VLAPolicy(model=other_model, processor=processor), observations)
     assert not comparison.passed
     assert comparison.max_difference[0] == comparison.max_difference[2] == 0.0

@@ -1,14 +1,19 @@
 """A small robot and its demonstrations: two cameras, a gripper of 0 or 1, an axis that never turns."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from vla.interface import Observation
 from vla.processing.processor import Processor
-from vla.processing.registry import ACTION_TOKENIZERS
 from vla.spec import CameraSpec, Channel, RobotSpec
 
-INSTRUCTIONS = ["push the red cube to the green mat", "lift the blue ball", "Reach for the yellow cylinder."]
+sys.path.insert(0, str(Path(__file__).parent))  # so that the tests of this folder share the fixtures
+
+from processing_fixtures import fit
+
 NUM_DEMONSTRATIONS = 2000
 
 
@@ -46,18 +51,9 @@ def demonstrated_states() -> np.ndarray:
     return generator.uniform([-0.5, 0.0], [0.7, 1.0], size=(NUM_DEMONSTRATIONS, 2)).astype(np.float32)
 
 
-@pytest.fixture(scope="session", params=sorted(ACTION_TOKENIZERS))
+@pytest.fixture(scope="session", params=["uniform", "quantile"])
 def processor(request, robot_spec, demonstrated_states, demonstrated_actions) -> Processor:
-    return Processor.fit(
-        robot_spec=robot_spec,
-        states=demonstrated_states,
-        actions=demonstrated_actions,
-        instructions=INSTRUCTIONS,
-        action_horizon=5,
-        action_tokenizer=request.param,
-        frame_offsets=(4, 0),
-        max_text_tokens=16,
-    )
+    return fit(robot_spec, demonstrated_states, demonstrated_actions, codec=request.param)
 
 
 @pytest.fixture

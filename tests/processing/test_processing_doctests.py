@@ -9,7 +9,7 @@ import vla.processing
 MODULES = sorted(
     path.stem for path in Path(vla.processing.__path__[0]).glob("*.py") if path.stem != "__init__"
 )
-WITH_EXAMPLES = {"quantile", "text", "uniform", "vocabulary"}
+WITH_EXAMPLES = {"quantile", "text", "uniform"}
 
 
 @pytest.mark.parametrize("name", MODULES)

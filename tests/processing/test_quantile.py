@@ -7,18 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.interface import DecodeError
-from vla.processing.quantile import QuantileBinTokenizer
+from vla.processing.quantile import QuantileBinCodec
 
 LOW, HIGH = np.array([-1.0]), np.array([1.0])
 
 
-def fit(values, *, low: float = -1.0, high: float = 1.0, num_bins: int = 256) -> QuantileBinTokenizer:
+def fit(values, *, low: float = -1.0, high: float = 1.0, num_bins: int = 256) -> QuantileBinCodec:
     column = np.asarray(values, dtype=np.float64)[:, None]
-    return QuantileBinTokenizer.fit(column, low=np.array([low]), high=np.array([high]), num_bins=num_bins)
+    return QuantileBinCodec.fit(
+        column, column[:, None], low=np.array([low]), high=np.array([high]), num_bins=num_bins
+    )
 
 
-def round_trip(tokenizer: QuantileBinTokenizer, values) -> np.ndarray:
-    return tokenizer.decode(tokenizer.encode(np.asarray(values, dtype=np.float64)[:, None]))[:, 0]
+def round_trip(tokenizer: QuantileBinCodec, values) -> np.ndarray:
+    return tokenizer.actions_of(tokenizer.nearest_bins(np.asarray(values, dtype=np.float64)[:, None]))[:, 0]
 
 
 # Columns with and without ties: a few repeated atoms mixed with arbitrary values, some out of range.
@@ -35,9 +37,9 @@ def test_bins_are_distinct_in_range_and_encode_back_to_themselves(values, num_bi
     assert tokenizer.centres.shape == (1, num_bins)
     assert (np.diff(tokenizer.centres) > 0).all()
     bins = np.arange(num_bins)[:, None]
-    actions = tokenizer.decode(bins)
+    actions = tokenizer.actions_of(bins)
     assert -1.0 <= actions.min() <= actions.max() <= 1.0
-    np.testing.assert_array_equal(tokenizer.encode(actions), bins)
+    np.testing.assert_array_equal(tokenizer.nearest_bins(actions), bins)
 
 
 @given(columns, st.integers(3, 300))
@@ -59,7 +61,7 @@ def test_a_demonstrated_value_is_reconstructed_within_half_the_gap_it_lies_in(va
 def test_bins_of_continuous_demonstrations_have_nearly_equal_mass() -> None:
     values = np.clip(np.random.default_rng(0).normal(0, 0.2, 200_000), -0.999, 0.999)
     tokenizer = fit(values)
-    counts = np.bincount(tokenizer.encode(values[:, None])[:, 0], minlength=256)
+    counts = np.bincount(tokenizer.nearest_bins(values[:, None])[:, 0], minlength=256)
     inner = np.sort(counts)[8:-8]  # but for the limits, zero, the extremes and their neighbours
     assert inner.min() > 0.6 * values.size / 256, inner.min()
     assert inner.max() < 1.4 * values.size / 256, inner.max()
@@ -111,7 +113,7 @@ def test_a_tail_is_not_rounded_out_to_a_limit_that_nobody_demonstrated() -> None
 @given(hnp.arrays(np.float64, 20, elements=st.floats(-1e30, 1e30)))
 def test_encoding_is_monotonic_and_clips(values) -> None:
     tokenizer = fit(np.random.default_rng(0).normal(0, 0.3, 1000))
-    bins = tokenizer.encode(np.sort(values)[:, None])[:, 0]
+    bins = tokenizer.nearest_bins(np.sort(values)[:, None])[:, 0]
     assert (np.diff(bins) >= 0).all()
     assert (bins[np.sort(values) >= 1] == 255).all()
     assert (bins[np.sort(values) <= -1] == 0).all()
@@ -130,11 +132,11 @@ def test_bad_demonstrations_are_refused() -> None:
 
 def test_an_id_out_of_range_raises() -> None:
     with pytest.raises(DecodeError, match=r"256 at position \(0,\), dimension 0"):
-        fit([0.0, 0.5]).decode(np.array([[256]]))
+        fit([0.0, 0.5]).actions_of(np.array([[256]]))
 
 
 @given(columns)
 def test_json_gives_back_the_same_centres(values) -> None:
     tokenizer = fit(values)
-    again = QuantileBinTokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    again = QuantileBinCodec.from_json(json.loads(json.dumps(tokenizer.to_json())))
     np.testing.assert_array_equal(again.centres, tokenizer.centres)

@@ -6,7 +6,8 @@ import pytest
 from training_fixtures import train_for
 
 from experiments.train import shortfall
-from vla.training.checkpoint import CheckpointError, list_checkpoints, load_training, read_state
+from vla.model.checkpoint import CheckpointError, list_checkpoints, read_state
+from vla.training.checkpoint import load_training
 from vla.training.metrics import read_metrics
 from vla.training.settings import FINISHED, OUT_OF_TIME, BudgetSpent, TrainerSettings
 

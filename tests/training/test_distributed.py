@@ -9,7 +9,8 @@ import pytest
 import torch
 from training_fixtures import make_windows, train_for
 
-from vla.training.checkpoint import load_training, resolve_checkpoint
+from vla.model.checkpoint import resolve_checkpoint
+from vla.training.checkpoint import load_training
 from vla.training.distributed import local_device
 from vla.training.metrics import read_metrics
 
@@ -58,10 +59,10 @@ TINY = [
     "tasks=[reach]",
     "record=true",
     "collect.episodes_per_task=3",
-    "model.width=32",
-    "model.depth=1",
-    "model.num_heads=2",
-    "model.stem_channels=[8,8]",
+    "model.backbone.width=32",
+    "model.backbone.depth=1",
+    "model.backbone.num_heads=2",
+    "model.backbone.stem_channels=[8,8]",
     "trainer.batch_size=4",
     "trainer.accumulate=2",
     "trainer.num_samples=96",

@@ -7,6 +7,7 @@ import torch
 from training_fixtures import make_processor, make_windows, tiny_model
 
 from experiments.benchmarks.product_types import ProductTypes
+from vla.data.demonstrations import DemonstrationSource
 from vla.training.hardware import ProductRates, choose_precision, measure_product_rates
 from vla.training.muon import Muon, orthogonalize
 from vla.training.optimizer import WeightAverage, learning_rate_factor
@@ -55,18 +56,18 @@ def test_parameters_without_a_gradient_stay() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
-def test_every_product_of_a_step_is_of_the_chosen_type(tmp_path: Path, precision, decoding) -> None:
-    windows = make_windows(tmp_path)
-    processor = make_processor(windows)
+@pytest.mark.parametrize("head", ["parallel", "autoregressive"])
+def test_every_product_of_a_step_is_of_the_chosen_type(tmp_path: Path, precision, head) -> None:
+    source = DemonstrationSource(make_windows(tmp_path))
+    processor = make_processor(source)
     trainer = Trainer(
         TrainerSettings(
             num_samples=32, batch_size=8, learning_rate=1e-3, precision=precision, num_threads=1, device="cpu"
         ),
-        model=tiny_model(processor, decoding=decoding),
+        model=tiny_model(processor, head=head),
         processor=processor,
-        train=windows,
-        validation=windows,
+        train=source,
+        validation=source,
         run_dir=tmp_path / "run",
         provenance={},
     )
@@ -95,7 +96,7 @@ def test_the_faster_type_is_chosen_and_a_resumed_run_keeps_its_own() -> None:
 
 
 def test_rates_are_those_of_a_computer(tmp_path: Path) -> None:
-    model = tiny_model(make_processor(make_windows(tmp_path)))
+    model = tiny_model(make_processor(DemonstrationSource(make_windows(tmp_path))))
     rates = measure_product_rates(model, torch.device("cpu"))
     assert 1e6 < rates.fp32 < 1e15
     assert 1e5 < rates.bf16 < 1e15

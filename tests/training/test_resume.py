@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from training_fixtures import train_for
 
-from vla.training.checkpoint import CheckpointError, list_checkpoints, load_training
+from vla.model.checkpoint import CheckpointError, list_checkpoints
+from vla.training.checkpoint import load_training
 from vla.training.metrics import read_metrics
 from vla.training.settings import TrainerSettings
 
@@ -16,7 +17,7 @@ from vla.training.settings import TrainerSettings
         ({"batch_size": 4}, r"trainer\.batch_size=4 \(was 8\)"),
         ({"ema_decay": 0.5}, r"trainer\.ema_decay=0\.5 \(was 0\.998\)"),
         ({"optimizer": "muon"}, r"trainer\.optimizer=muon \(was adamw\)"),
-        ({"augmentation": None}, r"trainer\.augmentation=None \(was \{.*max_shift"),
+        ({"augmentation": None}, r"data\.augmentation=None \(was \{.*max_shift"),
     ],
 )
 def test_other_settings_are_refused_by_name_unless_asked_for(

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from vla.data.augment import ImageAugmentation
+from vla.data.demonstrations import DemonstrationSource
 from vla.data.windows import Windows, open_windows
 from vla.data.writer import DatasetWriter
-from vla.model.sizes import ModelSizes
-from vla.model.vla import VLAModel
-from vla.processing.processor import Processor
+from vla.model.vla import ModelConfig, VLAModel
+from vla.processing.processor import DEFAULT_INPUTS, Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
@@ -25,6 +25,10 @@ SPEC = RobotSpec(
     action_convention="end_effector_delta",
     gripper_sign="positive_opens",
 )
+
+
+AUGMENTATION = ImageAugmentation(max_shift=1, brightness=0.1, contrast=0.1, colour=0.1)
+HEAD_SETTINGS: dict[str, dict[str, float]] = {}
 
 
 def record(root: Path) -> None:
@@ -51,43 +55,26 @@ def make_windows(directory: Path) -> Windows:
     return open_windows([root], cache_dir=directory / "cache", action_horizon=3, progress=False)
 
 
-def make_processor(windows: Windows, *, max_committed: int = 0) -> Processor:
+def make_processor(
+    source: DemonstrationSource, *, max_committed: int = 0, codec: str = "uniform", **settings: float
+) -> Processor:
     """Fit a processor on the toy dataset."""
+    if codec in ("uniform", "quantile"):
+        settings = {"num_bins": 16, **settings}
     return Processor.fit(
-        robot_spec=windows.robot_spec,
-        states=windows.states,
-        actions=windows.actions,
-        instructions=windows.instructions,
-        action_horizon=3,
-        num_bins=16,
+        source.demonstrations(),
+        codec={"kind": codec, **settings},
+        inputs={**DEFAULT_INPUTS, "text": {"kind": "text", "max_tokens": 8, "vocab_size": 300}},
         max_committed=max_committed,
-        max_text_tokens=8,
-        text_vocab_size=300,
     )
 
 
-def tiny_model(processor: Processor, *, width: int = 32, decoding: str = "parallel") -> VLAModel:
+def tiny_model(processor: Processor, *, width: int = 32, head: str = "parallel") -> VLAModel:
     """Return a seeded model that fits the processor."""
     torch.manual_seed(0)
-    return VLAModel(
-        ModelSizes(
-            vocab_size=processor.vocabulary.size,
-            num_bins=16,
-            action_offset=processor.vocabulary.action_offset,
-            bins_per_dim=[16, 16],
-            action_horizon=3,
-            num_images=1,
-            image_size=32,
-            state_dim=2,
-            max_text_tokens=8,
-            max_committed=processor.max_committed,
-            width=width,
-            depth=2,
-            num_heads=2,
-            stem_channels=[8, 16],
-            decoding=decoding,
-        )
-    )
+    backbone = {"kind": "scene", "width": width, "depth": 2, "num_heads": 2, "stem_channels": [8, 16]}
+    config = ModelConfig.complete(backbone=backbone, head={"kind": head, **HEAD_SETTINGS.get(head, {})})
+    return VLAModel(specs=processor.specs(), config=config)
 
 
 def train_for(
@@ -97,14 +84,19 @@ def train_for(
     steps: int,
     now: int | None = None,
     width: int = 32,
-    decoding: str = "parallel",
+    head: str = "parallel",
+    codec: str = "uniform",
     max_committed: int = 0,
+    augmentation: ImageAugmentation | None = AUGMENTATION,
     **changes: float | str | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
-    train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
-    processor = make_processor(windows, max_committed=max_committed)
+    train, validation = (
+        DemonstrationSource(part, augmentation=augmentation)
+        for part in windows.split_by_episode(validation_share=0.2, seed=0)
+    )
+    processor = make_processor(DemonstrationSource(windows), max_committed=max_committed, codec=codec)
     settings = TrainerSettings(
         num_samples=8 * steps,
         batch_size=8,
@@ -114,11 +106,10 @@ def train_for(
         compile="off",
         device="cpu",
         num_threads=1,
-        augmentation=ImageAugmentation(max_shift=1, brightness=0.1, contrast=0.1, colour=0.1),
     )
     trainer = Trainer(
         dataclasses.replace(settings, **changes),  # type: ignore[arg-type]
-        model=tiny_model(processor, width=width, decoding=decoding),
+        model=tiny_model(processor, width=width, head=head),
         processor=processor,
         train=train,
         validation=validation,

@@ -4,22 +4,30 @@ It never mirrors, rotates or crops away: left must stay left, since instructions
 Every random number comes from the generator handed in, so a resumed run sees the same augmented frames.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import numpy as np
 from jaxtyping import UInt8
 
+from vla.registry import Range, check_attributes
 
+
+@dataclass(frozen=True, kw_only=True)
 class ImageAugmentation:
-    """Random per-frame changes that keep the geometry of the scene to within `max_shift` pixels."""
+    """Random per-frame changes that keep the geometry of the scene to within `max_shift` pixels.
 
-    def __init__(self, *, max_shift: int, brightness: float, contrast: float, colour: float) -> None:
-        """Take the largest shift [px] and the largest relative changes of each kind, as shares of 1."""
-        if max_shift < 0 or not all(0.0 <= share < 1.0 for share in (brightness, contrast, colour)):
-            raise ValueError(
-                f"max_shift={max_shift} must be at least 0, and brightness={brightness}, "
-                f"contrast={contrast}, "
-                f"colour={colour} must lie in [0, 1); change trainer.augmentation"
-            )
-        self.max_shift, self.brightness, self.contrast, self.colour = max_shift, brightness, contrast, colour
+    Raises:
+        SettingError: a value is not allowed.
+    """
+
+    max_shift: Annotated[int, Range(0), "largest shift [pixels]"]
+    brightness: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
+    contrast: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
+    colour: Annotated[float, Range(0, 1, open_high=True), "largest relative change of a channel"]
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="augmentation")
 
     def __call__(
         self, images: UInt8[np.ndarray, "batch images h w 3"], rng: np.random.Generator

@@ -6,7 +6,6 @@ dies before it leaves files that no one counts, and the next run removes them an
 episodes that are still staged.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ from vla.data.episode_files import EpisodeFiles
 from vla.data.layout import ACTION_KEY, FILES_PER_CHUNK, INDEX_KEYS, STATE_KEY, read_info
 from vla.data.staging import read_staged, staged_indices, staged_path, waiting_indices
 from vla.data.statistics import image_stats_json, numeric_stats_json
-from vla.files import atomic_write_bytes, atomic_write_json
+from vla.files import atomic_write_bytes, atomic_write_json, publish_file
 
 
 def consolidate(root: Path) -> None:
@@ -147,15 +146,4 @@ def _publish_tree(building: Path, root: Path) -> None:
     for path in sorted(path for path in building.rglob("*") if path.is_file()):
         target = root / path.relative_to(building)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.replace(target)
-        _sync_directory(target.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        publish_file(path, target)

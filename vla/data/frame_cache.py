@@ -7,7 +7,6 @@ again.
 """
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from vla.data.reader import Dataset
-from vla.files import atomic_write_json, publish_directory, staging_directory
+from vla.files import atomic_write_json, publish_directory, read_json, staging_directory
 
 _BLOCK_FRAMES = 256
 _BLOCKS_CHECKED = 16
@@ -87,6 +86,8 @@ def _decode_all(dataset: Dataset, camera: str, path: Path, num_threads: int, pro
     """Decode one camera into an .npy file; return the CRC-32 of each block of `_BLOCK_FRAMES` frames.
 
     Blocks are written with pwrite, not through a map: a full disk then raises instead of killing the process.
+    Threads do, where environments need processes (envs/workers.py): decoding releases the interpreter lock,
+    and a frame is not sent anywhere.
     """
     shape = _shape(dataset, camera)
     starts = range(0, shape[0], _BLOCK_FRAMES)
@@ -136,7 +137,7 @@ def _open(directory: Path, dataset: Dataset) -> dict[str, UInt8[np.ndarray, "N _
 def _find_fault(directory: Path, dataset: Dataset, content_hash: str) -> str | None:
     """Return what is wrong with a cache, or None: its manifest, shapes, sizes, and a sample of its blocks."""
     try:
-        manifest = json.loads((directory / _MANIFEST).read_text())
+        manifest = read_json(directory / _MANIFEST)
         frames = _open(directory, dataset)
     except (OSError, ValueError, EOFError) as error:
         return str(error)

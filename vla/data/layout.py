@@ -19,6 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from vla.errors import VLAError
+from vla.files import DamagedFile, read_json
 from vla.spec import RobotSpec
 
 CODEBASE_VERSION = "v3.0"
@@ -43,7 +45,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
-class DatasetError(ValueError):
+class DatasetError(VLAError):
     """A dataset is damaged, incomplete, empty or of another kind; the message names the file and the cure."""
 
 
@@ -222,6 +224,6 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{root} is no LeRobotDataset: {path} is missing; give the directory that holds meta/"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path} is damaged, it is no JSON ({error}); restore it from a copy") from error
+        return read_json(path)
+    except DamagedFile as error:
+        raise DatasetError(str(error)) from error

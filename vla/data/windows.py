@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
@@ -24,7 +24,6 @@ def open_windows(
     cache_dir: Path | str,
     action_horizon: int,
     frame_offsets: Sequence[int] = (0,),
-    future_offsets: Sequence[int] = (),
     robot_spec: RobotSpec | None = None,
     progress: bool = True,
 ) -> "Windows":
@@ -35,7 +34,6 @@ def open_windows(
         cache_dir: where decoded frames are kept, see `open_frame_cache`.
         action_horizon: number of control periods in a chunk.
         frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
-        future_offsets: which later states a batch also tells, in control periods after now.
         robot_spec: needed when LeRobot wrote the datasets, else checked against them.
         progress: show a bar while frames are decoded for the first time.
 
@@ -50,7 +48,6 @@ def open_windows(
         frames,
         action_horizon=action_horizon,
         frame_offsets=frame_offsets,
-        future_offsets=future_offsets,
     )
 
 
@@ -72,7 +69,6 @@ class Windows:
         *,
         action_horizon: int,
         frame_offsets: Sequence[int] = (0,),
-        future_offsets: Sequence[int] = (),
     ) -> None:
         if not datasets:
             raise DatasetError("no dataset was given; record one with `python -m experiments.collect`")
@@ -95,11 +91,6 @@ class Windows:
         ]
         self._periods_ahead = np.arange(action_horizon)
         self._periods_back = np.array(frame_offsets)
-        self._periods_until = np.array(future_offsets, dtype=np.int64)
-        if (self._periods_until < 1).any():
-            raise ValueError(
-                f"future_offsets {list(future_offsets)} must be control periods after now, from 1"
-            )
         self.moments: Int64[np.ndarray, " windows"] = np.arange(len(self.states))
 
     def _join(self, datasets: Sequence[Dataset]) -> None:
@@ -124,7 +115,7 @@ class Windows:
 
     @property
     def num_windows(self) -> int:
-        """How many windows `batch` may be asked for."""
+        """How many windows there are."""
         return len(self.moments)
 
     @property
@@ -137,34 +128,49 @@ class Windows:
         """For each window the number of its task in `task_names`; `EpochSampler` can balance by it."""
         return self._episode_task[self._episode_index[self.moments]]
 
-    def batch(self, indices: Int64[np.ndarray, " batch"]) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
-        """Gather windows.
+    def state(self, indices: Int64[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch state"]:
+        """Return the states of now, in the units of the spec."""
+        return self.states[self._now(indices)]
 
-        Returns:
-            images: uint8 [batch frames cameras h w 3]; frames as in `frame_offsets`, cameras as in the spec.
-            state: float32 [batch state], of now.
-            action: float32 [batch time action], from now on, in the units of the spec.
-            valid: bool [batch time], False behind the end of the episode.
-            future_state: float32 [batch future state], at `future_offsets`, at the latest the episode's last.
-            instruction_index: int64 [batch], into `instructions`.
+    def images(
+        self, indices: Int64[np.ndarray, " batch"]
+    ) -> dict[str, UInt8[np.ndarray, "batch frames h w 3"]]:
+        """Return by camera the frames at `frame_offsets`, oldest first."""
+        now = self._now(indices)
+        back = np.maximum(now[:, None] - self._periods_back, self._first_frame[now][:, None])
+        images = self._gather_frames(back)
+        return {name: images[:, :, i] for i, name in enumerate(self.robot_spec.camera_names)}
+
+    def chunks(
+        self, indices: Int64[np.ndarray, " batch"]
+    ) -> tuple[Float32[np.ndarray, "batch time action"], Bool[np.ndarray, "batch time"]]:
+        """Return the actions from now on, and which of them exist: False behind the end of the episode."""
+        now = self._now(indices)
+        last = self._last_frame[now][:, None]
+        ahead = now[:, None] + self._periods_ahead
+        return self.actions[np.minimum(ahead, last)], ahead <= last
+
+    def later_states(
+        self, indices: Int64[np.ndarray, " batch"], offsets: Sequence[int]
+    ) -> Float32[np.ndarray, "batch future state"]:
+        """Return the states at `offsets`, control periods after now, at the latest the episode's last."""
+        now = self._now(indices)
+        ahead = now[:, None] + np.asarray(offsets, dtype=np.int64)
+        return self.states[np.minimum(ahead, self._last_frame[now][:, None])]
+
+    def instruction_texts(self, indices: Int64[np.ndarray, " batch"]) -> list[str]:
+        """Return the instructions."""
+        return [self.instructions[number] for number in self._instruction_index[self._now(indices)]]
+
+    def _now(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+        """Return the frame numbers of windows.
 
         Raises:
             IndexError: an index is not in [0, num_windows).
         """
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_windows:
             raise IndexError(f"window indices must lie in [0, {self.num_windows}); got {indices}")
-        now = self.moments[indices]
-        last = self._last_frame[now][:, None]
-        ahead = now[:, None] + self._periods_ahead
-        back = np.maximum(now[:, None] - self._periods_back, self._first_frame[now][:, None])
-        return {
-            "images": self._gather_frames(back),
-            "state": self.states[now],
-            "action": self.actions[np.minimum(ahead, last)],
-            "valid": ahead <= last,
-            "future_state": self.states[np.minimum(now[:, None] + self._periods_until, last)],
-            "instruction_index": self._instruction_index[now],
-        }
+        return self.moments[indices]
 
     def split_by_episode(self, *, validation_share: float, seed: int) -> tuple["Windows", "Windows"]:
         """Return training and validation windows that share no episode.

@@ -21,7 +21,6 @@ from vla.data import layout, tables
 from vla.data.checks import check_image, check_recordable, check_vector, require_continuable
 from vla.data.consolidate import consolidate
 from vla.data.layout import DatasetError, read_info
-from vla.data.lock import DirectoryLock
 from vla.data.staging import (
     EXTRA_TYPES,
     Extra,
@@ -33,7 +32,7 @@ from vla.data.staging import (
 )
 from vla.data.statistics import image_histogram
 from vla.data.video import VideoEncoder
-from vla.files import atomic_write_json
+from vla.files import DirectoryLock, atomic_write_json
 from vla.spec import RobotSpec
 
 PRESET = "fast"
@@ -109,11 +108,6 @@ class DatasetWriter:
         _remove_temporary_files(self.root)
         self.episode_extras, self.num_frames = _recorded(self.root)
         self.num_episodes = len(self.episode_extras)
-
-    @property
-    def episode_seeds(self) -> list[int]:
-        """The extra column `seed` of every saved episode, in order; for resuming a collection."""
-        return [int(extra["seed"]) for extra in self.episode_extras if "seed" in extra]
 
     @property
     def episode_length(self) -> int:
@@ -291,11 +285,8 @@ def finish_recording(root: Path | str) -> None:
     Raises:
         DirectoryInUse: the recording still runs.
     """
-    lock = DirectoryLock(Path(root))
-    try:
+    with DirectoryLock(Path(root)):
         _finish(Path(root))
-    finally:
-        lock.release()
 
 
 def _finish(root: Path) -> None:

@@ -7,7 +7,7 @@ A stride-4 patch convolution, a stride-2 one and a last one of stride `patch_siz
 The instruction scales and shifts the features (FiLM, arXiv:1709.07871; for robots RT-1, arXiv:2212.06817), so
 that they answer "is it here?" about what is named; a softmax over each feature map tells where
 (arXiv:1504.00702). Measured on reaching: with both, thirteen thousand samples teach which object is meant;
-with attention alone, eighty thousand of three tasks did not. Knows nothing of cameras' names.
+with attention alone, eighty thousand of three tasks did not.
 """
 
 import torch
@@ -42,7 +42,7 @@ class ImageTokenizer(nn.Module):
         self.last = nn.Conv2d(second, width, kernel_size=max(3, stride), stride=stride, padding=padding)
         self.detail = nn.Conv2d(second, second, kernel_size=3, padding=1)
         self.language = nn.Linear(width, 4 * second)
-        self.num_places = num_images * second * 2
+        self.num_keypoint_features = num_images * second * 2
         line = torch.linspace(-1, 1, image_size // 8)
         self.grid: Tensor
         self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)  # row, column
@@ -55,7 +55,7 @@ class ImageTokenizer(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch coordinates"]]:
         """Return the tokens of all frames, frame after frame, row by row, and where each feature is.
 
-        The places are row and column in [-1, 1] of each feature of each frame, the mean position under a
+        The keypoints are row and column in [-1, 1] of each feature of each frame, the mean position under a
         softmax over the frame.
         """
         num_images = images.shape[1]
@@ -69,8 +69,8 @@ class ImageTokenizer(nn.Module):
         tokens = self.norm(rearrange(self.last(x), "b d h w -> b (h w) d"))
         tokens = rearrange(tokens, "(b k) n d -> b k n d", k=num_images) + self.position.to(tokens.dtype)
         weights = rearrange(x.float(), "b d h w -> b d (h w)").softmax(dim=-1)
-        places = rearrange(torch.matmul(weights, self.grid), "(b k) d two -> b (k d two)", k=num_images)
-        return rearrange(tokens, "b k n d -> b (k n) d"), places
+        keypoints = rearrange(torch.matmul(weights, self.grid), "(b k) d two -> b (k d two)", k=num_images)
+        return rearrange(tokens, "b k n d -> b (k n) d"), keypoints
 
 
 def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:
@@ -80,8 +80,8 @@ def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:
     """
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as positions in rows and columns need")
-    waves = width // 4
-    frequencies = torch.pi * torch.logspace(0, 1, waves, base=side / 2) / 2
+    num_waves = width // 4
+    frequencies = torch.pi * torch.logspace(0, 1, num_waves, base=side / 2) / 2
     centres = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
     angles = centres[:, None] * frequencies
     line = torch.cat((angles.sin(), angles.cos()), dim=-1)

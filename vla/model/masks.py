@@ -17,27 +17,22 @@ the suffix. Below, P is a prefix token that is padding.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 FORBIDDEN = -1e9  # added to a score or logit: probability 0, yet finite, as 0 * inf is NaN
 
 
-def padding_bias(valid: Bool[Tensor, "batch n"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1 n"]:
-    """Return what is added to attention scores so that nobody attends to tokens that are not valid."""
-    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return bias.masked_fill(~valid, FORBIDDEN)[:, None, None]
-
-
-def suffix_bias(
-    prefix: Float[Tensor, "batch 1 1 prefix"], *, num_suffix: int, causal: bool
+def attention_bias(
+    valid: Bool[Tensor, "batch total"], *, num_new: int, causal: bool, dtype: torch.dtype
 ) -> Float[Tensor, "batch 1 rows total"]:
-    """Return the bias of suffix tokens over prefix and suffix, from that of the prefix.
+    """Return what is added to the attention scores of the last `num_new` of these tokens.
 
-    `rows` is 1 if all suffix tokens see the same, and the length of the suffix if it is causal.
+    `rows` is 1 if all of them see the same, and `num_new` if each sees only those before it and itself.
     """
-    bias = F.pad(prefix, (0, num_suffix))
-    if not causal:
+    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    bias = bias.masked_fill(~valid, FORBIDDEN)[:, None, None]
+    if not causal or num_new == 1:
         return bias
-    future = torch.ones(num_suffix, num_suffix, dtype=torch.bool, device=bias.device).triu(diagonal=1)
-    hidden = F.pad(future, (prefix.shape[-1], 0))
-    return bias.masked_fill(hidden, FORBIDDEN)
+    total = valid.shape[1]
+    rows = torch.arange(total - num_new, total, device=valid.device)
+    later = torch.arange(total, device=valid.device) > rows[:, None]
+    return bias.masked_fill(later, FORBIDDEN)

@@ -13,7 +13,7 @@ from vla.model.attention import Attention, KeyValue
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learned gain (arXiv:1910.07467)."""
+    """Root-mean-square normalization with a learned gain (arXiv:1910.07467)."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """Attention and a squared-ReLU MLP (arXiv:2109.08668), each on a residual branch."""
 
-    def __init__(self, *, width: int, num_heads: int, mlp_ratio: int) -> None:
+    def __init__(self, *, width: int, num_heads: int, mlp_ratio: int, head_dim: int | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(width=width)
-        self.attention = Attention(width=width, num_heads=num_heads)
+        self.attention = Attention(width=width, num_heads=num_heads, head_dim=head_dim)
         self.mlp_norm = RMSNorm(width=width)
         self.up = nn.Linear(width, mlp_ratio * width, bias=False)
         self.down = nn.Linear(mlp_ratio * width, width, bias=False)
@@ -51,7 +51,7 @@ class Block(nn.Module):
     def keys_values(self, x: Float[Tensor, "batch new width"]) -> KeyValue:
         """Return only keys and values, for the last block, whose prefix outputs nobody reads."""
         attention = self.attention
-        weight = attention.qkv.weight[x.shape[-1] :]
+        weight = attention.qkv.weight[attention.num_heads * attention.head_dim :]
         k, v = F.linear(self.attention_norm(x), weight).chunk(2, dim=-1)
         return (
             k.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2),
@@ -60,12 +60,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks; `read` takes the prefix in, `write` runs suffix tokens that look back at it."""
+    """`depth` blocks; `prefill` takes the prefix in, `extend` runs tokens that look back at it."""
 
-    def __init__(self, *, width: int, depth: int, num_heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(
+        self, *, width: int, depth: int, num_heads: int, mlp_ratio: int = 4, head_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
+            Block(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, head_dim=head_dim)
+            for _ in range(depth)
         )
         self.final_norm = RMSNorm(width=width)
         for block in self.blocks:
@@ -73,7 +76,7 @@ class Transformer(nn.Module):
             for projection in (block.attention.out, block.down):
                 nn.init.zeros_(projection.weight)  # each block starts as the identity
 
-    def read(
+    def prefill(
         self, prefix: Float[Tensor, "batch prefix width"], *, bias: Float[Tensor, "#batch 1 1 prefix"]
     ) -> list[KeyValue]:
         """Run the prefix, every token seeing all that `bias` allows; return each block's keys and values."""
@@ -86,7 +89,7 @@ class Transformer(nn.Module):
         cache.append(last.keys_values(prefix))
         return cache
 
-    def write(
+    def extend(
         self,
         suffix: Float[Tensor, "batch suffix width"],
         cache: list[KeyValue],

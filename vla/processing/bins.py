@@ -1,22 +1,30 @@
-"""A table of bin centres per action dimension: the part that uniform and quantile tokenizers share.
+"""A table of bin centers per action dimension: the part that the uniform and the quantile codec share.
 
-A value belongs to the bin with the nearest centre, so the edges lie midway between centres, no bin has zero
-width, and `encode(decode(bins)) == bins` for every id. Knows nothing of how the centres were chosen.
+A value belongs to the bin with the nearest center, so the edges lie midway between centers, no bin has zero
+width, and decoding and encoding again gives the same bin for every id.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from vla.interface import DecodeError
+from vla.interface import NOTHING, Arrays, ArraySpec, DecodeError
+from vla.processing.checks import first_true
 
 
-class BinTable:
-    """Centres float32[action bin], strictly increasing along the bins, and the edges between them."""
+class BinCodec:
+    """One bin per action of a chunk: `bins`, int64 [batch time action] with ids in [0, num_bins).
 
-    def __init__(self, *, centres: Float[np.ndarray, "action bin"]) -> None:
+    Attributes:
+        centres: float32 [action bin], strictly increasing along the bins, in the units of the actions.
+        action_horizon: control periods in a chunk.
+    """
+
+    def __init__(self, *, centres: Float[np.ndarray, "action bin"], action_horizon: int) -> None:
+        if action_horizon < 1:
+            raise ValueError(f"action_horizon is {action_horizon}; a chunk has at least one action")
+        self.action_horizon = action_horizon
         self.centres = np.asarray(centres, dtype=np.float32)
         if self.centres.shape[0] < 1 or self.centres.shape[1] < 2:
             raise ValueError(
@@ -43,8 +51,26 @@ class BinTable:
         """Bins per action dimension."""
         return self.centres.shape[1]
 
-    def encode(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
-        """Return the id of the nearest centre; a value midway between two gets the upper one.
+    def specs(self) -> Mapping[str, ArraySpec]:
+        """Return the form of `bins`."""
+        return {"bins": ArraySpec("int64", (self.action_horizon, self.action_dim), num_ids=self.num_bins)}
+
+    def constants(self) -> Arrays:
+        """Return no tables: the specs say all."""
+        return {}
+
+    def encode(
+        self, actions: Float[np.ndarray, "batch time action"], valid: Bool[np.ndarray, "batch time"]
+    ) -> Arrays:
+        """Return the bins of actions; those outside the limits get the first or last bin.
+
+        Raises:
+            ValueError: the last axis is not `action_dim` long, or a value is NaN or infinite.
+        """
+        return {"bins": self.nearest_bins(actions)}
+
+    def nearest_bins(self, actions: Float[np.ndarray, "*batch action"]) -> Int64[np.ndarray, "*batch action"]:
+        """Return the id of the nearest center; a value midway between two gets the upper one.
 
         Raises:
             ValueError: the last axis is not `action_dim` long, or a value is NaN or infinite.
@@ -55,8 +81,24 @@ class BinTable:
             bins[..., dimension] = np.searchsorted(edges, actions[..., dimension], side="right")
         return bins
 
-    def decode(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
-        """Return the centres of integer ids [*batch action].
+    def decode(self, outputs: Arrays) -> Float32[np.ndarray, "batch time action"]:
+        """Return the centers of `bins`.
+
+        Raises:
+            DecodeError: no `bins`, a wrong shape, a dtype that is no integer, or an id outside [0, num_bins).
+        """
+        if "bins" not in outputs:
+            raise DecodeError(f"the model answered {sorted(outputs)}, but no 'bins'; hold the last command")
+        bins = outputs["bins"]
+        expected = (self.action_horizon, self.action_dim)
+        if bins.ndim != 3 or bins.shape[1:] != expected:
+            raise DecodeError(
+                f"action bins have shape {bins.shape}; expected (batch, {expected[0]}, {expected[1]})"
+            )
+        return self.actions_of(bins)
+
+    def actions_of(self, bins: np.ndarray) -> Float32[np.ndarray, "*batch action"]:
+        """Return the centers of integer ids [*batch action].
 
         Raises:
             DecodeError: wrong shape, a dtype that is no integer, or an id outside [0, num_bins).
@@ -75,6 +117,24 @@ class BinTable:
                 f"dimension {dimension} is outside [0, {self.num_bins}); hold the last command"
             )
         return self.centres[self._rows, bins]
+
+    def committed_specs(self) -> Mapping[str, ArraySpec]:
+        """Return the form of `committed`: bins, `NOTHING` from the first step on that is not committed."""
+        return {"committed": ArraySpec("int64", (self.action_horizon, self.action_dim))}
+
+    def encode_committed(
+        self,
+        actions: Float[np.ndarray, "batch time action"],
+        num_committed: Int64[np.ndarray, " batch"],
+    ) -> Arrays:
+        """Return the bins of the first `num_committed` actions of each chunk, `NOTHING` behind them.
+
+        Raises:
+            ValueError: one of them is NaN or infinite.
+        """
+        given = np.arange(actions.shape[1]) < num_committed[:, None]
+        bins = self.nearest_bins(np.where(given[..., None], actions, self.centres[:, 0]))
+        return {"committed": np.where(given[..., None], bins, NOTHING)}
 
 
 def require_finite_actions(actions: Float[np.ndarray, "..."], *, action_dim: int) -> None:
@@ -110,19 +170,3 @@ def require_range(low: Float64[np.ndarray, " action"], high: Float64[np.ndarray,
             f"action dimension {dimension} has the range [{low[dimension]:g}, {high[dimension]:g}]; "
             f"it must be finite with low < high, check the action limits of the robot spec"
         )
-
-
-def require_keys(data: dict[str, Any], expected: Sequence[str], *, what: str) -> None:
-    """Check that JSON data has exactly the expected keys.
-
-    Raises:
-        ValueError: it has not; the message names what is missing and what is unknown.
-    """
-    missing, unknown = sorted(set(expected) - set(data)), sorted(set(data) - set(expected))
-    if missing or unknown:
-        raise ValueError(f"{what} JSON lacks {missing} and has unknown keys {unknown}")
-
-
-def first_true(mask: Bool[np.ndarray, "..."]) -> tuple[int, ...]:
-    """Return the index of the first True."""
-    return tuple(int(i) for i in np.argwhere(mask)[0])

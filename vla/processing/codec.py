@@ -5,7 +5,7 @@ head is trained on, what it decodes is what that head samples; the names of `spe
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 from vla.interface import Arrays, ArraySpec
 
 
+@runtime_checkable  # so that tests can check annotations
 class ActionCodec(Protocol):
     """Turns chunks of actions into named arrays and back; every answer of its head decodes, or raises.
 

@@ -9,12 +9,14 @@ import bisect
 import heapq
 import itertools
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from vla.processing.bins import BinTable, require_finite_actions, require_keys, require_range
+from vla.processing.bins import BinCodec, require_finite_actions, require_range
+from vla.processing.checks import require_keys
+from vla.registry import Range
 
 # No centre is placed by data closer to another than this part of a uniform bin: finer would be noise.
 FINEST_PART_OF_A_UNIFORM_BIN = 1 / 8
@@ -80,7 +82,7 @@ def _halve_widest_gaps(centres: list[float], *, num_bins: int) -> Float64[np.nda
     return np.array(sorted({end for _, a, b in gaps for end in (a, b)}))
 
 
-class QuantileBinTokenizer(BinTable):
+class QuantileBinCodec(BinCodec):
     """Gives each action dimension `num_bins` centres that follow the density of the demonstrations.
 
     Frequent values, the limits and zero are reconstructed exactly (two frequent values nearer than an eighth
@@ -91,11 +93,12 @@ class QuantileBinTokenizer(BinTable):
     def fit(
         cls,
         actions: Float[np.ndarray, "demonstration action"],
+        chunks: Float[np.ndarray, "sample time action"],
         *,
         low: Float[np.ndarray, " action"],
         high: Float[np.ndarray, " action"],
-        num_bins: int,
-    ) -> "QuantileBinTokenizer":
+        num_bins: Annotated[int, Range(2, 65536), "bins per action dimension"] = 256,
+    ) -> "QuantileBinCodec":
         """Place the centres by the demonstrated actions; those outside [low, high] count as the limit.
 
         Raises:
@@ -115,14 +118,19 @@ class QuantileBinTokenizer(BinTable):
             equal_mass_centres(column, low=float(a), high=float(b), num_bins=num_bins)
             for column, a, b in zip(columns, low, high, strict=True)
         ]
-        return cls(centres=np.stack(rows))
+        return cls(centres=np.stack(rows), action_horizon=chunks.shape[1])
 
     def to_json(self) -> dict[str, Any]:
         """Return the centres; float32 values survive JSON exactly."""
-        return {"kind": "quantile", "centres": self.centres.tolist()}
+        return {
+            "kind": "quantile",
+            "action_horizon": self.action_horizon,
+            "centres": self.centres.tolist(),
+        }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "QuantileBinTokenizer":
+    def from_json(cls, data: dict[str, Any]) -> "QuantileBinCodec":
         """Rebuild from `to_json`, exactly."""
-        require_keys(data, ("kind", "centres"), what="quantile action tokenizer")
-        return cls(centres=np.asarray(data["centres"], dtype=np.float32))
+        require_keys(data, ("kind", "action_horizon", "centres"), what="quantile action codec")
+        centres = np.asarray(data["centres"], dtype=np.float32)
+        return cls(centres=centres, action_horizon=data["action_horizon"])

@@ -1,20 +1,32 @@
 """Instructions as token ids: byte-level BPE, trained offline on the demonstrations' instructions.
 
 Case and punctuation carry no command, so they are removed in one place before training and encoding alike.
-Every byte is a token of its own, so words never seen in training still encode (into more tokens). Knows
-nothing of padding or of the model's vocabulary.
+Every byte is a token of its own, so words never seen in training still encode (into more tokens). Text ids
+come first in the one id space of the model (RT-2, arXiv:2307.15818), those of action tokens behind them:
+
+    0    1    2    3 ...           num_ids ...
+    pad  bos  -  | text (BPE)    | action ids of the codec, if it has any
 """
 
 import json
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
+import numpy as np
+from jaxtyping import Int64
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vla.processing.bins import require_keys
+from vla.interface import PAD_ID, Arrays, ArraySpec, Moments, ObservationError
+from vla.processing.checks import require_keys
+from vla.processing.moments import Demonstrations
+from vla.registry import Range
+from vla.spec import RobotSpec
 
 NUM_BYTES = 256
+BOS_ID = 1  # before every instruction, so that a blank one is not empty
+TEXT_OFFSET = 3  # id of the first token of the text tokenizer; 2 is reserved
+_MOST_REMEMBERED = 4096  # instructions whose ids are kept at hand
 
 
 def normalize_instruction(text: str) -> str:
@@ -100,6 +112,95 @@ class TextTokenizer:
         """Rebuild from `to_json`, exactly."""
         require_keys(data, ("tokens", "merges"), what="text tokenizer")
         return cls(tokens=data["tokens"], merges=[(left, right) for left, right in data["merges"]])
+
+
+class InstructionTooLong(ObservationError):
+    """An instruction has more tokens than the model has positions for."""
+
+
+class TextInput:
+    """Makes `text_ids`, int64 [batch token]: bos, the instruction, then padding.
+
+    Raises:
+        ValueError: `max_tokens` is less than 1.
+    """
+
+    def __init__(self, *, tokenizer: TextTokenizer, max_tokens: int) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be positive")
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self._rows: dict[str, Int64[np.ndarray, " token"]] = {}
+
+    @classmethod
+    def fit(
+        cls,
+        demonstrations: Demonstrations,
+        *,
+        frame_offsets: Sequence[int],
+        max_tokens: Annotated[int, Range(1), "longest instruction, in tokens, one for the beginning"] = 32,
+        vocab_size: Annotated[int, Range(NUM_BYTES), "most different tokens of text"] = 512,
+    ) -> "TextInput":
+        """Train the tokenizer on the demonstrated instructions.
+
+        Raises:
+            ValueError: there is no instruction, or `vocab_size` is too small.
+            InstructionTooLong: a demonstrated instruction has more than `max_tokens` tokens.
+        """
+        tokenizer = TextTokenizer.train(demonstrations.instructions, vocab_size=vocab_size)
+        made = cls(tokenizer=tokenizer, max_tokens=max_tokens)
+        made.encode_text(demonstrations.instructions)
+        return made
+
+    def specs(self) -> Mapping[str, ArraySpec]:
+        """Return the form of `text_ids`."""
+        num_ids = TEXT_OFFSET + self.tokenizer.vocab_size
+        return {"text_ids": ArraySpec("int64", (self.max_tokens,), num_ids=num_ids)}
+
+    def encode(self, moments: Moments) -> Arrays:
+        """Return the ids of the instructions.
+
+        Raises:
+            InstructionTooLong: one has more than `max_tokens` tokens; the message names the limit.
+        """
+        return {"text_ids": self.encode_text(moments.instructions)}
+
+    def encode_text(self, instructions: Sequence[str]) -> Int64[np.ndarray, "batch token"]:
+        """Return ids [batch, max_tokens]: bos, the instruction, then padding.
+
+        Raises:
+            InstructionTooLong: bos and the instruction exceed `max_tokens`; the message names the limit.
+        """
+        return np.stack([self._row(instruction) for instruction in instructions])
+
+    def _row(self, instruction: str) -> Int64[np.ndarray, " token"]:
+        if instruction in self._rows:
+            return self._rows[instruction]
+        row = np.full(self.max_tokens, PAD_ID, dtype=np.int64)
+        row[0] = BOS_ID
+        ids = np.asarray(self.tokenizer.encode(instruction), dtype=np.int64)
+        if 1 + ids.size > self.max_tokens:
+            raise InstructionTooLong(
+                f"instruction {instruction!r} has {1 + ids.size} tokens (one marks the beginning); the "
+                f"limit is {self.max_tokens} (processor.inputs.text.max_tokens). Shorten it or train with a "
+                "larger one"
+            )
+        row[1 : 1 + ids.size] = ids + TEXT_OFFSET
+        if len(self._rows) >= _MOST_REMEMBERED:
+            self._rows.clear()
+        self._rows[instruction] = row
+        return row
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tokenizer and the limit."""
+        return {"kind": "text", "max_tokens": self.max_tokens, "tokenizer": self.tokenizer.to_json()}
+
+    @classmethod
+    def from_json(
+        cls, data: dict[str, Any], *, robot_spec: RobotSpec, frame_offsets: Sequence[int]
+    ) -> "TextInput":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("kind", "max_tokens", "tokenizer"), what="text input")
+        return cls(tokenizer=TextTokenizer.from_json(data["tokenizer"]), max_tokens=data["max_tokens"])
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:

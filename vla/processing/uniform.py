@@ -7,12 +7,14 @@ is a centre too: a delta of zero decodes to exactly zero (an idle axis does not 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from vla.processing.bins import BinTable, require_finite_actions, require_keys, require_range
+from vla.processing.bins import BinCodec, require_finite_actions, require_range
+from vla.processing.checks import require_keys
+from vla.registry import Range
 
 
 def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:
@@ -34,20 +36,22 @@ def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[
     return np.concatenate([below, np.linspace(0.0, high, num_bins - num_below)])
 
 
-class UniformBinTokenizer(BinTable):
+class UniformBinCodec(BinCodec):
     """Gives each action dimension `num_bins` evenly spaced centres over [low, high].
 
     An in-range action is reconstructed within `half_bin`; the limits and zero exactly.
 
-    >>> tokenizer = UniformBinTokenizer(low=[-0.025, 0.0], high=[0.025, 1.0], num_bins=256)
-    >>> bins = tokenizer.encode(np.array([[-0.025, 0.0], [0.0, 0.4], [0.025, 1.0]]))
+    >>> codec = UniformBinCodec(low=[-0.025, 0.0], high=[0.025, 1.0], num_bins=256, action_horizon=3)
+    >>> bins = codec.nearest_bins(np.array([[-0.025, 0.0], [0.0, 0.4], [0.025, 1.0]]))
     >>> bins.tolist()
     [[0, 0], [128, 102], [255, 255]]
-    >>> tokenizer.decode(bins).tolist()[1]
+    >>> codec.decode({"bins": bins[None]})[0, 1].tolist()
     [0.0, 0.4000000059604645]
     """
 
-    def __init__(self, *, low: Sequence[float], high: Sequence[float], num_bins: int = 256) -> None:
+    def __init__(
+        self, *, low: Sequence[float], high: Sequence[float], num_bins: int, action_horizon: int
+    ) -> None:
         self.low, self.high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         require_range(self.low, self.high)
         if num_bins < 2:
@@ -56,7 +60,7 @@ class UniformBinTokenizer(BinTable):
             evenly_spaced_centres(low=float(a), high=float(b), num_bins=num_bins)
             for a, b in zip(self.low, self.high, strict=True)
         ]
-        super().__init__(centres=np.stack(rows))
+        super().__init__(centres=np.stack(rows), action_horizon=action_horizon)
 
     @property
     def half_bin(self) -> Float32[np.ndarray, " action"]:
@@ -67,30 +71,38 @@ class UniformBinTokenizer(BinTable):
     def fit(
         cls,
         actions: Float[np.ndarray, "demonstration action"],
+        chunks: Float[np.ndarray, "sample time action"],
         *,
         low: Float[np.ndarray, " action"],
         high: Float[np.ndarray, " action"],
-        num_bins: int,
-    ) -> "UniformBinTokenizer":
+        num_bins: Annotated[int, Range(2, 65536), "bins per action dimension"] = 256,
+    ) -> "UniformBinCodec":
         """Make a tokenizer from the limits; the demonstrations are only checked.
 
         Raises:
             ValueError: an action is NaN or infinite, the dimensions differ, or a range has no width.
         """
         require_finite_actions(actions, action_dim=low.size)
-        return cls(low=low.tolist(), high=high.tolist(), num_bins=num_bins)
+        return cls(low=low.tolist(), high=high.tolist(), num_bins=num_bins, action_horizon=chunks.shape[1])
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits and the number of bins."""
         return {
             "kind": "uniform",
+            "action_horizon": self.action_horizon,
             "low": self.low.tolist(),
             "high": self.high.tolist(),
             "num_bins": self.num_bins,
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "UniformBinTokenizer":
+    def from_json(cls, data: dict[str, Any]) -> "UniformBinCodec":
         """Rebuild from `to_json`, exactly."""
-        require_keys(data, ("kind", "low", "high", "num_bins"), what="uniform action tokenizer")
-        return cls(low=data["low"], high=data["high"], num_bins=data["num_bins"])
+        keys = ("kind", "action_horizon", "low", "high", "num_bins")
+        require_keys(data, keys, what="uniform action codec")
+        return cls(
+            low=data["low"],
+            high=data["high"],
+            num_bins=data["num_bins"],
+            action_horizon=data["action_horizon"],
+        )

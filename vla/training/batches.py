@@ -1,97 +1,84 @@
-"""From windows of demonstrations to the tensors of a training step, prepared one batch ahead in a thread.
+"""From a training source to the tensors of a step, prepared one batch ahead in a thread."""
 
-Everything between data and model goes through the `Processor`, the same object that serves the policy later.
-Knows nothing of models or optimisation.
-"""
-
-import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 
-from vla.data.augment import ImageAugmentation
-from vla.data.windows import EpochSampler, Windows
-from vla.model.vla import PAD_ID
+from vla.data.sampler import EpochSampler
+from vla.data.source import Source
+from vla.interface import NOTHING, PAD_ID, Arrays, ArraySpec
 from vla.processing.processor import Processor
 
+Batch = dict[str, Tensor]  # inputs, targets, `valid` and noise by name
+
 _TEXT_STEP = 4  # few lengths, so that what compiles by shape seldom compiles
-_COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What one step trains on. `images` are frames x cameras, in the processor's order."""
-
-    images: UInt8[Tensor, "batch images h w 3"]
-    text_ids: Int[Tensor, "batch text"]
-    state: Float[Tensor, "batch state"]
-    bins: Int[Tensor, "batch time action"]
-    valid: Bool[Tensor, "batch time"]
-    future: Float[Tensor, "batch future state"]  # normalised later states, possibly none
-    num_committed: Int[Tensor, " batch"]  # first steps of the chunk that are given, not to be chosen
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-        }
-        return Batch(**moved)
-
-    def arguments(self) -> tuple[Tensor, ...]:
-        """Return the arrays in the order in which `TrainStep` takes them."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+_NOISE_STREAM = 0xF1  # keeps this randomness apart from the augmentation's
 
 
 class BatchMaker:
-    """Makes batches of given windows; all randomness comes from `(seed, batch number)`."""
+    """Makes batches of a source; all randomness comes from `(seed, batch number)`.
+
+    Args:
+        source: of the samples.
+        processor: encodes them.
+        requests: what the auxiliary targets of the model ask for.
+        noise: arrays of standard normal noise that the model trains with, by name.
+        seed: None for batches without augmentation and committed actions, as in validation.
+    """
 
     def __init__(
-        self, *, windows: Windows, processor: Processor, augmentation: ImageAugmentation | None, seed: int
+        self,
+        source: Source,
+        *,
+        processor: Processor,
+        requests: Mapping[str, Any],
+        noise: Mapping[str, ArraySpec],
+        seed: int | None,
     ) -> None:
-        self.windows, self.processor = windows, processor
-        self.augmentation, self.seed = augmentation, seed
-        self._text_ids = processor.encode_text(windows.instructions)
+        self._source, self._processor, self._requests = source, processor, requests
+        self._noise, self._seed = noise, seed
 
     def make(self, indices: Int64[np.ndarray, " batch"], *, number: int) -> Batch:
-        """Return the batch of these windows; `number` seeds its augmentation."""
-        raw = self.windows.batch(indices)
-        future = raw["future_state"]
-        flat_future = self.processor.encode_state(future.reshape(-1, future.shape[-1]))
-        images = raw["images"].reshape(len(indices), -1, *raw["images"].shape[3:])
-        if self.augmentation is not None:
-            images = self.augmentation(images, np.random.default_rng((self.seed, number)))
-        return Batch(
-            images=torch.from_numpy(images),
-            text_ids=torch.from_numpy(without_padding(self._text_ids[raw["instruction_index"]])),
-            state=torch.from_numpy(self.processor.encode_state(raw["state"])),
-            bins=torch.from_numpy(self.processor.encode_actions(raw["action"])),
-            valid=torch.from_numpy(raw["valid"]),
-            future=torch.from_numpy(flat_future.reshape(future.shape)),
-            num_committed=torch.from_numpy(self._draw_committed(len(indices), number)),
+        """Return the batch of these samples; `number` seeds what is random."""
+        arrays = self._source.batch(
+            indices,
+            processor=self._processor,
+            requests=self._requests,
+            seed=None if self._seed is None else (self._seed, number),
         )
+        rng = np.random.default_rng((self._seed or 0, number, _NOISE_STREAM))
+        noise = {
+            name: rng.standard_normal((len(indices), *spec.shape), dtype=np.float32)
+            for name, spec in self._noise.items()
+        }
+        return {name: torch.from_numpy(array) for name, array in {**without_padding(arrays), **noise}.items()}
 
-    def _draw_committed(self, batch: int, number: int) -> Int64[np.ndarray, " batch"]:
-        """Draw how many actions of each chunk are committed: none in half of them, else any number."""
-        rng = np.random.default_rng((self.seed, number, _COMMITTED_STREAM))
-        drawn = rng.integers(0, self.processor.max_committed + 1, size=batch)
-        return np.where(rng.random(batch) < 0.5, 0, drawn)
 
+def without_padding(arrays: Arrays) -> Arrays:
+    """Cut off the end of `text_ids` and of sequences of ids in which all samples are padding.
 
-def without_padding(text_ids: Int64[np.ndarray, "batch text"]) -> Int64[np.ndarray, "batch shorter"]:
-    """Cut off the columns in which no instruction has a word, up to a multiple of `_TEXT_STEP`.
-
-    The model gives the same answers (vla/model/vla.py), and is trained faster.
+    Texts keep a multiple of `_TEXT_STEP`. The model gives the same answers, and is trained faster.
     """
-    longest = int((text_ids != PAD_ID).sum(axis=1).max(initial=1))
-    return text_ids[:, : -(-longest // _TEXT_STEP) * _TEXT_STEP]
+    shorter = dict(arrays)
+    if "text_ids" in arrays:
+        longest = int((arrays["text_ids"] != PAD_ID).sum(axis=1).max(initial=1))
+        shorter["text_ids"] = arrays["text_ids"][:, : -(-longest // _TEXT_STEP) * _TEXT_STEP]
+    for name, array in arrays.items():
+        if name.endswith("_ids") and name != "text_ids":
+            longest = int((array != NOTHING).sum(axis=1).max(initial=1))
+            shorter[name] = array[:, :longest]
+    return shorter
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 class Prefetcher:

@@ -1,19 +1,11 @@
-"""Checkpoints: safetensors and JSON with a sha256 manifest, published whole by one rename; no pickles.
+"""Writing checkpoints and resuming from them; each is published whole by one rename.
 
-A checkpoint directory holds
-    model.safetensors      averaged weights: what policies and exports use
-    training.safetensors   raw weights and optimiser moments: what resuming needs besides state.json
-    model.json             constructor arguments of the model
-    processor.json         everything between observations and model, robot spec included
-    state.json             step, sampler position, elapsed time
-    manifest.json          sha256 and size of each file, provenance
-It knows nothing of how training goes.
+What a checkpoint holds stands in vla/model/checkpoint.py, which reads it.
 """
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +14,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla.files import (
-    MANIFEST_NAME,
     atomic_write_json,
     publish_directory,
-    sha256_file,
     staging_directory,
     verify_manifest,
     write_manifest,
 )
-from vla.model.sizes import ModelSizes
+from vla.interface import Observation
+from vla.model.checkpoint import (
+    GOLDEN_NAME,
+    MODEL_NAME,
+    PROCESSOR_NAME,
+    STATE_NAME,
+    WEIGHTS_NAME,
+    CheckpointError,
+    list_checkpoints,
+    load_weights,
+    model_json,
+    read_state,
+)
 from vla.model.vla import VLAModel
+from vla.processing.golden import write_observations
 from vla.processing.processor import Processor
 
+TRAINING_NAME = "training.safetensors"
 MOMENTS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}  # what each remembers
-
-
-class CheckpointError(ValueError):
-    """There is no usable checkpoint where one was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyCheckpoint:
-    """A model with its averaged weights, its processor, and where they come from."""
-
-    model: VLAModel
-    processor: Processor
-    provenance: dict[str, Any]
-    checkpoint_id: str  # sha256 of the weights file
-    path: Path
 
 
 def save_checkpoint(
@@ -59,67 +48,24 @@ def save_checkpoint(
     processor: Processor,
     averaged: Mapping[str, Tensor],
     training: Mapping[str, Tensor],
+    golden: Sequence[Observation],
     state: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint to `directory`; a crash leaves either the whole of it or nothing.
 
-    `averaged` are the averaged parameters by name, `training` the tensors for resuming.
+    `averaged` are the averaged parameters by name, `training` the tensors for resuming, `golden` held-out
+    moments.
     """
     with staging_directory(directory) as staging:
-        save_file(
-            {name: value.contiguous().cpu() for name, value in averaged.items()},
-            staging / "model.safetensors",
-        )
-        save_file(
-            {name: v.contiguous().cpu() for name, v in training.items()}, staging / "training.safetensors"
-        )
-        atomic_write_json(staging / "model.json", model.sizes.to_json())
-        atomic_write_json(staging / "processor.json", processor.to_json())
-        atomic_write_json(staging / "state.json", dict(state))
+        for name, tensors in ((WEIGHTS_NAME, averaged), (TRAINING_NAME, training)):
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, staging / name)
+        atomic_write_json(staging / MODEL_NAME, model_json(model))
+        atomic_write_json(staging / PROCESSOR_NAME, processor.to_json())
+        atomic_write_json(staging / STATE_NAME, dict(state))
+        write_observations(staging / GOLDEN_NAME, golden)
         write_manifest(staging, provenance)
         publish_directory(staging, directory, replace=True)
-
-
-def load_policy_checkpoint(path: Path) -> PolicyCheckpoint:
-    """Load the model and processor of a checkpoint, or of the newest one of a run directory.
-
-    Raises:
-        CheckpointError: there is none at `path`, or its weights do not fit its model.
-        ManifestError: a file of it is damaged.
-    """
-    directory = resolve_checkpoint(path)
-    manifest = verify_manifest(directory)
-    model = VLAModel(ModelSizes(**json.loads((directory / "model.json").read_text())))
-    load_weights(model, load_averaged(directory), source=directory)
-    model.eval()
-    processor = Processor.from_json(json.loads((directory / "processor.json").read_text()))
-    return PolicyCheckpoint(
-        model=model,
-        processor=processor,
-        provenance=manifest["provenance"],
-        checkpoint_id=sha256_file(directory / "model.safetensors"),
-        path=directory,
-    )
-
-
-def load_weights(model: VLAModel, weights: Mapping[str, Tensor], *, source: Path) -> None:
-    """Copy weights by name into the model, strictly.
-
-    Raises:
-        CheckpointError: names or shapes differ; the message lists them.
-    """
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != given:
-        faults = [f"missing {n} {expected[n]}" for n in sorted(expected.keys() - given.keys())]
-        faults += [f"unknown {n} {given[n]}" for n in sorted(given.keys() - expected.keys())]
-        shared = sorted(expected.keys() & given.keys())
-        faults += [f"{n} is {given[n]}, not {expected[n]}" for n in shared if expected[n] != given[n]]
-        raise CheckpointError(f"the weights in {source} do not fit its model:\n  " + "\n  ".join(faults))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
 
 
 def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor) -> None:
@@ -128,13 +74,13 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
     Raises:
         CheckpointError: it was not; the message names what differs and what to do.
     """
-    sizes = ModelSizes(**json.loads((directory / "model.json").read_text()))  # fills in what is newer
-    old_processor = Processor.from_json(json.loads((directory / "processor.json").read_text()))
-    for name, stored, value in (
-        ("model", sizes.to_json(), model.sizes.to_json()),
-        ("processor", old_processor.to_json(), processor.to_json()),
+    for name, file, given in (
+        ("model", MODEL_NAME, model_json(model)),
+        ("processor", PROCESSOR_NAME, processor.to_json()),
     ):
-        keys = sorted(key for key in value if stored[key] != value[key])
+        stored = json.loads((directory / file).read_text(encoding="utf-8"))
+        given = json.loads(json.dumps(given))
+        keys = [key for key in given if stored.get(key) != given[key]]
         if keys:
             raise CheckpointError(
                 f"{directory} was written with another {name}: {keys} differ. "
@@ -199,47 +145,15 @@ def unpack_training(
     return sorted(left)
 
 
-def load_averaged(directory: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint by name."""
-    return load_file(directory / "model.safetensors")
-
-
 def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the state that `save_checkpoint` was given, after checking their hashes."""
     verify_manifest(directory)
-    return load_file(directory / "training.safetensors"), read_state(directory)
-
-
-def read_state(directory: Path) -> dict[str, Any]:
-    """Return the state that `save_checkpoint` was given, without reading the weights."""
-    return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    return load_file(directory / TRAINING_NAME), read_state(directory)
 
 
 def checkpoint_directory(run_dir: Path, step: int) -> Path:
     """Return where the checkpoint of a step of a run lies."""
     return run_dir / "checkpoints" / f"step_{step:08d}"
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the published checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run_dir / "checkpoints").glob(f"step_*/{MANIFEST_NAME}"))
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """Return `path` if it is a checkpoint, or the newest checkpoint of the run directory `path`.
-
-    Raises:
-        CheckpointError: neither; the message says what is there.
-    """
-    if (path / MANIFEST_NAME).is_file() and (path / "model.json").is_file():
-        return path
-    found = list_checkpoints(path)
-    if found:
-        return found[-1]
-    there = sorted(child.name for child in path.iterdir()) if path.is_dir() else "nothing: no such directory"
-    raise CheckpointError(
-        f"{path} is neither a checkpoint nor a run directory with checkpoints/step_*; it holds {there}"
-    )
 
 
 def prune_checkpoints(run_dir: Path, *, keep: int) -> None:

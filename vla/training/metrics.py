@@ -3,11 +3,12 @@
 Knows nothing of what the numbers mean.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from vla.files import JsonLinesAppender, read_json_lines, write_json_lines
 
 
 @runtime_checkable
@@ -28,24 +29,24 @@ class JsonLinesSink:
 
     def __init__(self, path: Path, *, resume_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if path.exists():
+            write_json_lines(path, [row for row in read_metrics(path) if row["step"] <= resume_step])
+        self._log = JsonLinesAppender(path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values; numbers that JSON cannot express become null."""
-        row = {"step": step, **{key: v if math.isfinite(v) else None for key, v in values.items()}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._log.append({"step": step, **finite})
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._log.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Return the rows of a metrics file, without a torn last line.
+
+    Raises:
+        DamagedFile: another line is damaged.
+    """
+    return read_json_lines(path, dict)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vla.data.augment import ImageAugmentation
+from vla.errors import VLAError
 
 MAY_CHANGE = (
     frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
@@ -36,8 +36,17 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
 
 
-class BudgetSpent(ValueError):
+class BudgetSpent(VLAError):
     """A resumed run has nothing left to train with."""
+
+
+def out_of_time_message(num_samples: int, *, budget: int) -> str:
+    """Return the message for a run whose time ended after `num_samples` of its `budget` of samples."""
+    return (
+        f"trainer.max_minutes ended this training after {num_samples:,} of {budget:,} samples. The success "
+        "that the recipe promises does not hold for it. To go on, run the same command with a larger "
+        "trainer.max_minutes, or with trainer.max_minutes=null"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,13 +70,11 @@ class TrainerSettings:
 
     `num_samples` is the budget: the run ends with the step that reaches it, and the learning rate follows it.
     `max_minutes`, if given, ends a run before that; the learning rate does not follow it, so that such a run
-    is not as good, and continues where it stopped once it is given more time. `smoothing_bins` is the width
-    of the Gaussian over neighboring action bins in the targets; `future_weight` the weight of the loss on
-    later states, for models that predict them; `balance_tasks` gives every task an equal share of the
-    samples, however long its demonstrations; `accumulate` the number of batches summed into one optimizer
-    step; `batch_size` that of one process. `num_threads` None chooses between one and all by timing steps.
-    `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with other settings than it
-    began with, "override" continues with the new ones.
+    is not as good, and continues where it stopped once it is given more time. `balance_tasks` gives every
+    task an equal share of the samples, however long its demonstrations; `accumulate` the number of batches
+    summed into one optimizer step; `batch_size` that of one process. `num_threads` None chooses between one
+    and all by timing steps. `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with
+    other settings than it began with, "override" continues with the new ones.
     """
 
     num_samples: int
@@ -80,14 +87,11 @@ class TrainerSettings:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
     accumulate: int = 1
-    smoothing_bins: float = 1.0
-    future_weight: float = 3.0
     balance_tasks: bool = False
     max_minutes: float | None = None
     precision: str = "auto"
     compile: str = "auto"
     device: str = "auto"
-    augmentation: ImageAugmentation | None = None
     log_every_steps: int = 20
     validate_every_steps: int = 500
     validation_batches: int = 4
@@ -131,6 +135,4 @@ class TrainerSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready data."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.augmentation is not None:
-            values["augmentation"] = dict(vars(self.augmentation))
         return json.loads(json.dumps(values))

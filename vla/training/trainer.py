@@ -1,6 +1,6 @@
 """The training loop: step, log, validate, save, resume. Behavior cloning on action tokens.
 
-It is handed a model, a processor and windows of demonstrations. A resumed run continues bit for bit: weights,
+It is handed a model, a processor and sources of samples. A resumed run continues bit for bit: weights,
 moments, average, sampler position, the number type and the number of threads; augmentation is a function of
 seed and batch number, and the model draws no random numbers.
 """
@@ -16,23 +16,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from vla.data.windows import EpochSampler, Windows
+from vla.data.sampler import EpochSampler
+from vla.data.source import Source
+from vla.interface import Observation
+from vla.model.attention import fuse_attention
+from vla.model.checkpoint import CheckpointError, list_checkpoints, load_averaged, load_weights, read_state
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
-from vla.training.batches import Batch, BatchMaker, Prefetcher
+from vla.training.batches import Batch, BatchMaker, Prefetcher, to_device
 from vla.training.checkpoint import (
-    CheckpointError,
     checkpoint_directory,
-    list_checkpoints,
-    load_averaged,
     load_training,
-    load_weights,
     pack_training,
     prune_checkpoints,
-    read_state,
     require_same_parts,
     save_checkpoint,
     unpack_training,
@@ -55,7 +54,6 @@ from vla.training.hardware import (
     precision_name,
 )
 from vla.training.interrupt import Interruption, interruptible
-from vla.training.losses import bin_targets
 from vla.training.metrics import JsonLinesSink, MetricSink
 from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
 from vla.training.settings import (
@@ -67,12 +65,14 @@ from vla.training.settings import (
     NonFiniteLossError,
     TrainerSettings,
     TrainingResult,
+    out_of_time_message,
 )
 from vla.training.step import TrainStep
 from vla.training.threads import ThreadChooser
 from vla.training.validation import validate
 
 _STEPS_BEFORE_FORECAST = 20
+NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
 
 
 class Trainer:
@@ -91,14 +91,14 @@ class Trainer:
         *,
         model: VLAModel,
         processor: Processor,
-        train: Windows,
-        validation: Windows,
+        train: Source,
+        validation: Source,
         run_dir: Path,
         sinks: Sequence[MetricSink] = (),
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
-        self.provenance = dict(provenance)
+        self.provenance, self.source_settings = dict(provenance), train.to_json()
         self.device = local_device(settings.device)
         self.ranks = join_ranks(self.device)
         self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
@@ -111,13 +111,9 @@ class Trainer:
             settings.precision, rates=rates, begun_with=resumed.get("precision")
         )
         use_compile, compile_why = choose_compile(settings.compile, self.device)
-        self._say(f"{model.num_parameters() / 1e6:.2f} M parameters on {self.device}; {why}; {compile_why}")
+        size, attention = model.num_parameters() / 1e6, fuse_attention(model, self.device)
+        self._say(f"{size:.2f} M parameters on {self.device}; {why}; {compile_why}; {attention}")
         self.threads = self._thread_chooser(resumed, use_compile=use_compile)
-        self.targets = bin_targets(
-            bins_per_dim=model.sizes.bins_per_dim,
-            num_bins=model.sizes.num_bins,
-            smoothing_bins=settings.smoothing_bins,
-        ).to(self.device)
         self.train_step = self._make_step(use_compile=use_compile)
         self.optimizers = make_optimizers(
             model,
@@ -137,6 +133,7 @@ class Trainer:
             self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
         self.prefetcher = self._open_prefetcher(train)
         self.validation_set = self._validation_set(validation)
+        self.golden = golden_moments(validation)
         self.rates: list[float] = []
         self._step_s: list[float] = []  # of the steps since the last log
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
@@ -148,12 +145,12 @@ class Trainer:
         mean = mean_over_ranks(torch.tensor(rates, device=self.device), self.ranks)
         return ProductRates(*mean.tolist())
 
-    def _open_prefetcher(self, train: Windows) -> Prefetcher:
+    def _open_prefetcher(self, train: Source) -> Prefetcher:
         """Return what prepares the batches of this process, from where training stands."""
         settings = self.settings
         sampler = EpochSampler(
-            num_windows=train.num_windows,
-            groups=train.task_index if settings.balance_tasks else None,
+            num_windows=train.num_samples,
+            groups=train.groups if settings.balance_tasks else None,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=self.ranks.rank,
@@ -163,7 +160,11 @@ class Trainer:
             sampler.load_state(self.sampler_state)
         self.sampler_state = sampler.state()
         maker = BatchMaker(
-            windows=train, processor=self.processor, augmentation=settings.augmentation, seed=settings.seed
+            train,
+            processor=self.processor,
+            requests=self.model.requests(),
+            noise=self.model.noise_specs(training=True),
+            seed=settings.seed,
         )
         return Prefetcher(maker=maker, sampler=sampler, first_number=self.step * settings.accumulate)
 
@@ -186,13 +187,7 @@ class Trainer:
 
     def _make_step(self, *, use_compile: bool) -> nn.Module:
         """Return forward pass and loss, distributed over the ranks and compiled if asked for."""
-        step = TrainStep(
-            model=self.model,
-            targets=self.targets,
-            future_weight=self.settings.future_weight,
-            precision=self.precision,
-            device=self.device,
-        )
+        step = TrainStep(model=self.model, precision=self.precision, device=self.device)
         return wrap(cast(nn.Module, torch.compile(step)) if use_compile else step, self.ranks)
 
     def fit(self, *, max_steps_now: int | None = None) -> TrainingResult:
@@ -248,17 +243,12 @@ class Trainer:
 
     def _report_end(self, checkpoint: Path) -> str:
         """Return how the run ended; anything but the end of its budget is also printed."""
-        settings = self.settings
         if self.step >= self.num_steps:
             return FINISHED
-        done = f"{self.num_samples:,} of {settings.num_samples:,} samples"
         if self._is_out_of_time():
-            self._say(
-                f"trainer.max_minutes={settings.max_minutes:g} ended the run after {done}: it is not trained "
-                "to the end, and the success that a recipe promises does not hold for it. To go on: the same "
-                "command with a larger trainer.max_minutes, or with trainer.max_minutes=null"
-            )
+            self._say(out_of_time_message(self.num_samples, budget=self.settings.num_samples))
             return OUT_OF_TIME
+        done = f"{self.num_samples:,} of {self.settings.num_samples:,} samples"
         self._say(f"interrupted after {done}; the same command resumes from {checkpoint}")
         return INTERRUPTED
 
@@ -282,7 +272,7 @@ class Trainer:
         return values
 
     def _train_one(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
-        """Do one optimizer step and return its loss, token accuracy, gradient norm and learning rate."""
+        """Do one optimizer step and return its losses, gradient norm and learning rate."""
         settings = self.settings
         rate = settings.learning_rate * learning_rate_factor(
             self._progress_after_step(), warmup=settings.warmup_share
@@ -290,24 +280,22 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss_sum = torch.zeros((), device=self.device)
-        accuracy_sum = torch.zeros((), device=self.device)
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for number in range(1, settings.accumulate + 1):
             with self._timing("data"):
                 batch, self.sampler_state = next(batches)
-                batch = batch.to(self.device)
+                batch = to_device(batch, self.device)
             with adding_up(self.train_step, is_last=number == settings.accumulate):
                 with self._timing("forward"):
-                    loss, accuracy = self.train_step(*batch.arguments())
+                    losses = self.train_step(batch)
                 with self._timing("backward"):
-                    (loss / settings.accumulate).backward()
-            loss_sum += loss.detach() / settings.accumulate
-            accuracy_sum += accuracy.detach() / settings.accumulate
+                    (losses["loss"] / settings.accumulate).backward()
+            for name, value in losses.items():
+                sums[name] += value.detach() / settings.accumulate
         with self._timing("optimizer"):
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             values = {
-                "loss": float(mean_over_ranks(loss_sum, self.ranks)),
-                "token_accuracy": float(mean_over_ranks(accuracy_sum, self.ranks)),
+                **{name: float(mean_over_ranks(value, self.ranks)) for name, value in sums.items()},
                 "gradient_norm": float(norm),
                 "learning_rate": rate,
             }
@@ -379,9 +367,7 @@ class Trainer:
         for name, milliseconds in phases.items():
             self._phase_ms[name].append(milliseconds)
         bar.n = self.num_samples
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f} token acc {values['token_accuracy']:.3f} {rate:.0f} samples/s"
-        )
+        bar.set_postfix_str(f"loss {values['loss']:.3f} {rate:.0f} samples/s")
         numbers = {
             **values,
             "num_samples": self.num_samples,
@@ -393,16 +379,22 @@ class Trainer:
         for sink in self.sinks:
             sink.log(self.step, numbers)
 
-    def _validation_set(self, validation: Windows) -> list[Batch]:
+    def _validation_set(self, validation: Source) -> list[Batch]:
         """Draw the fixed batches that every validation uses."""
-        if validation.num_windows == 0:
+        if validation.num_samples == 0:
             raise ValueError(
                 "the validation set is empty; raise data.validation_share or record more episodes"
             )
         rng = np.random.default_rng(self.settings.seed)
-        count = min(self.settings.validation_batches * self.settings.batch_size, validation.num_windows)
-        chosen = rng.permutation(validation.num_windows)[:count].astype(np.int64)
-        maker = BatchMaker(windows=validation, processor=self.processor, augmentation=None, seed=0)
+        count = min(self.settings.validation_batches * self.settings.batch_size, validation.num_samples)
+        chosen = rng.permutation(validation.num_samples)[:count].astype(np.int64)
+        maker = BatchMaker(
+            validation,
+            processor=self.processor,
+            requests={},
+            noise=self.model.noise_specs(training=True),
+            seed=None,
+        )
         parts = np.array_split(chosen, max(1, count // self.settings.batch_size))
         return [maker.make(part, number=0) for part in parts]
 
@@ -413,14 +405,15 @@ class Trainer:
                 self.model,
                 self.processor,
                 self.validation_set,
-                targets=self.targets,
                 precision=self.precision,
                 device=self.device,
             )
-        self._say(
-            f"step {self.step}: held-out loss {self.metrics['validation/loss']:.3f}, "
-            f"token accuracy {self.metrics['validation/token_accuracy']:.3f}"
+        shown = ", ".join(
+            f"{name.removeprefix('validation/').replace('_', ' ')} {value:.3f}"
+            for name, value in self.metrics.items()
+            if "error/" not in name
         )
+        self._say(f"step {self.step}: held-out {shown}")
         self.validated_step = self.step
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
@@ -459,6 +452,7 @@ class Trainer:
             processor=self.processor,
             averaged=self.average.weights(),
             training=pack_training(self.model, self.optimizers),
+            golden=self.golden,
             state=state,
             provenance={**self.provenance, "step": self.step, "elapsed_s": self.elapsed_s},
         )
@@ -498,14 +492,18 @@ class Trainer:
 
     def _settings_to_keep(self) -> dict[str, Any]:
         """Return the settings that shape what is learned, which a resumed run must not change unasked."""
-        kept = self.settings.to_json() | {"world_size": self.ranks.world_size}
-        return {key: value for key, value in kept.items() if key not in MAY_CHANGE}
+        trainer = {key: value for key, value in self.settings.to_json().items() if key not in MAY_CHANGE}
+        return {
+            **{f"trainer.{key}": value for key, value in trainer.items()},
+            **{f"data.{key}": value for key, value in self.source_settings.items()},
+            "number of processes": self.ranks.world_size,
+        }
 
     def _require_same_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
         """Refuse, or with trainer.resume=override report, other settings than the checkpoint's."""
         given = self._settings_to_keep()
         changed = [
-            f"trainer.{key}={given.get(key)} (was {stored.get(key)})"
+            f"{key}={given.get(key)} (was {stored.get(key)})"
             for key in sorted({*given, *stored})
             if given.get(key) != stored.get(key)
         ]
@@ -547,3 +545,9 @@ class Trainer:
         """Tell the person at the terminal, from the main process only."""
         if self.ranks.is_main:
             tqdm.write(text, file=sys.stderr)
+
+
+def golden_moments(held_out: Source) -> list[Observation]:
+    """Return moments for a checkpoint to keep, spread evenly over the samples."""
+    count = min(NUM_GOLDEN, held_out.num_samples)
+    return held_out.observations(np.linspace(0, held_out.num_samples - 1, count).astype(np.int64))

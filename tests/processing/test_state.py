@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vla.processing.normalizer import Normalizer
+from vla.processing.state import Normalizer
 
 NAMES = ("x", "opening")
 ROWS = np.random.default_rng(0).uniform([-2.0, 0.0], [5.0, 1.0], size=(5000, 2)).astype(np.float32)

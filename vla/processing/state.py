@@ -1,16 +1,19 @@
-"""Scales each state channel to about [-1, 1] with constants taken from the demonstrations.
+"""The robot's state as the model takes it: each channel scaled to about [-1, 1].
 
-The constants travel with the processor, hence with every checkpoint and bundle, never with a config. Knows
-channel names only for its messages.
+The constants are taken from the demonstrations and travel with the processor, hence with every checkpoint and
+bundle, never with a config.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from vla.processing.bins import first_true, require_keys
+from vla.interface import Arrays, ArraySpec, Moments, ObservationError
+from vla.processing.checks import first_true, require_keys
+from vla.processing.moments import Demonstrations
+from vla.spec import RobotSpec
 
 CLIP = 1.5  # times the distance from the middle to the 1 % and 99 % quantiles
 
@@ -71,7 +74,7 @@ class Normalizer:
         checked = [_finite(np.asarray(batch, dtype=np.float64), names=names) for batch in batches]
         rows = np.concatenate(checked) if checked else np.empty((0, len(names)))
         if len(rows) == 0:
-            raise ValueError("there are no rows to fit the normaliser to; the data set is empty")
+            raise ValueError("there are no rows to fit the normalizer to; the data set is empty")
         low, high = np.quantile(rows, [0.01, 0.99], axis=0)
         offset, scale = (low + high) / 2, (high - low) / 2
         narrowest = 4 * np.finfo(np.float32).eps * np.abs(offset)  # what float32 cannot tell from zero width
@@ -82,7 +85,7 @@ class Normalizer:
             raise ValueError(
                 f"channel {names[i]!r} has zero width: (nearly) all {len(rows)} rows read {offset[i]:g}. "
                 f"Record demonstrations in which it moves, or list it in constant_dims (in a recipe: "
-                f"constant_state_dims) to encode it as 0"
+                f"processor.inputs.state.constant_dims) to encode it as 0"
             )
         return cls(
             names=names,
@@ -118,7 +121,7 @@ class Normalizer:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Normalizer":
         """Rebuild from `to_json`, exactly."""
-        require_keys(data, ("names", "offset", "scale", "clip", "constant_dims"), what="normaliser")
+        require_keys(data, ("names", "offset", "scale", "clip", "constant_dims"), what="normalizer")
         return cls(
             names=data["names"],
             offset=np.asarray(data["offset"], dtype=np.float64),
@@ -126,6 +129,76 @@ class Normalizer:
             clip=data["clip"],
             constant_dims=data["constant_dims"],
         )
+
+
+class StateInput:
+    """Makes `state`, float32 [batch state], normalized and clipped.
+
+    Raises:
+        ValueError: the normalizer is for other channels than those of the robot spec.
+    """
+
+    def __init__(self, *, robot_spec: RobotSpec, normalizer: Normalizer) -> None:
+        if normalizer.names != robot_spec.state_names:
+            raise ValueError(
+                f"the state normalizer is for {normalizer.names}, robot spec {robot_spec.name!r} has "
+                f"{robot_spec.state_names}"
+            )
+        self.normalizer = normalizer
+
+    @classmethod
+    def fit(
+        cls,
+        demonstrations: Demonstrations,
+        *,
+        frame_offsets: Sequence[int],
+        constant_dims: Annotated[Sequence[str], "channels that never move; encoded as 0"] = (),
+    ) -> "StateInput":
+        """Take the constants from the demonstrated states.
+
+        Raises:
+            ValueError: as in `Normalizer.fit`.
+        """
+        spec = demonstrations.robot_spec
+        normalizer = Normalizer.fit(
+            [demonstrations.states], names=spec.state_names, constant_dims=constant_dims
+        )
+        return cls(robot_spec=spec, normalizer=normalizer)
+
+    def specs(self) -> Mapping[str, ArraySpec]:
+        """Return the form of `state`."""
+        return {"state": ArraySpec("float32", (len(self.normalizer.names),))}
+
+    def encode(self, moments: Moments) -> Arrays:
+        """Return normalized states, in about [-1, 1], clipped.
+
+        Raises:
+            ObservationError: a wrong number of channels, NaN or infinity; the message names the channel.
+        """
+        return {"state": self.normalize(moments.state)}
+
+    def normalize(self, states: Float32[np.ndarray, "*batch state"]) -> Float32[np.ndarray, "*batch state"]:
+        """Return states in about [-1, 1], clipped.
+
+        Raises:
+            ObservationError: a wrong number of channels, NaN or infinity; the message names the channel.
+        """
+        try:
+            return self.normalizer.normalize(states)
+        except ValueError as error:
+            raise ObservationError(f"state: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the constants."""
+        return {"kind": "state", "normalizer": self.normalizer.to_json()}
+
+    @classmethod
+    def from_json(
+        cls, data: dict[str, Any], *, robot_spec: RobotSpec, frame_offsets: Sequence[int]
+    ) -> "StateInput":
+        """Rebuild from `to_json`, exactly."""
+        require_keys(data, ("kind", "normalizer"), what="state input")
+        return cls(robot_spec=robot_spec, normalizer=Normalizer.from_json(data["normalizer"]))
 
 
 def _require_known(constant_dims: Sequence[str], names: Sequence[str]) -> None:

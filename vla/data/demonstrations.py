@@ -1,0 +1,187 @@
+"""Demonstrations as a training source: windows of recorded episodes, augmented and encoded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from vla.data.augment import ImageAugmentation
+from vla.data.windows import Windows, open_windows
+from vla.interface import Arrays, Moments, Observation
+from vla.processing.moments import Demonstrations
+from vla.processing.processor import Processor
+from vla.processing.state import StateInput
+from vla.registry import Range
+
+MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
+_COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
+
+
+class DemonstrationSource:
+    """A sample for each window: its inputs, the chunk of actions that follows, and later states."""
+
+    def __init__(self, windows: Windows, *, augmentation: ImageAugmentation | None = None) -> None:
+        self.windows, self.augmentation = windows, augmentation
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        dataset: str,
+        action_horizon: int,
+        frame_offsets: Sequence[int],
+        seed: int,
+        cache_dir: Annotated[str, "where decoded frames are kept"],
+        more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
+        cameras: Annotated[
+            Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
+        ] = None,
+        validation_share: Annotated[
+            float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
+        ] = 0.02,
+        max_windows: Annotated[
+            int | None, Range(1), "train and validate on this many windows only: to learn them by heart"
+        ] = None,
+        augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
+    ) -> "tuple[DemonstrationSource, DemonstrationSource]":
+        """Open recordings, and decode what is not decoded yet.
+
+        Args:
+            dataset: directory of the recording.
+            action_horizon: control periods in a chunk.
+            frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
+            seed: of the choice of held-out episodes.
+            cache_dir: a setting, as all that follow; their annotations say what they are.
+            more_datasets: a setting.
+            cameras: a setting.
+            validation_share: a setting.
+            max_windows: a setting.
+            augmentation: a setting.
+
+        Returns:
+            A source for training and one that is held out, which share no episode.
+
+        Raises:
+            DatasetError: a dataset is missing, empty or damaged.
+            ValueError: a camera was not recorded.
+        """
+        windows = open_windows(
+            [dataset, *more_datasets],
+            cache_dir=cache_dir,
+            action_horizon=action_horizon,
+            frame_offsets=frame_offsets,
+        )
+        if cameras is not None:
+            windows = windows.seen_by(cameras)
+        train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
+        if max_windows is not None:
+            train = validation = train.subset(np.arange(min(max_windows, train.num_windows)))
+        return cls(train, augmentation=augmentation), cls(validation)
+
+    @property
+    def num_samples(self) -> int:
+        """How many windows there are."""
+        return self.windows.num_windows
+
+    @property
+    def groups(self) -> Int64[np.ndarray, " samples"]:
+        """For each window the number of its task."""
+        return self.windows.task_index
+
+    def describe(self) -> str:
+        """Return the number of windows and episodes."""
+        return f"{self.windows.num_windows:,} windows of {self.windows.num_episodes} episodes"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the augmentation."""
+        return {"augmentation": None if self.augmentation is None else dict(vars(self.augmentation))}
+
+    def demonstrations(self) -> Demonstrations:
+        """Return states, actions, instructions, and a sample of chunks, all of these windows."""
+        windows = self.windows
+        count = min(MOST_CHUNKS, windows.num_windows)
+        sample = np.linspace(0, windows.num_windows - 1, count).astype(np.int64)
+        return Demonstrations(
+            robot_spec=windows.robot_spec,
+            states=windows.states[windows.moments],
+            actions=windows.actions[windows.moments],
+            chunks=windows.chunks(sample)[0],
+            instructions=windows.instructions,
+        )
+
+    def batch(
+        self,
+        indices: Int64[np.ndarray, " batch"],
+        *,
+        processor: Processor,
+        requests: Mapping[str, Any],
+        seed: Sequence[int] | None,
+    ) -> Arrays:
+        """Return windows as inputs and targets; see `Source.batch`."""
+        actions, valid = self.windows.chunks(indices)
+        num_committed = np.zeros(len(indices), dtype=np.int64)
+        if seed is not None and processor.max_committed:
+            num_committed = _draw_committed(len(indices), most=processor.max_committed, seed=seed)
+        moments = Moments(
+            images=self._images(indices, seed=seed),
+            state=self.windows.state(indices),
+            instructions=self.windows.instruction_texts(indices),
+            committed=actions,
+            num_committed=num_committed,
+        )
+        return {
+            **processor.encode(moments),
+            **processor.codec.encode(actions, valid),
+            "valid": valid,
+            **self._requested(indices, requests, processor),
+        }
+
+    def observations(self, indices: Int64[np.ndarray, " batch"]) -> list[Observation]:
+        """Return windows as a policy would have met them."""
+        images, states = self.windows.images(indices), self.windows.state(indices)
+        nothing = np.zeros((0, len(self.windows.robot_spec.action)), dtype=np.float32)
+        return [
+            Observation(
+                images={name: frames[i] for name, frames in images.items()},
+                state=states[i],
+                instruction=instruction,
+                committed=nothing,
+                stamp=0.0,
+            )
+            for i, instruction in enumerate(self.windows.instruction_texts(indices))
+        ]
+
+    def _images(
+        self, indices: Int64[np.ndarray, " batch"], *, seed: Sequence[int] | None
+    ) -> dict[str, np.ndarray]:
+        images = self.windows.images(indices)
+        if self.augmentation is None or seed is None:
+            return images
+        stacked = np.stack(list(images.values()), axis=2)  # [batch frames cameras h w 3]
+        flat = stacked.reshape(len(indices), -1, *stacked.shape[3:])
+        changed = self.augmentation(flat, np.random.default_rng(list(seed))).reshape(stacked.shape)
+        return {name: changed[:, :, camera] for camera, name in enumerate(images)}
+
+    def _requested(
+        self, indices: Int64[np.ndarray, " batch"], requests: Mapping[str, Any], processor: Processor
+    ) -> dict[str, np.ndarray]:
+        unknown = sorted(set(requests) - {"later_states"})
+        if unknown:
+            raise ValueError(
+                f"an auxiliary target learns {unknown[0]!r}, which demonstrations do not have; they have "
+                "'later_states'. Take it out of model.auxiliaries"
+            )
+        if "later_states" not in requests:
+            return {}
+        (encoder,) = (one for one in processor.inputs.values() if isinstance(one, StateInput))
+        return {
+            "later_states": encoder.normalize(self.windows.later_states(indices, requests["later_states"]))
+        }
+
+
+def _draw_committed(batch: int, *, most: int, seed: Sequence[int]) -> Int64[np.ndarray, " batch"]:
+    """Draw how many actions of each chunk are committed: none in half of them, else any number."""
+    rng = np.random.default_rng([*seed, _COMMITTED_STREAM])
+    drawn = rng.integers(0, most + 1, size=batch)
+    return np.where(rng.random(batch) < 0.5, 0, drawn)

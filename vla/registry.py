@@ -1,0 +1,463 @@
+"""Settings declared once, in a constructor's signature, and registries that build parts by name from them.
+
+A parameter annotated as ``Annotated[int, Range(1), "what it is"]`` is a setting: its type, default, range and
+help stand there and nowhere else, and `settings_of` reads them for the schema of a configuration, for the
+check (`check_settings`) and for help texts. A parameter without `Annotated` is a part that code supplies.
+
+    class Head:
+        def __init__(self, *, width: int, depth: Annotated[int, Range(1), "layers"] = 2) -> None: ...
+
+    HEADS: Registry[Head] = Registry("head", {"small": "my_module:Head"})
+    head = HEADS.build({"kind": "small", "depth": 3}, width=64)
+
+Types of settings: bool, int, float, str, `Any`, a class that has settings itself, a union with None, and
+list, tuple, Sequence, dict and Mapping (from str) of these. Infinity is accepted only where a `Range` names
+it as a bound, NaN nowhere. A part that is chosen by name has the registry in its annotation:
+``Annotated[Head, HEADS, "..."]`` is built from its data, ``Annotated[dict[str, Any], HEADS, "..."]`` stays
+data, checked.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar, Union
+
+from vla.errors import VLAError
+
+T = TypeVar("T")
+
+REQUIRED: Any = inspect.Parameter.empty  # the default of a setting that has none
+_SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Any: "any value"}
+
+
+class SettingError(VLAError):
+    """A setting is unknown, missing, or has a value that its declaration does not allow."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return what exists in place of an unknown name, the nearest first.
+
+    >>> did_you_mean("lfit", ["lift", "push"])
+    "did you mean 'lift'? choose from lift, push"
+    >>> did_you_mean("zebra", ["lift", "push"])
+    'choose from lift, push'
+    """
+    names = list(names)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    question = f"did you mean {close[0]!r}? " if close else ""
+    return f"{question}choose from {', '.join(names)}" if names else "there are none"
+
+
+class Constraint:
+    """What stands next to a type in `Annotated` and narrows it: a range, choices, or a registry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range(Constraint):
+    """The numbers from `low` to `high`; every number in a list or dictionary must lie there.
+
+    Args:
+        low: least value, or None; ``-math.inf`` accepts negative infinity.
+        high: greatest value, or None; ``math.inf`` accepts infinity.
+        open_low: whether `low` itself is excluded.
+        open_high: whether `high` itself is excluded.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    open_low: bool = dataclasses.field(default=False, kw_only=True)
+    open_high: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __contains__(self, value: int | float) -> bool:
+        """Whether a number lies within."""
+        if math.isnan(value) or (math.isinf(value) and value not in (self.low, self.high)):
+            return False
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return above and below
+
+    def __str__(self) -> str:
+        """Return it as people write it: ``in [0, 1)``, ``> 0``, ``>= 1``."""
+        if self.low is None and self.high is None:
+            return ""
+        if self.high is None:
+            return f"{'>' if self.open_low else '>='} {self.low:g}"
+        if self.low is None:
+            return f"{'<' if self.open_high else '<='} {self.high:g}"
+        return (
+            f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        )
+
+
+class Choices(Constraint):
+    """The strings that a setting may be; of a list, every element."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __str__(self) -> str:
+        """Return the choices as people read them."""
+        return " | ".join(self.names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One declared setting.
+
+    Attributes:
+        name: of the parameter.
+        type: without `Annotated`; elements of lists and dictionaries may be annotated again.
+        default: `REQUIRED` if there is none.
+        constraint: of its numbers or strings.
+        help: what it is, in a few words.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    constraint: Constraint | None
+    help: str
+
+    @property
+    def allowed(self) -> str:
+        """What values it may have, in words: ``an integer >= 1``."""
+        return _allowed(self.type, self.constraint)
+
+
+def settings_of(owner: Callable[..., Any]) -> tuple[Setting, ...]:
+    """Return the settings of a class (its constructor), a dataclass, a function or a bound classmethod.
+
+    Raises:
+        TypeError: a setting is declared with a type that no configuration can hold.
+    """
+    fields = {}
+    if isinstance(owner, type) and dataclasses.is_dataclass(owner):
+        fields = {field.name: field for field in dataclasses.fields(owner)}
+    found = []
+    for name, parameter in inspect.signature(owner).parameters.items():
+        # A dataclass shows its factories as a private object, and a decorator may have replaced its types.
+        annotation = fields[name].type if name in fields else parameter.annotation
+        if isinstance(annotation, str) and "Annotated[" in annotation:
+            raise TypeError(f"{_name_of(owner)}: the annotation of {name!r} is text; write it without quotes")
+        if typing.get_origin(annotation) is not Annotated:
+            continue
+        inner, constraint, text = _unwrapped(annotation)
+        default = parameter.default
+        if name in fields and fields[name].default_factory is not dataclasses.MISSING:
+            default = fields[name].default_factory()  # pyright: ignore[reportCallIssue]
+        _require_known_type(annotation, f"{_name_of(owner)}.{name}")
+        found.append(Setting(name=name, type=inner, default=default, constraint=constraint, help=text))
+    return tuple(found)
+
+
+def check_settings(
+    owner: Callable[..., Any], values: Mapping[str, Any], *, where: str = ""
+) -> dict[str, Any]:
+    """Check given settings against their declaration, at every depth.
+
+    Args:
+        owner: what declares them; see `settings_of`.
+        values: by name. Those left out have defaults.
+        where: what to call their place in errors: ``trainer`` makes ``trainer.learning_rate``.
+
+    Returns:
+        The values as `owner` takes them: whole numbers become floats and lists tuples where those are
+        declared, and a mapping becomes the object of a declared class.
+
+    Raises:
+        SettingError: a key is unknown or missing, or a value is not allowed. One line, with the whole key.
+    """
+    settings = {setting.name: setting for setting in settings_of(owner)}
+    for key in values:
+        if key not in settings:
+            raise SettingError(f"unknown key {_key(where, key)!r}; {did_you_mean(key, settings)}")
+    checked = {}
+    for name, setting in settings.items():
+        if name in values:
+            checked[name] = _checked(setting.type, values[name], _key(where, name), setting.constraint)
+        elif setting.default is REQUIRED:
+            about = f" ({setting.help})" if setting.help else ""
+            raise SettingError(f"{_key(where, name)} is missing; give {setting.allowed}{about}")
+    return checked
+
+
+def check_attributes(instance: object, *, where: str = "") -> None:
+    """Check the settings that an object holds as attributes: for a dataclass's `__post_init__`.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+    for setting in settings_of(type(instance)):
+        value = getattr(instance, setting.name)
+        _checked(setting.type, value, _key(where, setting.name), setting.constraint)
+
+
+class Registry(Constraint, Generic[T]):
+    """Parts that a configuration names: a name stands for a class, which is imported when it is used.
+
+    Args:
+        what: what the entries are, for errors: ``head``.
+        entries: ``module:Class`` by name.
+        maker: the classmethod that builds an entry and declares its settings; the constructor if None.
+        key: the key of a configuration that holds the name.
+    """
+
+    def __init__(
+        self, what: str, entries: Mapping[str, str], *, maker: str | None = None, key: str = "kind"
+    ) -> None:
+        self.key = key
+        self._what, self._maker = what, maker
+        self._entries: dict[str, str] = {}
+        for name, target in entries.items():
+            self.add(name, target)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all entries, in the order in which they were added."""
+        return tuple(self._entries)
+
+    def entries(self) -> dict[str, str]:
+        """Return ``module:Class`` by name: what another process adds to have the same entries."""
+        return dict(self._entries)
+
+    def add(self, name: str, target: str) -> None:
+        """Add an entry; adding the same one twice changes nothing.
+
+        Raises:
+            ValueError: the name stands for something else, or the target is not ``module:Class``.
+        """
+        module, colon, attribute = target.partition(":")
+        if not (module and colon and attribute.isidentifier()):
+            raise ValueError(f"{self._what} {name!r}: {target!r} is no 'module:Class'")
+        if self._entries.get(name, target) != target:
+            raise ValueError(
+                f"{self._what} {name!r} is already {self._entries[name]}; choose another name for {target}"
+            )
+        self._entries[name] = target
+
+    def get(self, name: str) -> type[T]:
+        """Import and return an entry.
+
+        Raises:
+            ValueError: there is no such entry; the message names the nearest and all that exist.
+            ImportError: its module cannot be imported, or does not define it.
+        """
+        if name not in self._entries:
+            raise ValueError(f"{self._what} {name!r} is unknown; {did_you_mean(name, self._entries)}")
+        module_name, _, attribute = self._entries[name].partition(":")
+        module = importlib.import_module(module_name)
+        if attribute not in vars(module):
+            raise ImportError(f"{self._what} {name!r}: module {module_name} defines no {attribute}")
+        return vars(module)[attribute]
+
+    def settings(self, name: str) -> tuple[Setting, ...]:
+        """Return the settings of an entry.
+
+        Raises:
+            ValueError, ImportError: as `get`.
+        """
+        return settings_of(self._made_by(name))
+
+    def build(self, config: Mapping[str, Any], *, where: str = "", **parts: Any) -> T:
+        """Build an entry from ``{"kind": name, **settings}``.
+
+        Args:
+            config: data; its settings are checked before anything is built.
+            where: what to call it in errors, such as ``model.head``; by default, what the entries are.
+            parts: the other arguments, which code supplies.
+
+        Raises:
+            SettingError: the name is missing or unknown, or a setting is wrong.
+            ImportError: as `get`.
+        """
+        arguments = self.check(config, where=where)
+        return self._made_by(config[self.key])(**arguments, **parts)
+
+    def check(self, config: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Return the arguments that `build` would pass, without building; see `check_settings`.
+
+        Raises:
+            SettingError, ImportError: as `build`.
+        """
+        where, choices = where or self._what, ", ".join(self._entries)
+        if self.key not in config:
+            raise SettingError(f"{_key(where, self.key)} is missing; choose from {choices}")
+        name = config[self.key]
+        if name not in self._entries:
+            hint = did_you_mean(name, self._entries)
+            raise SettingError(f"{_key(where, self.key)} is {name!r}; {hint}")
+        settings = {key: value for key, value in config.items() if key != self.key}
+        return check_settings(self._made_by(name), settings, where=where)
+
+    def _made_by(self, name: str) -> Callable[..., T]:
+        entry = self.get(name)
+        return entry if self._maker is None else getattr(entry, self._maker)
+
+
+def _key(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _name_of(owner: Callable[..., Any]) -> str:
+    """Return what to call an owner of settings: a classmethod by its class."""
+    bound_to = getattr(owner, "__self__", None)
+    return bound_to.__name__ if isinstance(bound_to, type) else owner.__name__
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, Constraint | None, str]:
+    """Return the type, constraint and help of an `Annotated`; of any other type, nothing but itself."""
+    if typing.get_origin(annotation) is not Annotated:
+        return annotation, None, ""
+    inner, *metadata = typing.get_args(annotation)
+    constraint = next((one for one in metadata if isinstance(one, Constraint)), None)
+    return inner, constraint, next((one for one in metadata if isinstance(one, str)), "")
+
+
+def _elements(annotation: Any) -> tuple[str, tuple[Any, ...]]:
+    """Return the form of a type and the types in it: ``int | None`` gives ("union", (int,))."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return "union", tuple(one for one in inside if one is not type(None))
+    if origin is tuple and inside[-1] is not Ellipsis:
+        return "tuple", inside
+    if origin in (list, tuple, Sequence):
+        return "list", inside[:1]
+    if origin in (dict, Mapping):
+        return "dict", inside[1:]
+    return ("scalar" if annotation in _SCALARS else "class"), ()
+
+
+def _require_known_type(annotation: Any, name: str) -> None:
+    inner, constraint, _ = _unwrapped(annotation)
+    if isinstance(constraint, Registry):
+        return
+    form, inside = _elements(inner)
+    for one in inside:
+        _require_known_type(one, name)
+    if form == "class" and not (isinstance(inner, type) and settings_of(inner)):
+        raise TypeError(
+            f"setting {name} has type {inner}, which no configuration can hold; see vla/registry.py"
+        )
+
+
+def _allowed(annotation: Any, constraint: Constraint | None) -> str:
+    inner, own, _ = _unwrapped(annotation)
+    constraint = own or constraint
+    form, inside = _elements(inner)
+    if isinstance(constraint, Registry) and form != "union":
+        return f"a map with {constraint.key}: {' | '.join(constraint.names())}"
+    each = " | ".join(_allowed(one, constraint) for one in inside)
+    if form == "union":
+        return f"{each}, or null" if type(None) in typing.get_args(inner) else each
+    if form == "tuple":
+        return f"a list of {len(inside)}: {'; '.join(_allowed(one, constraint) for one in inside)}"
+    if form == "list":
+        return f"a list, each {each}"
+    if form == "dict":
+        return f"a map from names, each to {each}"
+    if form == "class":
+        return f"a map with keys of {inner.__name__}"
+    if inner is str and isinstance(constraint, Choices):
+        return f"{constraint}"
+    return f"{_SCALARS[inner]} {constraint}".rstrip() if isinstance(constraint, Range) else _SCALARS[inner]
+
+
+def _checked(annotation: Any, value: Any, key: str, constraint: Constraint | None) -> Any:
+    """Return a value as its declaration wants it, or raise `SettingError` naming the key."""
+    inner, own, _ = _unwrapped(annotation)
+    constraint = own or constraint
+    form, inside = _elements(inner)
+    if form == "union":
+        return _checked_union(inner, inside, value, key, constraint)
+    if isinstance(constraint, Registry):
+        return _checked_choice(inner, value, key, constraint)
+    if form in ("tuple", "list"):
+        return _checked_sequence(annotation, inside, value, key, constraint)
+    if form == "dict":
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise _refused(annotation, value, key, constraint)
+        return {name: _checked(inside[0], one, f"{key}.{name}", constraint) for name, one in value.items()}
+    if form == "class":
+        if isinstance(value, inner):
+            return value
+        if not isinstance(value, Mapping):
+            raise _refused(annotation, value, key, constraint)
+        arguments = check_settings(inner, value, where=key)
+        return _built(lambda: inner(**arguments), key)
+    return _checked_scalar(inner, value, key, constraint)
+
+
+def _checked_choice(wanted: Any, value: Any, key: str, registry: "Registry[Any]") -> Any:
+    """Return a part chosen by name: its data if a dictionary is wanted, else the part itself."""
+    if isinstance(wanted, type) and isinstance(value, wanted):
+        return value
+    if not isinstance(value, Mapping):
+        raise _refused(wanted, value, key, registry)
+    registry.check(value, where=key)
+    return dict(value) if _elements(wanted)[0] == "dict" else _built(lambda: registry.build(value), key)
+
+
+def _built(make: Callable[[], T], key: str) -> T:
+    """Return what is made; what it finds wrong with its settings together gets their key."""
+    try:
+        return make()
+    except ValueError as error:
+        raise SettingError(f"{key}: {error}") from error
+
+
+def _checked_union(
+    union: Any, inside: tuple[Any, ...], value: Any, key: str, constraint: Constraint | None
+) -> Any:
+    if value is None and type(None) in typing.get_args(union):
+        return None
+    if len(inside) == 1 and value is not None:
+        return _checked(inside[0], value, key, constraint)
+    for one in inside:
+        try:
+            return _checked(one, value, key, constraint)
+        except SettingError:
+            continue
+    raise _refused(union, value, key, constraint)
+
+
+def _checked_sequence(
+    annotation: Any, inside: tuple[Any, ...], value: Any, key: str, constraint: Constraint | None
+) -> Any:
+    inner, _, _ = _unwrapped(annotation)
+    form, _ = _elements(inner)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise _refused(annotation, value, key, constraint)
+    if form == "tuple" and len(value) != len(inside):
+        raise _refused(annotation, list(value), key, constraint)
+    element_types = inside if form == "tuple" else inside * len(value)
+    elements = [
+        _checked(one, element, f"{key}[{index}]", constraint)
+        for index, (one, element) in enumerate(zip(element_types, value, strict=True))
+    ]
+    return elements if typing.get_origin(inner) is list else tuple(elements)
+
+
+def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | None) -> Any:
+    if scalar is Any:
+        return value
+    if scalar in (int, float):
+        wanted = numbers.Integral if scalar is int else numbers.Real  # NumPy's numbers are these too
+        bounds = constraint if isinstance(constraint, Range) else Range()
+        if isinstance(value, bool) or not isinstance(value, wanted) or float(value) not in bounds:
+            raise _refused(scalar, value, key, constraint)
+        return int(value) if isinstance(value, numbers.Integral) and scalar is int else float(value)
+    if not isinstance(value, scalar):
+        raise _refused(scalar, value, key, constraint)
+    if isinstance(constraint, Choices) and value not in constraint.names:
+        raise SettingError(f"{key} is {value!r}; {did_you_mean(value, constraint.names)}")
+    return value
+
+
+def _refused(annotation: Any, value: Any, key: str, constraint: Constraint | None) -> SettingError:
+    finite = "finite: " if isinstance(value, float) and not math.isfinite(value) else ""
+    return SettingError(f"{key} is {value!r}; it must be {finite}{_allowed(annotation, constraint)}")
