@@ -8,17 +8,22 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Float32, UInt8
 
-from vla.errors import nearest
+from vla.registry import Range, did_you_mean
 from vla.spec import RobotSpec
 
 SUCCESS_HOLD_STEPS = 5  # control periods in a row for which the goal must hold: passing by is no success
+
+
+# Settings that several families of environments declare.
+ImageSize = Annotated[int, Range(8), "height and width of every camera's frames [pixels]"]
+VideoSize = Annotated[int, Range(8), "of frames for people [pixels]"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ def require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
         ValueError: it is not; the message names the nearest one and all choices.
     """
     if given not in choices:
-        raise ValueError(f"{what} {given!r} is unknown; {nearest(given, choices)}")
+        raise ValueError(f"{what} {given!r} is unknown; {did_you_mean(given, choices)}")
 
 
 class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):

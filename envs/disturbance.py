@@ -8,10 +8,12 @@ back. Knows nothing of environments.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 _STREAM = 0x0DA27  # keeps this randomness apart from the scene, which is drawn from the seed alone
@@ -23,22 +25,20 @@ _BUMP_SIZE = (0.3, 0.8)  # of half the range of a channel
 class Disturbance:
     """How much experts are disturbed.
 
-    `noise_std` is the noise's standard deviation as a share of half of each channel's range, `probability`
-    the share of the episodes that are disturbed, `bump_probability` that of a bump to begin in a period of
-    such an episode.
+    Raises:
+        SettingError: a value is not allowed.
     """
 
-    noise_std: float = 0.0
-    probability: float = 0.0
-    bump_probability: float = 0.0
+    noise_std: Annotated[
+        float, Range(0), "standard deviation in each period, as a share of half of a channel's range"
+    ] = 0.0
+    probability: Annotated[float, Range(0, 1), "share of the episodes that are disturbed"] = 0.0
+    bump_probability: Annotated[
+        float, Range(0, 1), "of a few periods' drift to begin in a period of such an episode"
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.probability, self.bump_probability)
-        if not (self.noise_std >= 0 and all(0 <= share <= 1 for share in shares)):
-            raise ValueError(
-                f"noise_std={self.noise_std}, probability={self.probability}, "
-                f"bump_probability={self.bump_probability}; need noise_std >= 0 and shares in [0, 1]"
-            )
+        check_attributes(self, where="disturbance")
 
     def of_episode(self, spec: RobotSpec, *, seed: int) -> Iterator[Float32[np.ndarray, " action"]] | None:
         """Return what is to be added to the actions of an episode, one after another; None for nothing."""

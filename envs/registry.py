@@ -1,20 +1,15 @@
 """Builds environments from plain data, so that a config file or a worker process can ask for one by name.
 
-It knows the families and the keys that each accepts; the families' modules are imported only when built.
+`ENVIRONMENTS` has the families by name; their modules are imported only when used. Each declares its settings
+in its constructor, which also takes the task.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from envs.base import ManipulationEnv
-from vla.errors import nearest
-
-if TYPE_CHECKING:
-    from envs.metaworld.env import MetaWorldEnv
-
-FAMILIES = ("tabletop", "metaworld")
+from vla.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +22,33 @@ class TaskGroups:
 
 class FamilyNotInstalled(RuntimeError):
     """A family of environments needs a package that is not installed; the message holds the line to run."""
+
+
+class EnvironmentRegistry(Registry[ManipulationEnv]):
+    """A registry that says how to install what a family of environments lacks."""
+
+    def get(self, name: str) -> type[ManipulationEnv]:
+        """Import and return a family's class.
+
+        Raises:
+            ValueError: there is no such family; the message names the nearest and all that exist.
+            FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
+        """
+        try:
+            return super().get(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "metaworld":
+                raise
+            raise FamilyNotInstalled(
+                "env family 'metaworld' needs Meta-World; run .venv/bin/pip install -e '.[metaworld]'"
+            ) from error
+
+
+ENVIRONMENTS = EnvironmentRegistry(
+    "env",
+    {"tabletop": "envs.tabletop.env:TabletopEnv", "metaworld": "envs.metaworld.env:MetaWorldEnv"},
+    key="family",
+)
 
 
 def task_groups(family: str) -> TaskGroups | None:
@@ -43,11 +65,13 @@ def task_groups(family: str) -> TaskGroups | None:
 
 
 def expand_tasks(family: str, tasks: Sequence[str]) -> list[str]:
-    """Return task names with the name of a published set of tasks replaced by its tasks.
+    """Return task names with the name of a published set of tasks replaced by its tasks; all for none.
 
     >>> len(expand_tasks("metaworld", ["mt10"])), expand_tasks("tabletop", ["reach"])
     (10, ['reach'])
     """
+    if not tasks:
+        return list(ENVIRONMENTS.get(family).TASKS)
     sets: Mapping[str, tuple[str, ...]] = {}
     if family == "metaworld":
         from envs.metaworld.tasks import MT10, MT50
@@ -57,40 +81,15 @@ def expand_tasks(family: str, tasks: Sequence[str]) -> list[str]:
 
 
 def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
-    """Build an environment from ``{"family": ..., "task": ..., ...}``; other keys are its constructor's.
+    """Build an environment from ``{"family": ..., "task": ..., ...}``; other keys are the family's settings.
 
     Raises:
-        ValueError: the family, the task or a key is unknown; the message names the nearest one.
+        ValueError: the family, the task or a key is unknown, or a value is not allowed.
         FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
     """
-    arguments = dict(config)
-    family = arguments.pop("family", None)
-    if family == "tabletop":
-        from envs.tabletop.env import TabletopEnv
-
-        env_class = TabletopEnv
-    elif family == "metaworld":
-        env_class = _metaworld()
-    else:
-        raise ValueError(f"env family {family!r} is unknown; {nearest(str(family), FAMILIES)}")
-    accepted = list(inspect.signature(env_class.__init__).parameters)[1:]
-    for key in arguments:
-        if key not in accepted:
-            raise ValueError(f"env config key {key!r} is unknown for {family!r}; {nearest(key, accepted)}")
-    if "task" not in arguments:
-        raise ValueError(f"env config of family {family!r} lacks 'task'; it is one of {env_class.TASKS}")
-    if "cameras" in arguments:
-        arguments["cameras"] = tuple(arguments["cameras"])
-    return env_class(**arguments)
-
-
-def _metaworld() -> type["MetaWorldEnv"]:
-    try:
-        from envs.metaworld.env import MetaWorldEnv
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "metaworld":
-            raise
-        raise FamilyNotInstalled(
-            "env family 'metaworld' needs Meta-World; run .venv/bin/pip install -e '.[metaworld]'"
-        ) from error
-    return MetaWorldEnv
+    settings = dict(config)
+    task = settings.pop("task", None)
+    ENVIRONMENTS.check(settings)
+    if task is None:
+        raise ValueError(f"env lacks 'task'; it is one of {ENVIRONMENTS.get(settings['family']).TASKS}")
+    return ENVIRONMENTS.build(settings, task=task)

@@ -6,6 +6,7 @@ one for which no command came is spent holding. Frames can arrive late, unevenly
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -13,6 +14,7 @@ from jaxtyping import Float, Float32
 from envs.base import ManipulationEnv
 from policies.runtime.clock import Clock
 from vla.interface import SensorReading
+from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 
@@ -20,15 +22,16 @@ from vla.spec import RobotSpec
 class SensorFaults:
     """What is wrong with the way from the sensors to the computer."""
 
-    latency_s: float = 0.0  # from capture to arrival
-    jitter_s: float = 0.0  # more latency, drawn evenly between 0 and this for each observation
-    drop_probability: float = 0.0  # share of observations that never arrive
+    latency_s: Annotated[float, Range(0), "from capture to arrival of an observation [s]"] = 0.0
+    jitter_s: Annotated[
+        float, Range(0), "more latency, drawn evenly between 0 and this for each observation [s]"
+    ] = 0.0
+    drop_probability: Annotated[
+        float, Range(0, 1, open_high=True), "share of observations that never arrive"
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.latency_s, self.jitter_s) < 0 or not 0 <= self.drop_probability < 1:
-            raise ValueError(
-                f"{self}: latency_s and jitter_s must not be negative, drop_probability must be in [0, 1)"
-            )
+        check_attributes(self, where="faults")
 
 
 class SimRobot:

@@ -1,9 +1,12 @@
 """Which of a task's instructions are used: those of training, or those that it never sees. Knows no tasks."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated
 
-Wording = Literal["train", "heldout"]
+from vla.registry import Choices, did_you_mean
+
+WORDINGS = ("train", "heldout")
+Wording = Annotated[str, Choices(*WORDINGS), 'of instructions; reset(options={"wording": ...}) overrides it']
 
 
 def choose_wordings(
@@ -18,6 +21,6 @@ def choose_wordings(
     Raises:
         ValueError: `wording` is neither ``"train"`` nor ``"heldout"``.
     """
-    if wording not in get_args(Wording):
-        raise ValueError(f"wording {wording!r} is unknown; choose from {get_args(Wording)}")
+    if wording not in WORDINGS:
+        raise ValueError(f"wording {wording!r} is unknown; {did_you_mean(wording, WORDINGS)}")
     return (train if wording == "train" else heldout)[task]

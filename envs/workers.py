@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from envs.base import ManipulationEnv
+from envs.registry import ENVIRONMENTS
 
 MAKE_ENV = "envs.registry:make_env"
 STALL_TIMEOUT_S = 600.0  # no answer from any worker for this long is an error, not patience
@@ -126,7 +127,9 @@ class _Worker:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
-        command = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), env_factory, str(max_envs)]
+        families = json.dumps(ENVIRONMENTS.entries())  # those that the user added are known there too
+        arguments = [str(theirs.fileno()), env_factory, str(max_envs), families]
+        command = [sys.executable, "-P", "-c", _PROGRAM, *arguments]
         with theirs:
             self.process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
@@ -279,9 +282,14 @@ def _receive_all(worker: _Worker) -> list[Completed]:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve jobs until the parent hangs up. Arguments: file descriptor, environment factory, max_envs."""
+    """Serve jobs until the parent hangs up.
+
+    Arguments: file descriptor, environment factory, max_envs, environment families as JSON.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    descriptor, env_factory, max_envs = arguments
+    descriptor, env_factory, max_envs, families = arguments
+    for name, target in json.loads(families).items():
+        ENVIRONMENTS.add(name, target)
     with Connection(int(descriptor)) as connection:
         workspace = Workspace(env_factory=env_factory, max_envs=int(max_envs))
         try:

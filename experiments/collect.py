@@ -6,11 +6,11 @@ The same command continues an interrupted recording, and adds to a finished one 
 asked for.
 """
 
-import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -18,28 +18,27 @@ from tqdm import tqdm
 
 from envs.base import require_choice
 from envs.collection import DemonstrationEpisode, collect_episodes
-from envs.disturbance import Disturbance
 from envs.registry import make_env
 from experiments.config import cli, schema
-from experiments.config.simulation import env_configs, env_settings
+from experiments.config.simulation import env_configs
 from experiments.reports.tables import format_table
 from vla.data.writer import DatasetWriter
 from vla.spec import RobotSpec
 
-schema.register()
+schema.register("collect")
 
 
 class Collection:
     """One recording: which seeds are done, which failed, and what remains."""
 
     def __init__(
-        self, *, root: Path, env: schema.EnvConfig, tasks: Sequence[str], collect: schema.CollectConfig
+        self, *, root: Path, env: Mapping[str, Any], tasks: Sequence[str], collect: schema.CollectSettings
     ) -> None:
         if collect.twin_share is not None:
-            env = dataclasses.replace(env, twin_share=collect.twin_share)
+            env = {**env, "twin_share": collect.twin_share}
         self.settings, self.configs = collect, env_configs(env, tasks)
         spec = self._probe(tasks)
-        info = {"env": env_settings(env), **self._expert()}
+        info = {"env": dict(env), **self._expert()}
         self.writer = DatasetWriter(
             root,
             robot_spec=spec,
@@ -71,9 +70,9 @@ class Collection:
         """Return how the expert is recorded; what is 0 by default and was added later is left out then."""
         extra = {"extra_steps": self.settings.extra_steps} if self.settings.extra_steps else {}
         return extra | {
-            "noise_std": self.settings.noise_std,
-            "noise_probability": self.settings.noise_probability,
-            "bump_probability": self.settings.bump_probability,
+            "noise_std": self.settings.disturbance.noise_std,
+            "noise_probability": self.settings.disturbance.probability,
+            "bump_probability": self.settings.disturbance.bump_probability,
         }
 
     def missing(self) -> dict[str, int]:
@@ -97,11 +96,7 @@ class Collection:
                 episodes = collect_episodes(
                     self.configs,
                     seeds,
-                    disturbance=Disturbance(
-                        noise_std=self.settings.noise_std,
-                        probability=self.settings.noise_probability,
-                        bump_probability=self.settings.bump_probability,
-                    ),
+                    disturbance=self.settings.disturbance,
                     num_workers=self.settings.num_workers,
                     extra_steps=self.settings.extra_steps,
                     on_failure=self._count_failure,
@@ -130,8 +125,8 @@ class Collection:
         if self.failed[task] > 20 and self.failed[task] > 2 * self.kept[task]:
             raise ValueError(
                 f"the expert of {task!r} failed on {self.failed[task]} seeds and succeeded on "
-                f"{self.kept[task]}; lower collect.noise_std (now {self.settings.noise_std}) "
-                f"or collect.bump_probability (now {self.settings.bump_probability})"
+                f"{self.kept[task]}; lower collect.disturbance.noise_std or "
+                f"collect.disturbance.bump_probability, now {self.settings.disturbance}"
             )
 
     def table(self) -> str:
@@ -144,7 +139,7 @@ class Collection:
 
 
 def collect_dataset(
-    *, root: Path, env: schema.EnvConfig, tasks: Sequence[str], collect: schema.CollectConfig
+    *, root: Path, env: Mapping[str, Any], tasks: Sequence[str], collect: schema.CollectSettings
 ) -> None:
     """Record what is missing in the dataset at `root` and print a table.
 

@@ -18,7 +18,7 @@ from envs.evaluation.results import Evaluation, load_evaluation
 from experiments.config import cli, schema
 from vla.files import atomic_write_json
 
-schema.register()
+schema.register("compare")
 
 
 def evaluation_folder(path: Path, condition: str) -> Path:

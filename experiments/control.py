@@ -1,7 +1,7 @@
 """Drives a robot with a policy: observes, infers next to the loop, filters, commands, records.
 
     python -m experiments.control bundle=outputs/bundle robot=sim task=reach env.level=none
-    python -m experiments.control server=ws://127.0.0.1:8000 robot=sim schedule=rtc robot.latency_s=0.05
+    python -m experiments.control server=ws://127.0.0.1:8000 schedule=rtc robot.faults.latency_s=0.05
     python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 env.level=none
 
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
@@ -21,14 +21,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.registry import make_env
-from envs.sim_robot import SimRobot
 from experiments.config import cli, schema
 from experiments.config.control_setup import (
     SlowedPolicy,
@@ -36,49 +33,24 @@ from experiments.config.control_setup import (
     chosen_task,
     drive,
     open_policy,
-    safety_limits,
-    sensor_faults,
     task_config,
 )
-from experiments.config.robot import ROBOTS, ControlRun, FrankaRobotConfig
+from experiments.config.robot import SimulatedRobot
+from experiments.config.schema import ControlRun
 from experiments.reports.control import live_line, summarise, write_control_page
-from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
+from policies.runtime.clock import MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
 from policies.runtime.recorder import PeriodRecord, Recorder, audit_recording, read_recording, replay
 from policies.runtime.states import State
 from vla.files import atomic_write_json
-from vla.interface import Robot
 
-schema.register()
+schema.register("control")
 
 EXIT_STOPPED, EXIT_FAULT = 3, 4
 
 SHOW_EVERY_S = 0.2  # on a terminal; elsewhere, a line every 5 s
 LOG_EVERY_S = 5.0
-
-
-class TaskRobot(Robot, Protocol):
-    """A robot in a scene that asks for something."""
-
-    @property
-    def instruction(self) -> str:
-        """What is asked for."""
-        ...
-
-    @property
-    def success(self) -> bool:
-        """Whether that has been done."""
-        ...
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing left to do."""
-        ...
-
-    def warm_up(self) -> None:
-        """Draw once with every camera before time counts: the first picture takes long."""
-        ...
 
 
 class LiveLine:
@@ -115,39 +87,6 @@ class LiveLine:
 
 
 @contextlib.contextmanager
-def open_sim(run: ControlRun, clock: Clock) -> Iterator[SimRobot]:
-    """Build the simulated robot of a run, and close its environment finally.
-
-    Raises:
-        ValueError: the task, or a key of the environment, is unknown.
-    """
-    env = make_env(task_config(run))
-    try:
-        env.start_episode(seed=run.seed)
-        yield SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=run.seed)
-    finally:
-        env.close()
-
-
-@contextlib.contextmanager
-def open_robot(run: ControlRun, clock: Clock) -> Iterator[TaskRobot]:
-    """Build the robot of a run, and release it finally.
-
-    Raises:
-        ValueError: the kind of robot, the task, or a key of the environment is unknown.
-        RuntimeError: the robot does not answer, or is in error.
-    """
-    if isinstance(run.robot, FrankaRobotConfig):
-        from experiments.franka.scene import open_franka  # here, as it needs no more than this robot does
-
-        with open_franka(run.robot, task_config(run), seed=run.seed, clock=clock) as robot:
-            yield robot
-    else:
-        with open_sim(run, clock) as robot:
-            yield robot
-
-
-@contextlib.contextmanager
 def stop_on_signals(controller: Controller) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM press the emergency stop; the run then ends by itself."""
 
@@ -180,11 +119,14 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
         num_threads=run.num_threads,
         server_wait_s=run.server_wait_s,
     )
-    with opened as (policy, max_committed), open_robot(run, clock) as robot:
+    with (
+        opened as (policy, max_committed),
+        run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
+    ):
         if run.inference_delay_s > 0:
             policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
         robot.warm_up()
-        limits = safety_limits(run.robot)
+        limits = run.robot.limits
         instruction = robot.instruction if run.instruction is None else run.instruction
         about = {"instruction": instruction, "schedule": run.schedule, "limits": limits.to_json()}
         inference = ThreadedInference(policy=policy, clock=clock)
@@ -222,11 +164,11 @@ def replay_sim(run: ControlRun, path: Path) -> None:
     Raises:
         ValueError: there is no recording, or its robot, limits or task are others.
     """
-    recording, limits, clock = read_recording(path), safety_limits(run.robot), SimulatedClock()
+    recording, limits, clock = read_recording(path), run.robot.limits, SimulatedClock()
     broken = len(audit_recording(recording, limits))
     if broken:
         raise ValueError(f"{broken} commands in {path} break the limits of this robot; nothing was sent")
-    with open_sim(run, clock) as robot:
+    with run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot:
         instruction = recording.about.get("instruction")
         if instruction != (robot.instruction if run.instruction is None else run.instruction):
             raise ValueError(
@@ -246,11 +188,9 @@ def main(config: DictConfig) -> None:
     """Drive the robot and report."""
     run = schema.typed(config, ControlRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if run.robot.kind not in ROBOTS:
-        raise ValueError(f"robot kind {run.robot.kind!r} is unknown; choose from {tuple(ROBOTS)}")
     if run.replay is not None:
-        if run.robot.kind != "sim":
-            raise ValueError(f"a recording is sent again to robot=sim alone, not to {run.robot.kind!r}")
+        if not isinstance(run.robot, SimulatedRobot):
+            raise ValueError("a recording is sent again to robot=sim alone")
         replay_sim(run, Path(run.replay))
         return
     began = time.monotonic()

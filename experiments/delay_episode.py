@@ -17,11 +17,10 @@ from envs.workers import Job, Workspace
 from experiments.config.control_setup import (
     build_controller,
     drive,
-    safety_limits,
-    sensor_faults,
     task_config,
 )
-from experiments.config.robot import DelayTableRun
+from experiments.config.robot import SimulatedRobot
+from experiments.config.schema import DelayTableRun
 from experiments.reports.pages import DelayRow
 from policies.exported import BundlePolicy
 from policies.runtime.clock import SimulatedClock
@@ -83,9 +82,10 @@ def run_episode(
     Raises:
         SpecMismatch: policy and environment differ.
     """
-    clock, limits = SimulatedClock(), safety_limits(run.robot)
+    assert isinstance(run.robot, SimulatedRobot), "main has looked"
+    clock, limits = SimulatedClock(), run.robot.limits
     env.start_episode(seed=key.seed)
-    robot = SimRobot(env=env, clock=clock, faults=sensor_faults(run.robot), seed=key.seed)
+    robot = SimRobot(env=env, clock=clock, faults=run.robot.faults, seed=key.seed)
     controller = build_controller(
         robot=robot,
         policy=policy,

@@ -8,6 +8,7 @@ Each condition gets a folder of its own with `episodes.jsonl` and `results.json`
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.evaluate import evaluate
-from envs.evaluation.results import Evaluation, EvaluationPlan, format_table
+from envs.evaluation.results import Evaluation, EvaluationPlan, EvaluationSettings, format_table
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
 from experiments.reports.pages import write_evaluation_page
 from vla.interface import Policy
 
-schema.register()
+schema.register("evaluate")
 
 
 class TorchImported(RuntimeError):
@@ -82,9 +83,9 @@ def evaluate_conditions(
     policy: Policy,
     *,
     policy_id: str,
-    env: schema.EnvConfig,
+    env: Mapping[str, Any],
     tasks: Sequence[str],
-    settings: schema.EvaluationConfig,
+    settings: schema.EvaluationRunSettings,
     run_dir: Path,
 ) -> dict[str, Evaluation]:
     """Evaluate under every condition, each in `run_dir/<condition>`, and return the results by condition.
@@ -92,21 +93,15 @@ def evaluate_conditions(
     Raises:
         ValueError: a condition, a task or the runtime is unknown, or `run_dir` holds something else.
     """
-    limits = evaluation_limits(settings, env.family)
+    limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
+    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
         condition: EvaluationPlan(
             env_configs=configs,
-            episodes_per_task=settings.episodes_per_task,
-            first_seed=settings.first_seed,
             condition=condition,
-            runtime=settings.runtime,
             limits=limits,
-            execute_horizon=settings.execute_horizon,
-            ensemble_decay=settings.ensemble_decay,
-            num_workers=settings.num_workers,
-            envs_per_worker=settings.envs_per_worker,
-            videos_per_task=settings.videos_per_task if condition == "right" else 0,
+            **(shared if condition == "right" else {**shared, "videos_per_task": 0}),
         )
         for condition in settings.conditions
     }
@@ -121,7 +116,7 @@ def main(config: DictConfig) -> None:
     """Evaluate."""
     run = schema.typed(config, schema.EvaluateRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    evaluation_limits(run.evaluation, run.env.family)  # refused before anything is loaded
+    evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
     loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
     results = evaluate_conditions(
         loaded.policy,

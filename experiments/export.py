@@ -16,7 +16,7 @@ from experiments.config import cli, schema
 from policies.export import ExportReport, export_bundle
 from policies.vla_policy import load_policy_checkpoint
 
-schema.register()
+schema.register("export")
 
 
 def export_checkpoint(

@@ -23,12 +23,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config import cli, schema
-from experiments.config.robot import FrankaTrialsRun
+from experiments.config.schema import FrankaTrialsRun
 from experiments.config.simulation import env_configs
 from experiments.franka.audit import MAX_LOST
 from experiments.franka.processes import Process, bundle_server, expert_server, franky_sim
 from experiments.franka.report import fault_table, report, trial_table
-from experiments.franka.scene import ArmClock, open_arm, open_mirror
+from experiments.franka.scene import ArmClock, FrankaSetup, open_mirror
 from experiments.franka.trial import Trial, TrialSetup, TrialsFailed, run_trial
 from experiments.reports.pages import machine
 from experiments.reports.tables import save_results
@@ -36,7 +36,7 @@ from policies.robots.franky_arm import Setpoint
 from policies.runtime.clock import MonotonicClock
 from vla.provenance import software_versions
 
-schema.register()
+schema.register("franka_trials")
 
 TASK = "reach"
 FAULTS: dict[str, Callable[[Process], None]] = {
@@ -49,6 +49,17 @@ MUST_STOP = ("killed", "stopped")  # the others may get their answers through in
 SHARE_TO_SUCCEED = 0.9
 _GRACE_S = 0.15  # by which a deadline may be missed: three periods, as the loop looks once in each
 _BRAKING_S = 0.5  # from STOPPED until the arm must be at rest
+
+
+def arm_of(run: FrankaTrialsRun) -> FrankaSetup:
+    """Return the robot of the trials.
+
+    Raises:
+        ValueError: it is another than a Franka arm.
+    """
+    if not isinstance(run.robot, FrankaSetup):
+        raise ValueError("these trials need robot=franka")
+    return run.robot
 
 
 def server_of(run: FrankaTrialsRun, *, seed: int, out_dir: Path) -> Process:
@@ -107,7 +118,7 @@ def shortcomings(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence
             found.append(
                 f"{name}: limits were broken: {trial.recorded_violations} by commands, {trial.audit}"
             )
-        if run.robot.needs_realtime and trial.audit.lost_in_a_row > MAX_LOST:
+        if arm_of(run).needs_realtime and trial.audit.lost_in_a_row > MAX_LOST:
             found.append(f"{name}: {trial.audit.lost_in_a_row} packets were lost in a row")
         if trial.times is None:
             continue
@@ -136,8 +147,10 @@ def results_of(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[T
         "time": run.time,
         "settings": {key: getattr(run, key) for key in ("schedule", "execute_horizon", "max_seconds")},
         "arm": {
-            key: getattr(run.robot, key)
-            for key in ("acceleration", "jerk", "gain_hz", "max_tracking_error_m")
+            "acceleration": arm_of(run).dynamics.acceleration,
+            "jerk": arm_of(run).dynamics.jerk,
+            "gain_hz": arm_of(run).following.gain_hz,
+            "max_tracking_error_m": arm_of(run).following.max_tracking_error_m,
         },
         "watchdog": dataclasses.asdict(run.watchdog),
         "trials": [trial.to_json() for trial in trials],
@@ -150,14 +163,13 @@ def main(config: DictConfig) -> None:
     """Run trials and faults, write what came of them, and fail if it was not good."""
     run = schema.typed(config, FrankaTrialsRun)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    if run.time not in ("wall", "robot"):
-        raise ValueError(f"time is {run.time!r}; it is 'wall' or 'robot'")
+    arm_of(run)
     setpoints: list[Setpoint] = []
     with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
-        run.robot.address = address
-        with open_arm(run.robot, on_setpoint=setpoints.append) as arm:
+        robot = dataclasses.replace(arm_of(run), address=address)
+        with robot.open_arm(on_setpoint=setpoints.append) as arm:
             clock = MonotonicClock() if run.time == "wall" else ArmClock(arm)
-            setup = TrialSetup(run=run, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
+            setup = TrialSetup(run=run, robot=robot, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
             trials = run_trials(setup, out_dir)
             faults = run_faults(setup, out_dir)
     results = results_of(run, trials, faults)

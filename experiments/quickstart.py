@@ -22,17 +22,16 @@ from envs.evaluation.results import Evaluation, format_table, load_evaluation
 from experiments.closed_loop import compare_executed
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
-from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_conditions, load_policy
 from experiments.export import export_checkpoint
 from experiments.reports.pages import write_quickstart_page
 from experiments.reports.tables import format_table as format_rows
 from experiments.stages import Stages
-from experiments.train import shortfall, train_policy, trainer_settings
+from experiments.train import require_settings, shortfall, train_policy
 from vla.files import DirectoryLock, atomic_write_text
 from vla.model.checkpoint import read_state, resolve_checkpoint
 
-schema.register()
+schema.register("quickstart")
 
 STAGES_FILE = "stages.json"
 MADE_HERE = ("dataset", "cache", "train", "evaluation", "bundle", "bundle_evaluation")
@@ -115,12 +114,15 @@ class Quickstart:
         Raises:
             RuntimeError: that process failed; its output is above.
         """
+        settings = {key: value for key, value in self.run.env.items() if key != "family"}
         command = [
             *(sys.executable, "-m", "experiments.evaluate", "policy=bundle"),
             f"path={self.out_dir / 'bundle'}",
             f"out_dir={self.out_dir / 'bundle_evaluation'}",
             *overrides({"tasks": self.run.tasks}),
-            *overrides(dataclasses.asdict(self.run.env), prefix="env."),
+            *overrides({"env": self.run.env["family"]}),
+            *overrides(settings, prefix="env."),
+            *overrides({"extensions": self.run.extensions}),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
         if subprocess.run(command, check=False, env=cli.child_environment()).returncode != 0:
@@ -164,7 +166,7 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = cli.typed_command("quickstart")
-        scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env.level}"
+        scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env['level']}"
         checkpoint = f"path={self.out_dir / 'train'} {scene}"
         bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"
         return [
@@ -204,9 +206,7 @@ def start_over(out_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """Run all stages."""
     run = schema.typed(config, schema.QuickstartRun)
-    trainer_settings(run.trainer, seed=run.seed)  # wrong ones are refused before anything is recorded,
-    for evaluation in (run.evaluation, run.bundle_evaluation):
-        evaluation_limits(evaluation, run.env.family)  # as is a runtime that there is not
+    require_settings(run)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     with DirectoryLock(out_dir):
         if run.fresh:

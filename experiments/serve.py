@@ -6,47 +6,26 @@ It turns configuration into a server and prints what it does; policies/serving/s
 """
 
 import asyncio
+import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from experiments.config import cli, schema
+from experiments.config.serving import ServeRun
 from policies.exported import BundlePolicy
 from policies.serving.access import Access, read_token, server_tls
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import OPENPI_PATH, VLA_EVAL_PATH, PolicyServer, ServedPolicy, ServerSettings
-from policies.serving.session import SessionSettings
-from policies.serving.wire import WireLimits
-from vla.spec import RobotSpec
 
-schema.register()
+schema.register("serve")
 
 
-def map_maker(
-    config: schema.ObservationMapConfig, default: Callable[[RobotSpec], ObservationMap]
-) -> Callable[[RobotSpec], ObservationMap]:
-    """Return a function from a robot to its map: the configured one, filled in by the default's keys."""
-
-    def make(spec: RobotSpec) -> ObservationMap:
-        named_after_bundle = default(spec)
-        return ObservationMap(
-            cameras=dict(config.cameras) or named_after_bundle.cameras,
-            state=tuple(config.state) or named_after_bundle.state,
-            instruction=config.instruction or named_after_bundle.instruction,
-            layout=config.layout,
-            resize=config.resize,
-            missing_frames=config.missing_frames,
-        )
-
-    return make
-
-
-def access_of(run: schema.ServeRun) -> Access:
+def access_of(run: ServeRun) -> Access:
     """Return where to listen and whom to let in.
 
     Raises:
@@ -62,20 +41,12 @@ def access_of(run: schema.ServeRun) -> Access:
     )
 
 
-def settings_of(run: schema.ServeRun) -> ServerSettings:
-    """Return limits, times and maps.
-
-    Raises:
-        ValueError: a limit is impossible.
-    """
-    return ServerSettings(
-        session=SessionSettings(request_timeout_s=run.request_timeout_s, idle_timeout_s=run.idle_timeout_s),
-        limits=WireLimits(max_bytes=run.max_bytes, max_binary_bytes=run.max_bytes),
-        max_connections=run.max_connections,
-        openpi_map=map_maker(run.openpi_map, ObservationMap.openpi),
-        vla_eval_map=map_maker(run.vla_eval_map, ObservationMap.vla_eval),
-        vla_eval_execute_horizon=run.vla_eval_execute_horizon,
-        vla_eval_observation_params=run.vla_eval_observation_params,
+def settings_of(run: ServeRun) -> ServerSettings:
+    """Return limits, times and maps; what a map leaves empty is as in the bundle."""
+    return dataclasses.replace(
+        run.server,
+        openpi_map=lambda spec: run.openpi_map.filled_from(ObservationMap.openpi(spec)),
+        vla_eval_map=lambda spec: run.vla_eval_map.filled_from(ObservationMap.vla_eval(spec)),
     )
 
 
@@ -125,7 +96,7 @@ async def _show_status(server: PolicyServer, *, every_s: float) -> None:
         await asyncio.sleep(every_s)
 
 
-def load_bundle(run: schema.ServeRun) -> ServedPolicy:
+def load_bundle(run: ServeRun) -> ServedPolicy:
     """Return the bundle's policy after its hashes and golden samples were checked.
 
     Raises:
@@ -136,7 +107,7 @@ def load_bundle(run: schema.ServeRun) -> ServedPolicy:
     return ServedPolicy(policy=policy, policy_id=policy.bundle_id, max_committed=committed)
 
 
-async def serve(run: schema.ServeRun) -> None:
+async def serve(run: ServeRun) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:
@@ -170,7 +141,7 @@ async def serve(run: schema.ServeRun) -> None:
 def main(config: DictConfig) -> None:
     """Serve."""
     logging.getLogger("policies.serving.server").setLevel(logging.INFO)
-    asyncio.run(serve(schema.typed(config, schema.ServeRun)))
+    asyncio.run(serve(schema.typed(config, ServeRun)))
 
 
 if __name__ == "__main__":

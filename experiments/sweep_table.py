@@ -22,7 +22,7 @@ from experiments.config import cli, schema
 from experiments.reports.tables import format_table, markdown_table, save_results
 from vla.training.metrics import read_metrics
 
-schema.register()
+schema.register("sweep_table")
 
 PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
 PLACES = ("out_dir", "dataset", "record", "data.cache_dir")  # overrides that say where, not what

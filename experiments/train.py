@@ -31,7 +31,6 @@ from vla.files import DirectoryLock
 from vla.model.checkpoint import read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import Processor
-from vla.processing.registry import CODECS, INPUTS
 from vla.provenance import software_versions
 from vla.spec import SpecMismatch
 from vla.training.distributed import (
@@ -44,10 +43,10 @@ from vla.training.distributed import (
     wait_for_ranks,
 )
 from vla.training.metrics import MetricSink
-from vla.training.settings import INTERRUPTED, TrainerSettings, TrainingResult, out_of_time_message
+from vla.training.settings import INTERRUPTED, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
 
-schema.register()
+schema.register("train")
 
 
 def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
@@ -75,19 +74,20 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
     """
     if not run.evaluation.conditions:
         return
+    quality_shown, cameras_shown = run.env.get("render_quality"), list(run.env.get("cameras", cameras))
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
         recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
-        quality = recorded_by_us.get("render_quality", run.env.render_quality)
-        if quality != run.env.render_quality:
+        quality = recorded_by_us.get("render_quality", quality_shown)
+        if quality != quality_shown:
             raise ValueError(
                 f"{root} was drawn with render_quality={quality}, the evaluation after training would draw "
-                f"with {run.env.render_quality}. Give env.render_quality={quality}, or skip the evaluation "
+                f"with {quality_shown}. Give env.render_quality={quality}, or skip the evaluation "
                 "with evaluation.conditions=[]"
             )
-    if list(cameras) != list(run.env.cameras):
+    if list(cameras) != cameras_shown:
         raise ValueError(
             f"the policy would learn from cameras {list(cameras)}, but the evaluation after it shows "
-            f"{list(run.env.cameras)}. Choose with data.cameras and env.cameras, or skip the evaluation with "
+            f"{cameras_shown}. Choose with data.cameras and env.cameras, or skip the evaluation with "
             "evaluation.conditions=[]"
         )
 
@@ -114,37 +114,25 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
     return VLAModel(specs=processor.specs(), config=config)
 
 
-def trainer_settings(trainer: schema.TrainerConfig, *, seed: int) -> TrainerSettings:
-    """Return the trainer's settings."""
-    return TrainerSettings(**dataclasses.asdict(trainer), seed=seed)
-
-
 def require_settings(run: schema.TrainRun) -> None:
-    """Check all settings before anything is recorded.
+    """Check before anything is recorded that the model's parts go together, and the evaluation's runtime.
 
     Raises:
-        ValueError: one is unknown or out of range.
+        ValueError: they do not, or the runtime has no limits for the environment.
     """
-    trainer_settings(run.trainer, seed=run.seed)
-    evaluation_limits(run.evaluation, run.env.family)
+    evaluation_limits(run.evaluation, run.env["family"])
     model = run.model
     ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
-    SOURCES.check(run.data, where="data")
-    CODECS.check(run.codec, where="codec")
-    for name, encoder in run.processor.inputs.items():
-        INPUTS.check(encoder, where=f"processor.inputs.{name}")
 
 
 def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
     """Return the sinks beside the JSON lines that the trainer always writes.
 
     Raises:
-        ValueError: `logger` is unknown, or wandb is not installed.
+        ValueError: wandb is not installed.
     """
     if run.logger == "jsonl":
         return []
-    if run.logger != "wandb":
-        raise ValueError(f"logger is {run.logger!r}; it must be 'jsonl' or 'wandb'")
     try:
         from experiments.wandb_sink import WandbSink
     except ModuleNotFoundError as error:
@@ -180,7 +168,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         processor = build_processor(run, train)
         require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
         trainer = Trainer(
-            trainer_settings(run.trainer, seed=run.seed),
+            dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
             processor=processor,
             train=train,

@@ -8,14 +8,15 @@ class VLAError(ValueError):
     """A value, file or setting is wrong; the message says what was wrong, what exists and what to do."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return a hint with the choice closest to a misspelt name, if one is close, and all choices.
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return what exists in place of an unknown name, the nearest first.
 
-    >>> nearest("lfit", ["lift", "push"])
-    "did you mean 'lift'? choose from ['lift', 'push']"
-    >>> nearest("?", ["lift", "push"])
-    "choose from ['lift', 'push']"
+    >>> did_you_mean("lfit", ["lift", "push"])
+    "did you mean 'lift'? choose from lift, push"
+    >>> did_you_mean("zebra", ["lift", "push"])
+    'choose from lift, push'
     """
-    known = list(choices)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]!r}? choose from {known}" if close else f"choose from {known}"
+    names = list(names)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    question = f"did you mean {close[0]!r}? " if close else ""
+    return f"{question}choose from {', '.join(names)}" if names else "there are none"

@@ -18,17 +18,16 @@ data, checked.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar, Union
 
-from vla.errors import VLAError
+from vla.errors import VLAError, did_you_mean
 
 T = TypeVar("T")
 
@@ -38,20 +37,6 @@ _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "t
 
 class SettingError(VLAError):
     """A setting is unknown, missing, or has a value that its declaration does not allow."""
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return what exists in place of an unknown name, the nearest first.
-
-    >>> did_you_mean("lfit", ["lift", "push"])
-    "did you mean 'lift'? choose from lift, push"
-    >>> did_you_mean("zebra", ["lift", "push"])
-    'choose from lift, push'
-    """
-    names = list(names)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    question = f"did you mean {close[0]!r}? " if close else ""
-    return f"{question}choose from {', '.join(names)}" if names else "there are none"
 
 
 class Constraint:
@@ -261,7 +246,7 @@ class Registry(Constraint, Generic[T]):
         Raises:
             ValueError, ImportError: as `get`.
         """
-        return settings_of(self._made_by(name))
+        return settings_of(self.made_by(name))
 
     def build(self, config: Mapping[str, Any], *, where: str = "", **parts: Any) -> T:
         """Build an entry from ``{"kind": name, **settings}``.
@@ -276,7 +261,7 @@ class Registry(Constraint, Generic[T]):
             ImportError: as `get`.
         """
         arguments = self.check(config, where=where)
-        return self._made_by(config[self.key])(**arguments, **parts)
+        return self.made_by(config[self.key])(**arguments, **parts)
 
     def check(self, config: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
         """Return the arguments that `build` would pass, without building; see `check_settings`.
@@ -292,9 +277,14 @@ class Registry(Constraint, Generic[T]):
             hint = did_you_mean(name, self._entries)
             raise SettingError(f"{_key(where, self.key)} is {name!r}; {hint}")
         settings = {key: value for key, value in config.items() if key != self.key}
-        return check_settings(self._made_by(name), settings, where=where)
+        return check_settings(self.made_by(name), settings, where=where)
 
-    def _made_by(self, name: str) -> Callable[..., T]:
+    def made_by(self, name: str) -> Callable[..., T]:
+        """Return what builds an entry and declares its settings.
+
+        Raises:
+            ValueError, ImportError: as `get`.
+        """
         entry = self.get(name)
         return entry if self._maker is None else getattr(entry, self._maker)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -19,43 +19,47 @@ from envs.rollout import CONDITIONS, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
 from vla.provenance import software_versions
+from vla.registry import Choices, Range, check_attributes
 
 RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationPlan:
-    """Which episodes to run. Episode k of every task has the seed `first_seed` + k."""
+class EvaluationSettings:
+    """How a policy is measured, whatever the tasks."""
 
-    env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
-    episodes_per_task: int
-    first_seed: int
-    condition: str = "right"  # what the policy is told: "right", "blank" or "swapped"
-    runtime: str = "simulation"  # one of RUNTIMES
-    limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
-    execute_horizon: int = 10  # actions executed of each predicted chunk
-    ensemble_decay: float | None = None  # mean of overlapping chunks (envs/rollout.py); None: the newest
-    num_workers: int = 2
-    envs_per_worker: int = 4
-    videos_per_task: int = 2  # filmed afterwards, failures first
+    episodes_per_task: Annotated[int, Range(1), "episodes of every task"]
+    first_seed: Annotated[int, Range(0), "episode k of a task has the seed first_seed + k"]
+    runtime: Annotated[
+        str, Choices(*RUNTIMES), "robot: every action passes delta conversion and safety filter"
+    ] = "simulation"
+    safety: Annotated[bool, "whether the runtime robot has these two; false is for comparison"] = True
+    execute_horizon: Annotated[int, Range(1), "actions executed of a chunk before the policy looks again"] = (
+        10
+    )
+    ensemble_decay: Annotated[
+        float | None, Range(0), "mean of overlapping chunks (envs/rollout.py); null: the newest"
+    ] = None
+    num_workers: Annotated[int, Range(1), "processes with environments"] = 2
+    envs_per_worker: Annotated[int, Range(1), "episodes that one process plays at a time"] = 4
+    videos_per_task: Annotated[int, Range(0), "episodes filmed afterwards, failures first"] = 2
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise ValueError(f"condition {self.condition!r} is none of {CONDITIONS}")
-        if self.runtime not in RUNTIMES:
-            raise ValueError(f"runtime {self.runtime!r} is none of {RUNTIMES}")
+        check_attributes(self, where="evaluation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationPlan(EvaluationSettings):
+    """Which episodes to run."""
+
+    env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
+    condition: Annotated[str, Choices(*CONDITIONS), "what the policy is told"] = "right"
+    limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="evaluation")
         if self.runtime == "simulation" and self.limits is not None:
-            raise ValueError(
-                "limits are given, but the runtime 'simulation' has no safety filter; say 'robot'"
-            )
-        for name in ("episodes_per_task", "num_workers", "envs_per_worker", "execute_horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.videos_per_task < 0 or self.first_seed < 0:
-            raise ValueError(
-                f"videos_per_task={self.videos_per_task}, first_seed={self.first_seed}; "
-                "neither may be negative"
-            )
+            raise ValueError("limits are given, but the runtime 'simulation' has no safety filter")
         if not self.env_configs:
             raise ValueError("env_configs is empty; name at least one task and its environment")
         for task in self.env_configs:

@@ -7,7 +7,8 @@ metaworld_tasks.py and metaworld_instructions.py; metaworld_drawing.py draws.
 
 import sys
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 import mujoco
 import numpy as np
@@ -16,11 +17,13 @@ from metaworld.env_dict import ENV_CLS_MAP
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-from envs.base import ManipulationEnv, require_choice
-from envs.metaworld.coarse_model import model_to_draw
+from envs.base import ImageSize, ManipulationEnv, VideoSize, require_choice
+from envs.metaworld.coarse_model import QUALITIES, model_to_draw
 from envs.metaworld.instructions import phrase, wordings
 from envs.metaworld.tasks import MT50, swapped_task
 from envs.rendering import Renderer
+from envs.wordings import Wording
+from vla.registry import Choices, Range, check_settings
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("corner2", "topview", "gripperPOV", "corner", "corner3", "corner4", "behindGripper")
@@ -85,16 +88,10 @@ class MetaWorldEnv(ManipulationEnv):
 
     Args:
         task: one of `TASKS`.
-        image_size: height and width of every camera's frames [pixels].
-        cameras: which of `CAMERAS` the robot has; those alone are drawn.
-        render_quality: "simplified" (a coarse robot, no shadows), "fast" (no shadows) or "full".
-        wording: "train" or "heldout" instructions; `reset(options={"wording": ...})` overrides it.
-        max_steps: control periods before an episode is truncated.
-        video_height, video_width: size of `render_video_frame` [pixels].
         render_mode: Gymnasium's; "rgb_array" makes `render` return the video frame.
 
     Raises:
-        ValueError: an argument is not among the choices; the message names them.
+        ValueError: the task is unknown, or a setting is not allowed.
     """
 
     TASKS: ClassVar[tuple[str, ...]] = MT50
@@ -104,20 +101,23 @@ class MetaWorldEnv(ManipulationEnv):
         self,
         *,
         task: str,
-        image_size: int = 96,
-        cameras: tuple[str, ...] = ("corner2",),
-        render_quality: str = "simplified",
-        wording: str = "train",
-        max_steps: int = 400,
-        video_height: int = 240,
-        video_width: int = 240,
+        image_size: ImageSize = 96,
+        cameras: Annotated[Sequence[str], Choices(*CAMERAS), "of the robot; they alone are drawn"] = (
+            "corner2",
+        ),
+        render_quality: Annotated[
+            str, Choices(*QUALITIES), "simplified has a coarse robot and no shadows, fast no shadows"
+        ] = "simplified",
+        wording: Wording = "train",
+        max_steps: Annotated[int, Range(1), "control periods until an episode is truncated"] = 400,
+        video_height: VideoSize = 240,
+        video_width: VideoSize = 240,
         render_mode: str | None = None,
     ) -> None:
         require_choice("task", task, MT50)
-        for camera in cameras:
-            require_choice("camera", camera, CAMERAS)
-        if not cameras or image_size < 8:
-            raise ValueError(f"need at least one camera and 8 pixels, got cameras={cameras}, {image_size=}")
+        check_settings(MetaWorldEnv, {"image_size": image_size, "cameras": cameras}, where="env")
+        if not cameras:
+            raise ValueError(f"env.cameras is empty; name at least one of {CAMERAS}")
         wordings(task, wording)  # raises on an unknown one
         self._simulation = make_simulation(task)
         super().__init__(

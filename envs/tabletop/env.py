@@ -1,13 +1,14 @@
 """The tabletop environments: one robot arm, one scene, seven tasks, told apart by instructions."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, get_args
 
 import mujoco
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from envs.base import ManipulationEnv, require_choice
-from envs.rendering import Renderer, apply_quality
+from envs.base import ImageSize, ManipulationEnv, VideoSize, require_choice
+from envs.rendering import Renderer, RenderQuality, apply_quality
 from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
 from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
 from envs.tabletop.instructions import phrase, wordings
@@ -19,6 +20,8 @@ from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
 from envs.tabletop.tasks.stack import Stack
+from envs.wordings import Wording
+from vla.registry import Choices, Range, check_settings
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("exterior", "wrist")
@@ -67,18 +70,10 @@ class TabletopEnv(ManipulationEnv):
 
     Args:
         task: one of `TASKS`.
-        image_size: height and width of every camera's frames [pixels].
-        cameras: which of `CAMERAS` the robot has; those alone are drawn.
-        render_quality: "fast", or "full" with shadows, multisampling and reflections.
-        level: "none" is one fixed look; "train" and "heldout" vary textures, colours, light and camera.
-        wording: "train" or "heldout" instructions; `reset(options={"wording": ...})` overrides it.
-        twin_share: of the objects that take another's colour, so that only the shape word tells them apart.
-        max_steps: control periods before an episode is truncated; the task's own number if None.
-        video_height, video_width: size of `render_video_frame` [pixels].
         render_mode: Gymnasium's; "rgb_array" makes `render` return the video frame.
 
     Raises:
-        ValueError: an argument is not among the choices; the message names them.
+        ValueError: the task is unknown, or a setting is not allowed.
     """
 
     TASKS: ClassVar[tuple[str, ...]] = TASKS
@@ -87,24 +82,30 @@ class TabletopEnv(ManipulationEnv):
         self,
         *,
         task: str,
-        image_size: int = 96,
-        cameras: tuple[str, ...] = CAMERAS,
-        render_quality: str = "fast",
-        level: str = "train",
-        wording: str = "train",
-        twin_share: float = 0.2,
-        max_steps: int | None = None,
-        video_height: int = 240,
-        video_width: int = 320,
+        image_size: ImageSize = 96,
+        cameras: Annotated[Sequence[str], Choices(*CAMERAS), "of the robot; they alone are drawn"] = CAMERAS,
+        render_quality: Annotated[
+            str, Choices(*get_args(RenderQuality)), "full has shadows, multisampling and reflections"
+        ] = "fast",
+        level: Annotated[
+            str, Choices(*get_args(Level)), "none is one look; the others vary textures, light and camera"
+        ] = "train",
+        wording: Wording = "train",
+        twin_share: Annotated[
+            float, Range(0, 1), "of the objects that take another's color: only the shape word tells them"
+        ] = 0.2,
+        max_steps: Annotated[
+            int | None, Range(1), "control periods until an episode is truncated; null: the task's own"
+        ] = None,
+        video_height: VideoSize = 240,
+        video_width: VideoSize = 320,
         render_mode: str | None = None,
     ) -> None:
         require_choice("task", task, TASKS)
-        for camera in cameras:
-            require_choice("camera", camera, CAMERAS)
-        if not cameras or image_size < 8:
-            raise ValueError(f"need at least one camera and 8 pixels, got cameras={cameras}, {image_size=}")
-        if not 0.0 <= twin_share <= 1.0:
-            raise ValueError(f"twin_share is {twin_share}; it is a share in [0, 1]")
+        given = {"image_size": image_size, "cameras": cameras, "twin_share": twin_share}
+        check_settings(TabletopEnv, given, where="env")
+        if not cameras:
+            raise ValueError(f"env.cameras is empty; name at least one of {CAMERAS}")
         self._task = _TASKS[task](twin_share=twin_share)
         super().__init__(
             robot_spec=make_robot_spec(image_size=image_size, cameras=tuple(cameras)),

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from envs.tabletop.scene import TABLE_TEXTURES, TEXTURE_PIXELS
+from vla.registry import did_you_mean
 
 Level = Literal["none", "train", "heldout"]
 TRAIN_TEXTURES = (0, 1, 2, 3, 4)
@@ -30,7 +31,7 @@ def checked_level(level: str) -> Level:
         ValueError: it is unknown.
     """
     if level not in get_args(Level):
-        raise ValueError(f"level {level!r} is unknown; choose from {get_args(Level)}")
+        raise ValueError(f"level {level!r} is unknown; {did_you_mean(level, get_args(Level))}")
     return cast(Level, level)
 
 

@@ -4,6 +4,7 @@ Neighbors are processes that count, at a lower priority (nice 5), as a browser w
 is of a whole training of `trainer.max_minutes`, comparisons between threads included.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwid
 from experiments.benchmarks.measure import Row
 from experiments.benchmarks.training import trained_for_a_while
 from experiments.config.schema import TrainRun
-from experiments.train import build_model, build_processor, open_data, trainer_settings
+from experiments.train import build_model, build_processor, open_data
 
 NEIGHBORS = (0, 2, 6)
 NICE = 5
@@ -35,7 +36,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
             "part=threads trains for trainer.max_minutes with several numbers of threads; give "
             "trainer.max_minutes=1 and trainer.num_threads=null"
         )
-    run.trainer.num_samples = _ENDLESS
+    endless = dataclasses.replace(run.trainer, num_samples=_ENDLESS, seed=run.seed)
     train, validation = open_data(run)
     processor = build_processor(run, train)
     available = torch.get_num_threads()
@@ -47,9 +48,8 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
 
     def rate(num_threads: int | None) -> float:
         torch.set_num_threads(available)
-        run.trainer.num_threads = num_threads
         model = build_model(run.model, processor, seed=run.seed)
-        settings = trainer_settings(run.trainer, seed=run.seed)
+        settings = dataclasses.replace(endless, num_threads=num_threads)
         with trained_for_a_while(settings, model, processor, train, validation) as (_, result):
             return result.num_samples / result.elapsed_s
 

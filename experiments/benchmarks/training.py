@@ -5,6 +5,7 @@ are counted by torch as the step executes them; attention and convolutions count
 """
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwid
 from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.benchmarks.product_types import ProductTypes
 from experiments.config.schema import TrainRun
-from experiments.train import build_model, build_processor, open_data, trainer_settings
+from experiments.train import build_model, build_processor, open_data
 from vla.data.source import Source
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
@@ -39,7 +40,7 @@ class StepProducts(NamedTuple):
 
 def measure(run: TrainRun, *, repeats: int) -> list[Row]:
     """Return the table for the model and the trainer of a run, trained on `trainer.num_samples`."""
-    settings = trainer_settings(run.trainer, seed=run.seed)
+    settings = dataclasses.replace(run.trainer, seed=run.seed)
     train, validation = open_data(run)
     processor = build_processor(run, train)
     model = build_model(run.model, processor, seed=run.seed)

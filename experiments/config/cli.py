@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 Ctrl-C, 
 of what a program does; control.py adds codes of its own. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
 """
 
-import difflib
 import os
 import re
 import shlex
@@ -19,7 +18,10 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.schema import all_keys, keys_of
+from experiments.config.declared import all_keys, help_table, keys_of
+from experiments.config.extensions import extensions_in, load_extensions
+from experiments.config.schema import ROOTS
+from vla.registry import SettingError, did_you_mean
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -53,7 +55,12 @@ def run(main: Callable[[], object]) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_terminated)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
-        main()
+        load_extensions(extensions_in(sys.argv[1:]))
+        _call(main)
+    except SettingError as error:
+        if wants_traceback:
+            traceback.print_exc()
+        _end(EXIT_CONFIG, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             traceback.print_exc()
@@ -72,6 +79,16 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _end(EXIT_INTERRUPTED, "interrupted; the same command with the same output directory continues")
     sys.exit(0)
+
+
+def _call(main: Callable[[], object]) -> None:
+    """Call a Hydra main; after its `--help`, print the table of settings."""
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in (0, None) and {"--help", "-h"} & set(sys.argv[1:]):
+            print(f"== Settings ==\n{help_table(ROOTS.get(Path(sys.argv[0]).stem))}")
+        raise
 
 
 def child_environment() -> dict[str, str]:
@@ -159,5 +176,4 @@ def _chain(error: BaseException) -> list[str]:
 def _nearest(name: str, candidates: tuple[str, ...]) -> str:
     if name in RENAMED:
         return f"it is now {RENAMED[name]}"
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"nearest: {close[0]!r}" if close else f"known here: {', '.join(candidates)}"
+    return did_you_mean(name, candidates)

@@ -16,30 +16,21 @@ import numpy as np
 from jaxtyping import Float32
 from omegaconf import OmegaConf
 
-from envs.evaluation.results import RUNTIMES
-from envs.sim_robot import SensorFaults
-from experiments.config.robot import (
-    ControlRun,
-    DelayTableRun,
-    RobotConfig,
-    SimRobotConfig,
-    StreamConfig,
-    WatchdogConfig,
-)
-from experiments.config.schema import EvaluationConfig
+from experiments.config.robot import ROBOTS
+from experiments.config.schema import ControlRun, DelayTableRun, EvaluationRunSettings
 from experiments.config.simulation import env_configs
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
 from policies.runtime.inference import Inference
-from policies.runtime.limits import GRIPPER, ChannelLimits, SafetyLimits
+from policies.runtime.limits import GRIPPER, SafetyLimits
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.watchdog import WatchdogLimits
-from vla.errors import nearest
 from vla.interface import Observation, Policy, Robot
+from vla.registry import did_you_mean
 from vla.spec import RobotSpec
 
 ARMING_PERIODS = 40  # how long to wait for a live stream of observations
@@ -47,31 +38,12 @@ ROBOT_OF_FAMILY = {"tabletop": "sim"}  # whose limits, in conf/robot, are those 
 RECONNECT_S = 0.2  # how long one inference tries to find its server again
 
 
-def safety_limits(config: RobotConfig) -> SafetyLimits:
-    """Return a robot's limits.
-
-    Raises:
-        ValueError: a limit makes no sense; the message names the channel.
-    """
-    channels = tuple(
-        ChannelLimits(name=name, **dataclasses.asdict(one)) for name, one in config.limits.items()
-    )
-    return SafetyLimits(
-        channels=channels,
-        refuse_position_factor=config.refuse_position_factor,
-        refuse_speed_factor=config.refuse_speed_factor,
-        max_tracking_error=config.max_tracking_error,
-    )
-
-
-def evaluation_limits(settings: EvaluationConfig, family: str) -> SafetyLimits | None:
+def evaluation_limits(settings: EvaluationRunSettings, family: str) -> SafetyLimits | None:
     """Return the limits that actions of an evaluation have to keep; None where none apply.
 
     Raises:
-        ValueError: the runtime is unknown, or the limits of the family's arm are.
+        ValueError: the limits of the family's arm are not known.
     """
-    if settings.runtime not in RUNTIMES:
-        raise ValueError(f"evaluation.runtime {settings.runtime!r} is unknown; choose from {RUNTIMES}")
     if settings.runtime == "simulation":
         return None
     if family not in ROBOT_OF_FAMILY:
@@ -80,10 +52,10 @@ def evaluation_limits(settings: EvaluationConfig, family: str) -> SafetyLimits |
             f"are not known; they are for {sorted(ROBOT_OF_FAMILY)}: give evaluation.runtime=simulation"
         )
     text = resources.files("conf").joinpath("robot", f"{ROBOT_OF_FAMILY[family]}.yaml").read_text("utf-8")
-    values = {key: value for key, value in OmegaConf.create(text).items() if key != "defaults"}
-    robot = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SimRobotConfig), values))
-    assert isinstance(robot, SimRobotConfig)
-    return safety_limits(robot) if settings.safety else None
+    config = OmegaConf.to_object(OmegaConf.create(text))
+    assert isinstance(config, dict)
+    robot = ROBOTS.build({str(key): value for key, value in config.items()})
+    return robot.limits if settings.safety else None
 
 
 def chosen_task(run: ControlRun | DelayTableRun) -> str:
@@ -95,7 +67,7 @@ def chosen_task(run: ControlRun | DelayTableRun) -> str:
     if run.task is None:
         return run.tasks[0]
     if run.task not in run.tasks:
-        raise ValueError(f"task {run.task!r} is unknown; {nearest(run.task, run.tasks)}")
+        raise ValueError(f"task {run.task!r} is unknown; {did_you_mean(run.task, run.tasks)}")
     return run.task
 
 
@@ -154,14 +126,6 @@ class RemoteForWorker:
     def close(self) -> None:
         """Disconnect; an inference under way fails."""
         self._remote.close()
-
-
-def sensor_faults(robot: RobotConfig) -> SensorFaults:
-    """Return the faults that a simulated robot is to have."""
-    assert isinstance(robot, SimRobotConfig), "main has looked at robot.kind"
-    return SensorFaults(
-        latency_s=robot.latency_s, jitter_s=robot.jitter_s, drop_probability=robot.drop_probability
-    )
 
 
 class SlowedPolicy:
@@ -223,8 +187,8 @@ def build_controller(
     execute_horizon: int,
     delta_to_absolute: bool,
     instruction: str,
-    watchdog: WatchdogConfig,
-    stream: StreamConfig,
+    watchdog: WatchdogLimits,
+    stream: StreamLimits,
     clock: Clock,
     recorder: Recorder | None = None,
 ) -> Controller:
@@ -243,7 +207,7 @@ def build_controller(
         )
     grippers = tuple(
         channel.measured_by
-        for channel in limits.channels
+        for channel in limits.channels.values()
         if channel.kind == GRIPPER and channel.measured_by is not None
     )
     return Controller(
@@ -260,8 +224,8 @@ def build_controller(
         instruction=instruction,
         frame_offsets=policy.frame_offsets,
         clock=clock,
-        watchdog=WatchdogLimits(**dataclasses.asdict(watchdog)),
-        stream=StreamLimits(**dataclasses.asdict(stream), may_jump=grippers),
+        watchdog=watchdog,
+        stream=dataclasses.replace(stream, may_jump=grippers),
         delta_to_absolute=delta_to_absolute,
         recorder=recorder,
     )

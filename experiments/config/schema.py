@@ -1,324 +1,312 @@
-"""Every key that a program accepts, with its type and default: Hydra's structured configs.
+"""Every key that a program accepts. What a key is, its default and its range stand where it is declared.
 
-A key that is not a field here is an error, in a file as on the command line. Values live in `conf/`; a
-default here means that the files may leave the key out. This file knows nothing of what the values do.
+Most keys are settings of a class that does the work, declared in its constructor; those of a program alone
+are declared here. Values live in `conf/`. A key that nobody declares is an error, in a file as on the command
+line.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from envs.registry import expand_tasks
-from experiments.config import robot as schema_robot
-from experiments.config.env import EnvConfig
-from vla.model.registry import HEADS
-from vla.processing.registry import CODECS
+from envs.disturbance import Disturbance
+from envs.evaluation.results import EvaluationSettings
+from envs.registry import ENVIRONMENTS, expand_tasks
+from envs.rollout import CONDITIONS
+from experiments.config.declared import schema_node
+from experiments.config.extensions import load_extensions, offer_parts
+from experiments.config.robot import ROBOTS, RobotSetup
+from policies.runtime.chunking import SCHEDULES
+from policies.runtime.observation_buffer import StreamLimits
+from policies.runtime.watchdog import WatchdogLimits
+from vla.data.registry import SOURCES
+from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
+from vla.processing.registry import CODECS, INPUTS
+from vla.registry import Choices, Range, Registry, check_settings
+from vla.training.settings import TrainerSettings
 
-Schema = TypeVar("Schema")
+# Declarations that several programs share.
+Condition = Annotated[str, Choices(*CONDITIONS), "what the policy is told"]
+FirstSeed = Annotated[int, Range(0), "of the first episode; the next have the next seeds"]
+ExecuteHorizon = Annotated[int, Range(1), "control periods from one inference to the next, at least"]
+NumThreads = Annotated[int, Range(1), "of one inference"]
+HeadChanges = Annotated[dict[str, Any], "settings of a checkpoint's head that no weight depends on"]
+Results = Annotated[str | None, "where to write <results>.json and <results>.md as well as in out_dir"]
+Positive = Range(0, open_low=True)
 
 
-class UnknownKey(HydraException):
-    """A key was added that no program reads."""
-
-
-@dataclass
-class CollectConfig:
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
     """How demonstrations are recorded."""
 
-    episodes_per_task: int = MISSING  # successful ones
-    first_seed: int = 0
-    noise_probability: float = MISSING  # share of the episodes in which the expert is disturbed
-    noise_std: float = MISSING  # of the disturbance in each period, as a share of half the action range
-    bump_probability: float = MISSING  # of a few periods' drift to begin in a period of such an episode
-    extra_steps: int = 0  # control periods recorded after success: what to do right at the goal
-    twin_share: float | None = None  # while recording, in place of the env's: more lessons in shapes
-    storage: str = MISSING  # video | image
-    pixel_format: str = "yuv420p"  # as in LeRobot; yuv444p keeps the colours of small things sharp
-    num_workers: int = 2
+    episodes_per_task: Annotated[int, Range(1), "successful ones"]
+    disturbance: Annotated[Disturbance, "of the expert"]
+    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"]
+    first_seed: FirstSeed = 0
+    extra_steps: Annotated[
+        int, Range(0), "control periods recorded after success: what to do right at the goal"
+    ] = 0
+    twin_share: Annotated[
+        float | None, Range(0, 1), "while recording, in place of the env's: more lessons in shapes"
+    ] = None
+    pixel_format: Annotated[
+        str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
+    ] = "yuv420p"
+    num_workers: Annotated[int, Range(1), "recording processes"] = 2
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Parts of `vla.model.vla.VLAModel`, each chosen by `kind` among those of `vla.model.registry`."""
+    """Parts of `vla.model.vla.VLAModel`, each chosen by `kind`."""
 
-    backbone: dict[str, Any] = field(default_factory=dict)
-    head: dict[str, Any] = field(default_factory=dict)
-    auxiliaries: dict[str, Any] = field(default_factory=dict)  # by a name of your choice
+    backbone: Annotated[dict[str, Any], BACKBONES, "what all heads share"]
+    head: Annotated[dict[str, Any], HEADS, "predicts actions"]
+    auxiliaries: Annotated[
+        dict[str, Annotated[dict[str, Any] | None, AUXILIARIES]],
+        "further training targets, by names of your choice; null leaves one out",
+    ] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
     """Arguments of `Processor.fit` that are neither data nor action codec."""
 
-    action_horizon: int = MISSING  # control periods in a predicted chunk
-    max_committed: int = MISSING  # most actions that may be committed before a chunk is predicted; 0 for none
-    frame_offsets: list[int] = MISSING  # which frames a policy looks at, control periods before now
-    inputs: dict[str, Any] = field(default_factory=dict)  # input encoders by name, each chosen by `kind`
+    action_horizon: Annotated[int, Range(1), "control periods in a predicted chunk"]
+    max_committed: Annotated[int, Range(0), "most actions committed before a chunk is chosen; 0 for none"]
+    frame_offsets: Annotated[
+        list[int], Range(0), "frames that a policy looks at, in control periods before now"
+    ]
+    inputs: Annotated[
+        dict[str, Annotated[dict[str, Any], INPUTS]], "input encoders, by names of your choice"
+    ] = field(default_factory=dict)
 
 
-@dataclass
-class TrainerConfig:
-    """`vla.training.settings.TrainerSettings`, the seed apart."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRunSettings(EvaluationSettings):
+    """How a policy is measured: each condition is an evaluation."""
 
-    num_samples: int = MISSING  # the budget; the learning rate follows it
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    max_minutes: float | None = None  # a cap that ends the run before its budget; more time continues it
-    optimizer: str = "muon"  # muon (for the trunk's matrices) | adamw
-    warmup_share: float = 0.03
-    weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.998
-    accumulate: int = 1
-    balance_tasks: bool = False  # as many samples of each task, however long its demonstrations
-    precision: str = "auto"  # auto | fp32 | bf16
-    compile: str = "auto"  # auto (on a GPU) | on | off
-    device: str = "auto"  # auto | cpu | cuda
-    num_threads: int | None = None  # null: one or all, whichever is faster at the moment
-    log_every_steps: int = 20
-    validate_every_steps: int = 500
-    validation_batches: int = 4
-    save_every_minutes: float = 3.0
-    keep_checkpoints: int = 2  # -1: all
-    resume: str = "same"  # same: other settings than the run began with are refused | override: they apply
+    conditions: Annotated[list[Condition], "each is an evaluation"]
+    device: Annotated[str, Choices("auto", "cpu", "cuda"), "for checkpoints; a bundle runs on the CPU"] = (
+        "auto"
+    )
 
 
-@dataclass
-class EvaluationConfig:
-    """How a policy is measured."""
+@dataclass(kw_only=True)
+class Program:
+    """What every program accepts."""
 
-    episodes_per_task: int = MISSING
-    first_seed: int = MISSING  # episode k of a task has seed first_seed + k
-    conditions: list[str] = MISSING  # right | swapped | blank
-    runtime: str = "simulation"  # simulation | robot: delta conversion and safety filter on every action
-    safety: bool = True  # whether the runtime "robot" has these two; false is for comparison
-    execute_horizon: int = MISSING  # actions executed of a chunk before the policy looks again
-    ensemble_decay: float | None = None  # mean of overlapping chunks, by ACT; null: the newest
-    device: str = "auto"  # auto | cpu | cuda, for checkpoints; a bundle runs on the CPU
-    num_workers: int = 2
-    envs_per_worker: int = 4
-    videos_per_task: int = 2
+    out_dir: Annotated[str, "where it writes; the same one continues what was interrupted"]
+    extensions: Annotated[list[str], "modules of yours that add parts: experiments/config/extensions.py"] = (
+        field(default_factory=list)
+    )
 
 
-@dataclass
-class CollectRun:
+@dataclass(kw_only=True)
+class TaskProgram(Program):
+    """A program that makes environments."""
+
+    env: Annotated[dict[str, Any], ENVIRONMENTS, "the environment, the task apart"]
+    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class CollectRun(TaskProgram):
     """`python -m experiments.collect`."""
 
-    out_dir: str = MISSING
-    dataset: str = MISSING
-    tasks: list[str] = MISSING
-    env: EnvConfig = MISSING
-    collect: CollectConfig = MISSING
+    dataset: Annotated[str, "directory of the recording"]
+    collect: Annotated[CollectSettings, "how demonstrations are recorded"]
 
 
-@dataclass
-class TrainRun:
+@dataclass(kw_only=True)
+class TrainRun(CollectRun):
     """`python -m experiments.train`."""
 
-    out_dir: str = MISSING
-    dataset: str = MISSING
-    record: bool = False  # whether to record first what `dataset` lacks
-    tasks: list[str] = MISSING
-    env: EnvConfig = MISSING
-    collect: CollectConfig = MISSING
-    data: dict[str, Any] = field(default_factory=dict)  # a training source: `vla.data.registry`
-    model: ModelConfig = field(default_factory=ModelConfig)
-    codec: dict[str, Any] = field(
-        default_factory=dict
-    )  # of actions, chosen by `kind` among `vla.processing.registry`
-    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    trainer: TrainerConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
-    logger: str = "jsonl"  # jsonl | wandb (JSON lines are written always)
-    seed: int = 0
+    record: Annotated[bool, "whether to record first what the dataset lacks"] = False
+    data: Annotated[dict[str, Any], SOURCES, "a training source"]
+    model: Annotated[ModelConfig, "parts of the model"]
+    codec: Annotated[dict[str, Any], CODECS, "of actions"]
+    processor: Annotated[ProcessorConfig, "what a policy looks at and predicts"]
+    trainer: Annotated[TrainerSettings, "how the model is trained"]
+    evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
+    logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
+    seed: Annotated[int, Range(0), "of the model's weights, of the order of samples, of what is held out"] = 0
 
 
-@dataclass
-class EvaluateRun:
+@dataclass(kw_only=True)
+class EvaluateRun(TaskProgram):
     """`python -m experiments.evaluate`."""
 
-    out_dir: str = MISSING
-    policy: str = MISSING  # checkpoint | bundle
-    path: str = MISSING
-    head: dict[str, Any] = field(default_factory=dict)  # of a checkpoint: settings that no weight depends on
-    tasks: list[str] = MISSING
-    env: EnvConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
+    path: Annotated[str, "of a checkpoint, of a training run, or of a bundle"]
+    head: HeadChanges = field(default_factory=dict)
+    evaluation: Annotated[EvaluationRunSettings, "how the policy is measured"]
 
 
-@dataclass
-class ExportRun:
+@dataclass(kw_only=True)
+class ExportRun(Program):
     """`python -m experiments.export`."""
 
-    out_dir: str = MISSING
-    checkpoint: str = MISSING
-    bundle: str = MISSING
-    head: dict[str, Any] = field(default_factory=dict)  # settings that no weight depends on
-    replace: bool = False  # whether an existing bundle gives way
+    checkpoint: Annotated[str, "a checkpoint, or a training run"]
+    bundle: Annotated[str, "directory to write"]
+    head: HeadChanges = field(default_factory=dict)
+    replace: Annotated[bool, "whether an existing bundle gives way"] = False
 
 
-@dataclass
-class CompareRun:
+@dataclass(kw_only=True)
+class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    out_dir: str = MISSING
-    a: str = MISSING
-    b: str = MISSING
-    condition: str = "right"
+    a: Annotated[str, "an evaluation"]
+    b: Annotated[str, "the evaluation to compare it with"]
+    condition: Condition = "right"
 
 
-@dataclass
-class SweepTableRun:
+@dataclass(kw_only=True)
+class SweepTableRun(Program):
     """`python -m experiments.sweep_table`."""
 
-    out_dir: str = MISSING
-    runs: list[str] = MISSING
-    condition: str = "right"
+    runs: Annotated[list[str], "directories of runs, or of sweeps; the first run is the one to beat"]
+    condition: Condition = "right"
 
 
-@dataclass
-class ObservationMapConfig:
-    """`policies.serving.observation_map.ObservationMap`; what is left empty is derived from the bundle."""
-
-    cameras: dict[str, str] = field(default_factory=dict)  # camera of the bundle -> the client's key
-    state: list[str] = field(default_factory=list)  # keys whose numbers, joined, are the state
-    instruction: str = ""
-    layout: str = "hwc"  # hwc | chw
-    resize: str = "refuse"  # other image sizes: refuse | stretch | pad
-    missing_frames: str = "refuse"  # one image where the policy looks at several: refuse | repeat
-
-
-@dataclass
-class ServeRun:
-    """`python -m experiments.serve`."""
-
-    out_dir: str = MISSING
-    bundle: str = MISSING
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one
-    token_env: str = "VLA_SERVE_TOKEN"  # environment variable that holds the token
-    token_file: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    insecure_lan: bool = False  # accept plain text beyond this machine
-    allowed_origins: list[str] = field(default_factory=list)  # web pages that may connect
-    num_threads: int = 1  # of one inference
-    openpi_map: ObservationMapConfig = MISSING
-    vla_eval_map: ObservationMapConfig = MISSING
-    vla_eval_execute_horizon: int = 1  # actions handed out of a chunk; 0 sends the whole chunk
-    vla_eval_observation_params: dict[str, Any] = field(default_factory=dict)  # for benchmarks' constructors
-    request_timeout_s: float = 2.0
-    idle_timeout_s: float = 300.0
-    max_connections: int = 16  # 1: the first client is the only one
-    max_bytes: int = 8388608  # of one frame
-    status_every_s: float = 2.0
-
-
-@dataclass
+@dataclass(kw_only=True)
 class QuickstartRun(TrainRun):
     """`python -m experiments.quickstart`: all of `TrainRun`, then export and evaluation of the bundle."""
 
-    bundle_evaluation: EvaluationConfig = MISSING
-    fresh: bool = False  # start over instead of resuming finished stages
+    bundle_evaluation: Annotated[EvaluationRunSettings, "how the bundle is measured"]
+    fresh: Annotated[bool, "start over instead of resuming finished stages"] = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BenchmarkRun(TrainRun):
     """`python -m experiments.benchmark`: what a training run has, to be timed instead."""
 
-    part: str = MISSING  # simulation | data | training | threads | latency | serving
-    repeats: int = 20  # of every short measurement
-    backends: list[str] = field(
+    part: Annotated[
+        str, Choices("simulation", "data", "training", "threads", "latency", "serving"), "what to time"
+    ]
+    repeats: Annotated[int, Range(1), "of every short measurement"] = 20
+    backends: Annotated[list[str], "that latency is measured in"] = field(
         default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
-    )  # that latency is measured in
-    heads: list[str] = field(default_factory=lambda: ["parallel", "autoregressive"])  # whose latency
-    first_seed: int = 600000
-    peer_python: str | None = None  # an interpreter that has lerobot, to time it on the same work
+    )
+    heads: Annotated[list[Annotated[str, Choices(*HEADS.names())]], "whose latency is measured"] = field(
+        default_factory=lambda: ["parallel", "autoregressive"]
+    )
+    first_seed: FirstSeed = 600000
+    peer_python: Annotated[str | None, "an interpreter that has lerobot, to time it on the same work"] = None
 
 
-# Chosen by `kind`; what else they take follows from it.
-PARTS = (
-    *("data", "codec", "head", "processor.inputs"),
-    *("model.backbone", "model.head", "model.auxiliaries"),
+@dataclass(kw_only=True)
+class RobotProgram(TaskProgram):
+    """A program that drives a robot."""
+
+    robot: Annotated[RobotSetup, ROBOTS, "the robot"]
+    execute_horizon: ExecuteHorizon = 4
+    num_threads: NumThreads = 1
+    watchdog: Annotated[WatchdogLimits, "how long each problem may last"] = field(
+        default_factory=WatchdogLimits
+    )
+    stream: Annotated[StreamLimits, "when observations count as broken"] = field(default_factory=StreamLimits)
+
+
+@dataclass(kw_only=True)
+class ControlRun(RobotProgram):
+    """`python -m experiments.control`."""
+
+    bundle: Annotated[str | None, "either a bundle, run in this process,"] = None
+    server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
+    token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
+        "VLA_SERVE_TOKEN"
+    )
+    server_wait_s: Annotated[float, Range(0), "for a server that is not there yet, at the start"] = 30.0
+    task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
+    seed: Annotated[int, Range(0), "of the scene"]
+    instruction: Annotated[str | None, "null: the task's own"] = None
+    schedule: Annotated[str, Choices(*SCHEDULES), "when to infer, and what becomes of chunks"] = "async"
+    delta_to_absolute: Annotated[
+        bool, "whether chunks of changes count from the commanded position at capture"
+    ] = True
+    inference_delay_s: Annotated[float, Range(0), "added to every inference"] = 0.0
+    max_seconds: Annotated[float, Positive, "after which the task counts as over"] = 60.0
+    replay: Annotated[str | None, "a recording whose commands are sent again, instead of asking a policy"] = (
+        None
+    )
+
+
+@dataclass(kw_only=True)
+class DelayTableRun(RobotProgram):
+    """`python -m experiments.delay_table`."""
+
+    bundle: Annotated[str, "the policy"]
+    task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
+    delays_ms: Annotated[list[float], Range(0), "of an inference"]
+    schedules: Annotated[list[Annotated[str, Choices(*SCHEDULES)]], "to compare"]
+    episodes: Annotated[int, Range(1), "for each delay and schedule"]
+    first_seed: FirstSeed
+    delta_to_absolute: Annotated[
+        bool, "whether chunks of changes count from the commanded position at capture"
+    ] = True
+    num_workers: Annotated[int, Range(1), "processes, each with an environment and a policy of its own"] = 2
+    results: Results = None
+
+
+@dataclass(kw_only=True)
+class FrankaTrialsRun(RobotProgram):
+    """`python -m experiments.franka_trials`."""
+
+    bundle: Annotated[str | None, "null: the scripted expert acts in place of a policy"] = None
+    trials: Annotated[int, Range(1), "without faults"]
+    faults: Annotated[int, Range(0), "of each kind: killed, stopped, slowed"]
+    first_seed: FirstSeed
+    time: Annotated[
+        str, Choices("wall", "robot"), "robot: the arm's clock, where a simulator of it is too slow"
+    ] = "wall"
+    schedule: Annotated[str, Choices(*SCHEDULES), "when to infer, and what becomes of chunks"] = "async"
+    execute_horizon: ExecuteHorizon = 2
+    max_seconds: Annotated[float, Positive, "of a trial"] = 6.0
+    results: Results = None
+
+
+ROOTS: Registry[Program] = Registry(
+    "program",
+    {
+        "collect": f"{__name__}:CollectRun",
+        "train": f"{__name__}:TrainRun",
+        "evaluate": f"{__name__}:EvaluateRun",
+        "export": f"{__name__}:ExportRun",
+        "compare": f"{__name__}:CompareRun",
+        "sweep_table": f"{__name__}:SweepTableRun",
+        "serve": "experiments.config.serving:ServeRun",
+        "quickstart": f"{__name__}:QuickstartRun",
+        "benchmark": f"{__name__}:BenchmarkRun",
+        "control": f"{__name__}:ControlRun",
+        "delay_table": f"{__name__}:DelayTableRun",
+        "franka_trials": f"{__name__}:FrankaTrialsRun",
+    },
 )
-ROOTS = {
-    "collect": CollectRun,
-    "train": TrainRun,
-    "evaluate": EvaluateRun,
-    "export": ExportRun,
-    "compare": CompareRun,
-    "sweep_table": SweepTableRun,
-    "serve": ServeRun,
-    "quickstart": QuickstartRun,
-    "benchmark": BenchmarkRun,
-    "control": schema_robot.ControlRun,
-    "delay_table": schema_robot.DelayTableRun,
-    "franka_trials": schema_robot.FrankaTrialsRun,
-}
+
+Run = TypeVar("Run", bound=Program)
 
 
-def register() -> None:
-    """Make the schemas known to Hydra as `collect_schema`, `train_schema` and so on."""
-    for name, schema in ROOTS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=_open_parts(OmegaConf.structured(schema)))
-    for group, registry in (("codec", CODECS), ("model/head", HEADS)):
-        for name in registry.names():
-            ConfigStore.instance().store(group=group, name=name, node={"kind": name})
-    for name, schema in schema_robot.ROBOTS.items():
-        ConfigStore.instance().store(group="robot", name=f"{name}_schema", node=schema)
+def register(*programs: str) -> None:
+    """Make the schemas of programs known to Hydra as `collect_schema` and so on; of all if none is named."""
+    offer_parts()
+    for name in programs or ROOTS.names():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema_node(ROOTS.get(name)))
 
 
-def _open_parts(node: Any) -> Any:
-    """Let the parts that are chosen by `kind` take any key; the registries check them."""
-    for path in PARTS:
-        part = OmegaConf.select(node, path)
-        if part is not None:
-            OmegaConf.set_struct(part, False)
-    return node
-
-
-def typed(config: DictConfig, schema: type[Schema]) -> Schema:
-    """Return a composed configuration as an object of its schema, sets of tasks as their tasks.
+def typed(config: DictConfig, program: type[Run]) -> Run:
+    """Return a composed configuration as what its program declares: checked, and with its parts built.
 
     Raises:
-        UnknownKey: `+key=value` smuggled in a key that the schema does not have.
-        omegaconf.errors.OmegaConfBaseException: a value without default is missing, or of the wrong type.
+        SettingError: a key is unknown, or a value is not allowed; one line names the key.
+        omegaconf.errors.OmegaConfBaseException: a value without default is missing.
     """
-    run = OmegaConf.to_object(config)
-    assert isinstance(run, schema)
-    _require_known(run, prefix="")
-    values = vars(run)
-    if "tasks" in values and "env" in values:
-        values["tasks"] = expand_tasks(values["env"].family, values["tasks"])
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    load_extensions(values["extensions"])
+    run = program(**check_settings(program, values))
+    if isinstance(run, TaskProgram):
+        return dataclasses.replace(run, tasks=expand_tasks(run.env["family"], run.tasks))
     return run
-
-
-def _require_known(node: Any, *, prefix: str) -> None:
-    declared = keys_of(type(node).__name__)
-    for key, value in vars(node).items():
-        if key not in declared:
-            raise UnknownKey(f"Key '{key}' not in '{type(node).__name__}'\n    full_key: {prefix}{key}")
-        if dataclasses.is_dataclass(value):
-            _require_known(value, prefix=f"{prefix}{key}.")
-
-
-def keys_of(name: str) -> tuple[str, ...]:
-    """Return the keys of the schema class of that name; none if there is no such class."""
-    owner = _classes().get(name)
-    return () if owner is None else tuple(entry.name for entry in dataclasses.fields(owner))
-
-
-def all_keys() -> tuple[str, ...]:
-    """Return the keys of all schema classes."""
-    return tuple(sorted({entry.name for owner in _classes().values() for entry in dataclasses.fields(owner)}))
-
-
-def _classes() -> dict[str, Any]:
-    """Return all schema classes by name."""
-    values = [*vars(sys.modules[__name__]).values(), *vars(schema_robot).values()]
-    return {one.__name__: one for one in values if isinstance(one, type) and dataclasses.is_dataclass(one)}

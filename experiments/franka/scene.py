@@ -3,7 +3,8 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,11 +13,12 @@ from envs.registry import make_env
 from envs.tabletop.arm import HOME_JOINTS
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.mirror import TabletopMirror
-from experiments.config.robot import FrankaRobotConfig
+from experiments.config.robot import RobotSetup
 from policies.robots.franka import Following, FrankaRobot
 from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
 from vla.interface import SensorReading
+from vla.registry import Range
 from vla.spec import RobotSpec
 
 _POLL_S = 0.001
@@ -87,24 +89,68 @@ class ArmClock:
                 time.sleep(_POLL_S)
 
 
-def open_arm(
-    config: FrankaRobotConfig, *, on_setpoint: Callable[[Setpoint], None] | None = None
-) -> FrankyArm:
-    """Connect to the arm.
+@dataclass(frozen=True, kw_only=True)
+class FrankaSetup(RobotSetup):
+    """A Franka FR3 through franky (`policies.robots`), its cameras drawn from a tabletop scene."""
 
-    Raises:
-        FrankyMissing: franky is not installed; the message says what to do.
-        FrankaFault: nobody answers, or the robot refuses.
-    """
-    return FrankyArm(
-        address=config.address,
-        posture=HOME_JOINTS,
-        dynamics=Dynamics(acceleration=config.acceleration, jerk=config.jerk),
-        has_gripper=config.has_gripper,
-        gripper_speed=config.gripper_speed,
-        needs_realtime=config.needs_realtime,
-        on_setpoint=on_setpoint,
-    )
+    address: Annotated[str, "of the robot, or of franky-sim"]
+    needs_realtime: Annotated[bool, "refuse to run without a real-time kernel; a simulator needs none"] = True
+    has_gripper: Annotated[bool, "whether the arm has a Franka Hand"] = True
+    gripper_speed: Annotated[float, Range(0, open_low=True), "of the fingers [m/s]"] = 0.05
+    dynamics: Annotated[Dynamics, "how hard every joint may move"] = field(default_factory=Dynamics)
+    following: Annotated[Following, "how the arm follows its commands"] = field(default_factory=Following)
+    go_to_start: Annotated[bool, "move to where the scene's episode begins; look that the way is free"] = True
+
+    @contextlib.contextmanager
+    def open(self, env_config: Mapping[str, Any], *, seed: int, clock: Clock) -> Iterator[FrankaInScene]:
+        """Connect to the arm and place it in the scene of a seed; bring it to rest on leaving.
+
+        Raises:
+            ValueError: the environment is no tabletop, or its task moves objects.
+            FrankyMissing: franky is not installed.
+            FrankaFault: nobody answers, or the arm is in error.
+        """
+        with open_mirror(env_config) as mirror, self.open_arm() as arm:
+            yield self.place_in_scene(arm=arm, mirror=mirror, seed=seed, clock=clock)
+
+    def open_arm(self, *, on_setpoint: Callable[[Setpoint], None] | None = None) -> FrankyArm:
+        """Connect to the arm.
+
+        Raises:
+            FrankyMissing: franky is not installed; the message says what to do.
+            FrankaFault: nobody answers, or the robot refuses.
+        """
+        return FrankyArm(
+            address=self.address,
+            posture=HOME_JOINTS,
+            dynamics=self.dynamics,
+            has_gripper=self.has_gripper,
+            gripper_speed=self.gripper_speed,
+            needs_realtime=self.needs_realtime,
+            on_setpoint=on_setpoint,
+        )
+
+    def place_in_scene(
+        self, *, arm: FrankyArm, mirror: TabletopMirror, seed: int, clock: Clock
+    ) -> FrankaInScene:
+        """Lay out the scene of a seed, bring the arm to its start with an open hand, and return the robot.
+
+        Raises:
+            FrankaFault: the arm is in error.
+        """
+        start = mirror.begin(seed=seed)
+        arm.grip(1.0)
+        if self.go_to_start:
+            arm.go_to(start)
+            wait_at_rest(arm)
+        robot = FrankaRobot(
+            spec=mirror.robot_spec,
+            arm=arm,
+            cameras=mirror,
+            clock=clock,
+            following=self.following,
+        )
+        return FrankaInScene(robot=robot, mirror=mirror)
 
 
 @contextlib.contextmanager
@@ -121,41 +167,3 @@ def open_mirror(env_config: Mapping[str, Any]) -> Iterator[TabletopMirror]:
         yield TabletopMirror(env)
     finally:
         env.close()
-
-
-def place_in_scene(
-    config: FrankaRobotConfig, *, arm: FrankyArm, mirror: TabletopMirror, seed: int, clock: Clock
-) -> FrankaInScene:
-    """Lay out the scene of a seed, bring the arm to its start with an open hand, and return the robot.
-
-    Raises:
-        FrankaFault: the arm is in error.
-    """
-    start = mirror.begin(seed=seed)
-    arm.grip(1.0)
-    if config.go_to_start:
-        arm.go_to(start)
-        wait_at_rest(arm)
-    robot = FrankaRobot(
-        spec=mirror.robot_spec,
-        arm=arm,
-        cameras=mirror,
-        clock=clock,
-        following=Following(gain_hz=config.gain_hz, max_tracking_error_m=config.max_tracking_error_m),
-    )
-    return FrankaInScene(robot=robot, mirror=mirror)
-
-
-@contextlib.contextmanager
-def open_franka(
-    config: FrankaRobotConfig, env_config: Mapping[str, Any], *, seed: int, clock: Clock
-) -> Iterator[FrankaInScene]:
-    """Connect to the arm and place it in the scene of a seed; bring it to rest in the end.
-
-    Raises:
-        ValueError: the environment is no tabletop, or its task moves objects.
-        FrankyMissing: franky is not installed.
-        FrankaFault: nobody answers, or the arm is in error.
-    """
-    with open_mirror(env_config) as mirror, open_arm(config) as arm:
-        yield place_in_scene(config, arm=arm, mirror=mirror, seed=seed, clock=clock)

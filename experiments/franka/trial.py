@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from envs.tabletop.mirror import TabletopMirror
-from experiments.config.control_setup import RemoteForWorker, build_controller, drive, safety_limits
-from experiments.config.robot import FrankaTrialsRun
+from experiments.config.control_setup import RemoteForWorker, build_controller, drive
+from experiments.config.schema import FrankaTrialsRun
 from experiments.franka.audit import SetpointAudit, audit_setpoints, last_motion_s
-from experiments.franka.scene import FrankaInScene, place_in_scene
+from experiments.franka.scene import FrankaInScene, FrankaSetup
 from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
 from policies.runtime.inference import ThreadedInference
@@ -40,6 +40,7 @@ class TrialSetup:
     """What trials share."""
 
     run: FrankaTrialsRun
+    robot: FrankaSetup
     arm: FrankyArm
     mirror: TabletopMirror
     clock: Clock
@@ -124,7 +125,7 @@ def run_trial(
         FrankaFault: the arm is in error.
         ArmingRefused: the controller never became ready.
     """
-    robot = place_in_scene(setup.run.robot, arm=setup.arm, mirror=setup.mirror, seed=seed, clock=setup.clock)
+    robot = setup.robot.place_in_scene(arm=setup.arm, mirror=setup.mirror, seed=seed, clock=setup.clock)
     robot.warm_up()
     setup.setpoints.clear()
     injector = FaultInjector(inject if fault else lambda: None, arm=setup.arm, clock=setup.clock)
@@ -152,7 +153,7 @@ def run_trial(
         realtime_factor=arm_s / wall_s,
         chunk_s=chunk_s,
         missed_periods=last.missed,
-        recorded_violations=len(audit_recording(recording, safety_limits(setup.run.robot))),
+        recorded_violations=len(audit_recording(recording, setup.robot.limits)),
         audit=audit_setpoints(setup.setpoints),
         inference_ms=1e3 * float(np.median(waits)) if waits else None,
         fault=fault,
@@ -170,7 +171,7 @@ def _drive_recorded(
     is_fault: bool,
 ) -> float:
     """Drive to the end of the trial, recorded in a directory; return how far ahead the policy plans [s]."""
-    limits = safety_limits(setup.run.robot)
+    limits = setup.robot.limits
     about = {"instruction": robot.instruction, "schedule": setup.run.schedule, "limits": limits.to_json()}
     policy = RemoteForWorker(url=url, token=None)
     with (

@@ -145,7 +145,7 @@ def reactions(recording: Recording) -> Reactions:
         KeyError: the recording lacks the limits.
     """
     limits = _limits(recording)
-    still = _AT_REST * np.array([channel.high - channel.low for channel in limits.channels])
+    still = _AT_REST * np.array([channel.high - channel.low for channel in limits.channels.values()])
     moves = ~limits.is_gripper
     to_hold, to_rest, to_stop = [], [], []
     last_executed: float | None = None
@@ -208,7 +208,7 @@ def _motion_charts(recording: Recording) -> list[Chart]:
     """Return a chart for every channel that the state measures: commanded and measured position."""
     began = recording.periods[0].now
     charts = []
-    for column, channel in enumerate(_limits(recording).channels):
+    for column, channel in enumerate(_limits(recording).channels.values()):
         if channel.measured_by is None:
             continue
         state = recording.robot_spec.state_names.index(channel.measured_by)
@@ -257,7 +257,7 @@ def _seam_charts(recording: Recording) -> list[Chart]:
     """Return the speed that was asked for and that was sent, by channel; seams show as jumps of the first."""
     began, limits = recording.periods[0].now, _limits(recording)
     charts = []
-    for column, channel in enumerate(limits.channels):
+    for column, (name, channel) in enumerate(limits.channels.items()):
         if channel.kind == "gripper":
             continue
         asked = [
@@ -271,7 +271,7 @@ def _seam_charts(recording: Recording) -> list[Chart]:
         spec = recording.robot_spec.action[column]
         charts.append(
             Chart(
-                caption=channel.name,
+                caption=name,
                 series=[_series("target", asked), _series("commanded", sent)],
                 x_label="time [s]",
                 y_label=f"action [{spec.unit}]",

@@ -8,13 +8,14 @@ that receives nothing more comes to rest by itself, within its own limits. How t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from policies.runtime.clock import Clock
 from vla.interface import SensorReading
+from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
@@ -72,6 +73,9 @@ class Cameras(Protocol):
         ...
 
 
+_POSITIVE = Range(0, open_low=True)
+
+
 def rotation_from_vector(vector: Float[np.ndarray, "3"]) -> Float64[np.ndarray, "3 3"]:
     """Return the rotation about a vector by its length [rad]."""
     angle = float(np.linalg.norm(vector))
@@ -108,19 +112,23 @@ def shortened(vector: Float64[np.ndarray, "3"], longest: float) -> Float64[np.nd
 class Following:
     """How the arm follows the commanded pose."""
 
-    gain_hz: float = 3.0  # share of the distance to the commanded pose that is made up for in a second
-    max_speed: float = 0.5  # of the fingertips [m/s]
-    max_turn: float = 2.0  # of the hand [rad/s]
-    max_tracking_error_m: float = 0.03  # commanded from measured pose: a blocked arm must not wind up
-    max_tracking_error_rad: float = 0.3
-    patience: float = 1.5  # control periods after which a command expires
+    gain_hz: Annotated[
+        float, _POSITIVE, "share of the distance to the commanded pose that is made up for in a second"
+    ] = 3.0
+    max_speed: Annotated[float, _POSITIVE, "of the fingertips [m/s]"] = 0.5
+    max_turn: Annotated[float, _POSITIVE, "of the hand [rad/s]"] = 2.0
+    max_tracking_error_m: Annotated[
+        float, _POSITIVE, "of the commanded from the measured position: a blocked arm must not wind up [m]"
+    ] = 0.03
+    max_tracking_error_rad: Annotated[
+        float, _POSITIVE, "of the commanded from the measured rotation [rad]"
+    ] = 0.3
+    patience: Annotated[
+        float, Range(1, 4, open_low=True), "control periods after which a command expires"
+    ] = 1.5
 
     def __post_init__(self) -> None:
-        for name in ("gain_hz", "max_speed", "max_turn", "max_tracking_error_m", "max_tracking_error_rad"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 1.0 < self.patience <= 4.0:
-            raise ValueError(f"patience is {self.patience}; it must lie in (1, 4] control periods")
+        check_attributes(self, where="following")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from policies.robots.franka import ArmReading
 from policies.robots.resolved_rate import FR3, JointRange, joint_velocities
+from vla.registry import Range, check_attributes
 
 MAX_WIDTH_M = 0.08  # between the open fingers of the Franka Hand
 _GRIP_CHANGE_M = 0.004  # smaller changes of a request are left out: each makes the hand stop and go
@@ -57,13 +58,16 @@ class Dynamics:
     acceleration limit, at worst twice that. Hence 4.5 rad/s2, although the robot could do more.
     """
 
-    acceleration: float = 4.5  # [rad/s2]
-    jerk: float = 600.0  # [rad/s3]
-    to_start: float = 0.3  # share of these, and of the joints' speeds, for going to the start
+    acceleration: Annotated[float, Range(0, 10, open_low=True), "of every joint [rad/s2]"] = 4.5
+    jerk: Annotated[float, Range(0, 5000, open_low=True), "of every joint [rad/s3]"] = 600.0
+    to_start: Annotated[
+        float,
+        Range(0, 1, open_low=True),
+        "share of these, and of the joints' speeds, for going to the start",
+    ] = 0.3
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.acceleration <= 10.0 and 0.0 < self.jerk <= 5000.0 and 0.0 < self.to_start <= 1.0):
-            raise ValueError(f"{self}: need acceleration in (0, 10], jerk in (0, 5000], to_start in (0, 1]")
+        check_attributes(self, where="dynamics")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,52 +10,55 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from policies.runtime.braking import PeriodLimits
+from vla.registry import Choices, Range, check_attributes, check_settings
 from vla.spec import RobotSpec
 
 MOTION, GRIPPER = "motion", "gripper"
+_POSITIVE = Range(0, math.inf, open_low=True)
 _UNLIMITABLE = ("velocity", "acceleration", "jerk", "step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChannelLimits:
-    """Limits of one action channel, in its unit (u). `math.inf` switches one off, except for the range."""
+    """Limits of one action channel, in its unit (u). `math.inf` switches one off, except for the range.
 
-    name: str
-    low: float  # commanded position [u]
-    high: float
-    velocity: float  # [u/s]
-    acceleration: float = math.inf  # [u/s2]
-    jerk: float = math.inf  # [u/s3]
-    step: float = math.inf  # largest change in one control period [u]
-    kind: str = MOTION  # motion | gripper; a gripper's action is its position under every convention
-    measured_by: str | None = None  # state channel that measures the position; none: zero where it is armed
+    Raises:
+        ValueError: a value is not allowed (`SettingError`), or the range is empty or excludes the start.
+    """
+
+    low: Annotated[float, Range(), "least commanded position [u]"]
+    high: Annotated[float, Range(), "greatest commanded position [u]"]
+    velocity: Annotated[float, _POSITIVE, "[u/s]"]
+    acceleration: Annotated[float, _POSITIVE, "[u/s2]"] = math.inf
+    jerk: Annotated[float, _POSITIVE, "[u/s3]"] = math.inf
+    step: Annotated[float, _POSITIVE, "largest change in one control period [u]"] = math.inf
+    kind: Annotated[
+        str, Choices(MOTION, GRIPPER), "a gripper's action is its position under every convention"
+    ] = MOTION
+    measured_by: Annotated[
+        str | None, "state channel that measures the position; null: it is zero where it is armed"
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (MOTION, GRIPPER):
-            raise ValueError(f"limits of {self.name!r}: kind {self.kind!r} is none of {(MOTION, GRIPPER)}")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(
-                f"limits of {self.name!r}: range [{self.low}, {self.high}] must be finite, low < high"
-            )
-        for what in _UNLIMITABLE:
-            if not getattr(self, what) > 0:
-                raise ValueError(f"limits of {self.name!r}: {what} is {getattr(self, what)}; must be > 0")
+        check_attributes(self, where="limits")
+        if self.low >= self.high:
+            raise ValueError(f"the range [{self.low}, {self.high}] is empty; low must be less than high")
         if self.measured_by is None and not self.low <= 0.0 <= self.high:
             raise ValueError(
-                f"limits of {self.name!r}: no state channel measures it, so it counts from zero where it is "
-                f"armed, but its range [{self.low}, {self.high}] excludes zero"
+                "no state channel measures it (measured_by), so it counts from zero where it is armed, but "
+                f"its range [{self.low}, {self.high}] excludes zero"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SafetyLimits:
-    """The limits of a robot's channels, in the order of `RobotSpec.action`, and what counts as gross excess.
+    """The limits of a robot's channels, and what counts as gross excess.
 
     A request within its limits passes unchanged. One that exceeds a limit by up to the factor is clamped and
     counted; beyond it, it is refused. Acceleration and jerk are always clamped: a request in range that
@@ -64,17 +67,15 @@ class SafetyLimits:
     to stop.
     """
 
-    channels: tuple[ChannelLimits, ...]
-    refuse_position_factor: float = 1.5  # of half the range, from its centre
-    refuse_speed_factor: float = 5.0  # of velocity and step
-    max_tracking_error: float = math.inf
+    channels: Annotated[Mapping[str, ChannelLimits], "by action channel, in the order of the robot's spec"]
+    refuse_position_factor: Annotated[float, Range(1, math.inf), "of half the range, from its center"] = 1.5
+    refuse_speed_factor: Annotated[float, Range(1, math.inf), "of velocity and step"] = 5.0
+    max_tracking_error: Annotated[float, _POSITIVE, "between the commanded and the measured position [u]"] = (
+        math.inf
+    )
 
     def __post_init__(self) -> None:
-        for name in ("refuse_position_factor", "refuse_speed_factor"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.max_tracking_error > 0:
-            raise ValueError(f"max_tracking_error is {self.max_tracking_error}; it must be positive")
+        check_attributes(self, where="limits")
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits as JSON-ready data; None stands for unlimited."""
@@ -83,7 +84,8 @@ class SafetyLimits:
             return None if value == math.inf else value
 
         channels = [
-            {key: plain(value) for key, value in dataclasses.asdict(one).items()} for one in self.channels
+            {"name": name} | {key: plain(value) for key, value in dataclasses.asdict(one).items()}
+            for name, one in self.channels.items()
         ]
         factors = {key: getattr(self, key) for key in ("refuse_position_factor", "refuse_speed_factor")}
         return {"channels": channels, "max_tracking_error": plain(self.max_tracking_error), **factors}
@@ -96,24 +98,19 @@ class SafetyLimits:
             ValueError: a key is missing or unknown, or a value makes no sense.
         """
 
-        def limit(value: Any) -> Any:
-            return math.inf if value is None else value
+        def unlimited(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+            return {
+                key: math.inf if value is None and key in names else value for key, value in values.items()
+            }
 
         try:
-            channels = tuple(
-                ChannelLimits(
-                    **{key: limit(value) if key in _UNLIMITABLE else value for key, value in one.items()}
-                )
-                for one in data["channels"]
-            )
-            return cls(
-                channels=channels,
-                refuse_position_factor=data["refuse_position_factor"],
-                refuse_speed_factor=data["refuse_speed_factor"],
-                max_tracking_error=limit(data["max_tracking_error"]),
-            )
+            channels = {one["name"]: unlimited(one, _UNLIMITABLE) for one in data["channels"]}
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no safety limits: {error}") from error
+        for one in channels.values():
+            del one["name"]
+        values = unlimited(data, ("max_tracking_error",)) | {"channels": channels}
+        return cls(**check_settings(cls, values, where="limits"))
 
     def require_fitting(self, spec: RobotSpec) -> None:
         """Check that the limits belong to a robot.
@@ -122,20 +119,20 @@ class SafetyLimits:
             ValueError: channels are missing, unknown or in another order, or the state lacks one that
                 `measured_by` names.
         """
-        names = tuple(channel.name for channel in self.channels)
+        names = tuple(self.channels)
         if names != spec.action_names:
             raise ValueError(f"safety limits are for {names}, robot {spec.name!r} takes {spec.action_names}")
-        for channel in self.channels:
+        for name, channel in self.channels.items():
             if channel.measured_by is not None and channel.measured_by not in spec.state_names:
                 raise ValueError(
-                    f"limits of {channel.name!r}: measured_by {channel.measured_by!r} is no state channel of "
+                    f"limits of {name!r}: measured_by {channel.measured_by!r} is no state channel of "
                     f"{spec.name!r}; it has {spec.state_names}"
                 )
 
     @property
     def is_gripper(self) -> Bool[np.ndarray, " action"]:
         """Which channels are grippers."""
-        return np.array([channel.kind == GRIPPER for channel in self.channels])
+        return np.array([channel.kind == GRIPPER for channel in self.channels.values()])
 
 
 def is_absolute(spec: RobotSpec, limits: SafetyLimits) -> Bool[np.ndarray, " action"]:
@@ -146,7 +143,7 @@ def is_absolute(spec: RobotSpec, limits: SafetyLimits) -> Bool[np.ndarray, " act
 def in_periods(limits: SafetyLimits, period_s: float, *, margins: bool) -> PeriodLimits:
     """Return limits in units of one period; with margins, a little less, so that rounding breaks none."""
     low, high, velocity, acceleration, jerk, step = (
-        np.array([getattr(channel, name) for channel in limits.channels])
+        np.array([getattr(channel, name) for channel in limits.channels.values()])
         for name in ("low", "high", "velocity", "acceleration", "jerk", "step")
     )
     speed = velocity * period_s
@@ -204,7 +201,7 @@ def audit(
     dt = 1.0 / spec.control_hz
     steps = np.diff(track, axis=0)
     found: list[Violation] = []
-    for column, channel in enumerate(limits.channels):
+    for column, (name, channel) in enumerate(limits.channels.items()):
         span = channel.high - channel.low
         excess = np.maximum(channel.low - positions[:, column], positions[:, column] - channel.high)
         kinds: Sequence[tuple[str, np.ndarray, float]] = (
@@ -220,7 +217,7 @@ def audit(
                 found.append(
                     Violation(
                         index=int(index),
-                        channel=channel.name,
+                        channel=name,
                         kind=kind,
                         value=float(values[index]),
                         limit=limit,

@@ -12,11 +12,13 @@ import hashlib
 import unicodedata
 from collections import deque
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vla.interface import Observation, ObservationError, SensorReading
+from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 MAX_INSTRUCTION_BYTES = 1024
@@ -86,11 +88,20 @@ def sensor_stamps(reading: SensorReading) -> dict[str, float]:
 class StreamLimits:
     """When a stream of readings counts as broken."""
 
-    frozen_frames: int = 5  # equal frames in a row, while the robot moves
-    frozen_motion: float = 0.1  # how far it must have moved meanwhile, as a share of a state's range
-    black_level: float = 4.0  # mean brightness in [0, 255] below which a camera counts as black
-    state_jump: float = 0.35  # largest change of a state in one period, as a share of its range
+    frozen_frames: Annotated[int, Range(1), "equal frames in a row, while the robot moves"] = 5
+    frozen_motion: Annotated[
+        float, Range(0), "how far it must have moved meanwhile, as a share of a state's range"
+    ] = 0.1
+    black_level: Annotated[
+        float, Range(0, 255), "mean brightness in [0, 255] below which a camera counts as black"
+    ] = 4.0
+    state_jump: Annotated[
+        float, Range(0, open_low=True), "largest change of a state in one period, as a share of its range"
+    ] = 0.35
     may_jump: tuple[str, ...] = ()  # channels such as a gripper's opening, which prove neither
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="stream")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

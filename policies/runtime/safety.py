@@ -68,7 +68,7 @@ class SafetyFilter:
         self._bounds = in_periods(limits, 1.0 / spec.control_hz, margins=True)
         self._measured_by = [
             None if channel.measured_by is None else spec.state_names.index(channel.measured_by)
-            for channel in limits.channels
+            for channel in limits.channels.values()
         ]
         self.counts: Counter[str] = Counter()  # periods by kind of clamp; refusals as "refused kind"
         self._has_started = False
@@ -290,11 +290,11 @@ class SafetyFilter:
         return "workspace" if self._cartesian else "position"
 
     def _range(self, name: str) -> tuple[float, float]:
-        channel = self._limits.channels[self._names.index(name)]
+        channel = self._limits.channels[name]
         return channel.low, channel.high
 
     def _step_limits(self) -> Float64[np.ndarray, " action"]:
-        return np.array([channel.step for channel in self._limits.channels])
+        return np.array([channel.step for channel in self._limits.channels.values()])
 
 
 def _least(bounds: PeriodLimits, acceleration: Float64[np.ndarray, " action"]) -> np.ndarray:

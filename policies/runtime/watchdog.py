@@ -8,9 +8,12 @@ end. It keeps nothing and does nothing.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from policies.runtime.observation_buffer import StreamHealth
+from vla.registry import Range, check_attributes
 
+_POSITIVE = Range(0, open_low=True)
 UNDERRUN = "no action is left to execute"  # the reason when a chunk was used up before the next came
 
 
@@ -35,20 +38,25 @@ class Verdict:
 class WatchdogLimits:
     """How long each problem may last [s]."""
 
-    observation_hold_s: float = 0.25  # age of the newest measurement of any camera, or of the joints
-    observation_stop_s: float = 1.0
-    blind_stop_s: float = 2.0  # a camera frozen or black; holds at once
-    underrun_stop_s: float = 0.5  # no action left to execute; holds at once
-    failing_stop_s: float = 0.5  # since the first failed inference without a good one after it; holds at once
-    refused_stop_s: float = 0.5  # the safety filter refuses what comes; each refusal holds by itself
-    silent_stop_s: float = 2.0  # an inference that is not answered
-    missed_stop: int = 5  # control periods missed in a row (a number, not seconds)
+    observation_hold_s: Annotated[float, _POSITIVE, "age of the stalest sensor, to hold"] = 0.25
+    observation_stop_s: Annotated[float, _POSITIVE, "age of the stalest sensor, to stop"] = 1.0
+    blind_stop_s: Annotated[float, _POSITIVE, "a camera frozen or black; holds at once"] = 2.0
+    underrun_stop_s: Annotated[float, _POSITIVE, "no action left to execute; holds at once"] = 0.5
+    failing_stop_s: Annotated[
+        float, _POSITIVE, "since the first failed inference without a good one after it; holds at once"
+    ] = 0.5
+    refused_stop_s: Annotated[
+        float, _POSITIVE, "the safety filter refuses what comes; each refusal holds by itself"
+    ] = 0.5
+    silent_stop_s: Annotated[float, _POSITIVE, "an inference that is not answered"] = 2.0
+    missed_stop: Annotated[int, Range(1), "control periods missed in a row"] = 5
 
     def __post_init__(self) -> None:
-        if not 0 < self.observation_hold_s <= self.observation_stop_s:
+        check_attributes(self, where="watchdog")
+        if self.observation_hold_s > self.observation_stop_s:
             raise ValueError(
-                f"observation_hold_s={self.observation_hold_s} and observation_stop_s="
-                f"{self.observation_stop_s}: need 0 < hold <= stop"
+                f"observation_hold_s={self.observation_hold_s} is more than observation_stop_s="
+                f"{self.observation_stop_s}; a robot holds before it stops"
             )
 
 

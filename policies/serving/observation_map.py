@@ -5,9 +5,9 @@ does not fit, and its errors say what came and what is wanted. It knows nothing 
 """
 
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -15,10 +15,9 @@ from jaxtyping import Float32, UInt8
 from policies.serving.wire import PackedImage
 from policies.serving.wire_images import RESIZE_MODES, resize_image, unpack_image
 from vla.interface import Observation, ObservationError
+from vla.registry import Choices, check_attributes, check_settings
 from vla.spec import CameraSpec, RobotSpec
 
-LAYOUTS = ("hwc", "chw")
-MISSING_FRAMES = ("refuse", "repeat")
 COMMITTED_KEY = "committed"  # our extension: actions that will be executed whatever comes
 MAX_INSTRUCTION_BYTES = 1024
 MAX_PIXELS = 2 << 20  # of one camera's frame, before resizing
@@ -35,25 +34,33 @@ class RequestError(ObservationError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObservationMap:
-    """Where a client's message holds what. A key with dots (``images.cam_high``) leads into nested maps."""
+    """Where a client's message holds what. A key with dots (``images.cam_high``) leads into nested maps.
 
-    cameras: Mapping[str, str]  # camera of the bundle -> key
-    state: tuple[str, ...]  # keys whose numbers, one after the other, are the state
-    instruction: str
-    layout: str = "hwc"  # axis order of the images: one of LAYOUTS
-    resize: str = "refuse"  # what happens to other image sizes: refuse, or one of RESIZE_MODES
-    missing_frames: str = "refuse"  # one image where a policy looks at several frames: refuse | repeat it
+    What is left empty is derived from the bundle: see `filled_from`.
+    """
+
+    cameras: Annotated[Mapping[str, str], "camera of the bundle: the client's key"] = field(
+        default_factory=dict
+    )
+    state: Annotated[Sequence[str], "keys whose numbers, one after the other, are the state"] = ()
+    instruction: Annotated[str, "key of the instruction"] = ""
+    layout: Annotated[str, Choices("hwc", "chw"), "axis order of the images"] = "hwc"
+    resize: Annotated[str, Choices("refuse", *RESIZE_MODES), "images of other sizes"] = "refuse"
+    missing_frames: Annotated[
+        str, Choices("refuse", "repeat"), "one image where the policy looks at several frames"
+    ] = "refuse"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("layout", self.layout, LAYOUTS),
-            ("resize", self.resize, ("refuse", *RESIZE_MODES)),
-            ("missing_frames", self.missing_frames, MISSING_FRAMES),
-        ):
-            if value not in known:
-                raise ValueError(f"observation map: {name} is {value!r}; choose one of {', '.join(known)}")
-        if not self.state or not self.instruction:
-            raise ValueError("observation map: state and instruction need keys, such as observation/state")
+        check_attributes(self, where="observation_map")
+
+    def filled_from(self, derived: "ObservationMap") -> "ObservationMap":
+        """Return this map with the keys that it leaves empty taken from another."""
+        return replace(
+            self,
+            cameras=self.cameras or derived.cameras,
+            state=self.state or derived.state,
+            instruction=self.instruction or derived.instruction,
+        )
 
     @classmethod
     def openpi(cls, spec: RobotSpec) -> "ObservationMap":
@@ -74,11 +81,13 @@ class ObservationMap:
         )
 
     def require_fitting(self, spec: RobotSpec) -> None:
-        """Check that the map names exactly the cameras of a robot.
+        """Check that the map has keys for the state, the instruction and exactly the cameras of a robot.
 
         Raises:
-            ValueError: a camera is missing or unknown; the message lists both sides.
+            ValueError: a key is missing, or a camera is missing or unknown; the message lists both sides.
         """
+        if not self.state or not self.instruction:
+            raise ValueError("observation map: state and instruction need keys, such as observation/state")
         if set(self.cameras) != set(spec.camera_names):
             raise ValueError(
                 f"the observation map has keys for the cameras {sorted(self.cameras)}; robot {spec.name!r} "
@@ -103,16 +112,9 @@ class ObservationMap:
         Raises:
             ValueError: keys are missing, unknown or of the wrong type.
         """
-        texts = ("instruction", "layout", "resize", "missing_frames")
-        if not isinstance(data, dict) or set(data) != {"cameras", "state", *texts}:
-            raise ValueError("no observation map: it needs cameras, state, " + ", ".join(texts))
-        cameras, state = data["cameras"], data["state"]
-        strings = [data[name] for name in texts]
-        if not isinstance(cameras, dict) or not isinstance(state, list):
-            raise ValueError("no observation map: cameras is a map, state a list of keys")
-        if not all(isinstance(text, str) for text in (*strings, *cameras, *cameras.values(), *state)):
-            raise ValueError("no observation map: keys and names are strings")
-        return cls(cameras=cameras, state=tuple(state), **dict(zip(texts, strings, strict=True)))
+        if not isinstance(data, dict):
+            raise ValueError(f"no observation map: it is a {type(data).__name__}, not a map")
+        return cls(**check_settings(cls, data, where="observation_map"))
 
     def to_observation(
         self, message: Mapping[str, Any], *, spec: RobotSpec, frame_offsets: tuple[int, ...], stamp: float

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
@@ -38,6 +38,7 @@ from policies.serving.session import Backend, Session, SessionSettings
 from policies.serving.wire import DEFAULT_LIMITS, WireLimits
 from policies.serving.worker import InferenceWorker
 from vla.interface import Policy
+from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 OPENPI_PATH, VLA_EVAL_PATH = "/", "/vla-eval"
@@ -58,15 +59,24 @@ class ServedPolicy:
 class ServerSettings:
     """How many may connect, how they are treated, and what the wire may carry."""
 
-    session: SessionSettings = field(default_factory=SessionSettings)
-    limits: WireLimits = DEFAULT_LIMITS
-    max_connections: int = 16  # sessions; 1 makes the first client the only one
-    max_sockets: int = 256  # TCP connections, handshakes included
-    open_timeout_s: float = 5.0  # for TLS, and for the opening handshake
+    session: Annotated[SessionSettings, "times, and how much nonsense a client may send"] = field(
+        default_factory=SessionSettings
+    )
+    limits: Annotated[WireLimits, "the largest message that is read"] = DEFAULT_LIMITS
+    max_connections: Annotated[int, Range(1), "sessions; 1 makes the first client the only one"] = 16
+    max_sockets: Annotated[int, Range(1), "TCP connections, handshakes included"] = 256
+    open_timeout_s: Annotated[float, Range(0, open_low=True), "for TLS, and for the opening handshake"] = 5.0
+    vla_eval_execute_horizon: Annotated[
+        int, Range(0), "actions handed out of a chunk; 0 sends the whole chunk"
+    ] = 1
+    vla_eval_observation_params: Annotated[Mapping[str, Any], "for benchmarks' constructors"] = field(
+        default_factory=dict
+    )
     openpi_map: Callable[[RobotSpec], ObservationMap] = ObservationMap.openpi
     vla_eval_map: Callable[[RobotSpec], ObservationMap] = ObservationMap.vla_eval
-    vla_eval_execute_horizon: int = 1
-    vla_eval_observation_params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="server")
 
 
 class PolicyServer:

@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,6 +27,7 @@ from policies.serving.wire import WireError
 from policies.serving.worker import InferenceWorker
 from vla.errors import VLAError
 from vla.interface import DecodeError, ObservationError, Policy
+from vla.registry import Range, check_attributes
 
 MAX_MESSAGE_CHARACTERS = 400  # of an error's text
 MAX_DOUBLINGS = 5  # of the pause after a malformed frame
@@ -37,15 +38,25 @@ class BadChunk(VLAError):
     """A policy answered with something that must not reach a robot."""
 
 
+_POSITIVE = Range(0, open_low=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionSettings:
     """Times in seconds, and how much nonsense a client may send."""
 
-    request_timeout_s: float = 2.0  # from an observation's arrival to its answer
-    idle_timeout_s: float = 300.0  # between two complete frames of a client
-    send_timeout_s: float = 5.0  # for a client to read what it is sent
-    max_malformed: int = 16  # frames in a row that are no messages; then the connection is closed
-    malformed_pause_s: float = 0.05  # before reading on after such a frame; doubles with each in a row
+    request_timeout_s: Annotated[float, _POSITIVE, "from an observation's arrival to its answer"] = 2.0
+    idle_timeout_s: Annotated[float, _POSITIVE, "between two complete frames of a client"] = 300.0
+    send_timeout_s: Annotated[float, _POSITIVE, "for a client to read what it is sent"] = 5.0
+    max_malformed: Annotated[
+        int, Range(1), "frames in a row that are no messages; then the connection is closed"
+    ] = 16
+    malformed_pause_s: Annotated[
+        float, Range(0), "before reading on after such a frame; doubles with each in a row"
+    ] = 0.05
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="session")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

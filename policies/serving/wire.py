@@ -13,12 +13,13 @@ import math
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 import numpy as np
 
 from vla.errors import VLAError
+from vla.registry import Range, check_attributes
 
 DTYPES = ("|b1", "|u1", "<i4", "<i8", "<f2", "<f4", "<f8")
 IMAGE_FORMATS = ("png", "jpeg")
@@ -43,20 +44,20 @@ class WireError(VLAError):
 class WireLimits:
     """The largest message that is read; anything beyond is refused before memory is taken for it."""
 
-    max_bytes: int = 8 << 20  # of a whole message
-    max_depth: int = 8  # maps and arrays inside one another
-    max_objects: int = 4096  # values and keys, all together
-    max_map_length: int = 128
-    max_array_length: int = 1024  # of a msgpack array; numbers in bulk belong into an ndarray
-    max_string_bytes: int = 4096
-    max_binary_bytes: int = 8 << 20
-    max_elements: int = 8 << 20  # of an ndarray
-    max_dimensions: int = 5
+    max_bytes: Annotated[int, Range(1), "of a whole message"] = 8 << 20
+    max_depth: Annotated[int, Range(1), "maps and arrays inside one another"] = 8
+    max_objects: Annotated[int, Range(1), "values and keys, all together"] = 4096
+    max_map_length: Annotated[int, Range(1), "keys of a map"] = 128
+    max_array_length: Annotated[
+        int, Range(1), "of a msgpack array; numbers in bulk belong into an ndarray"
+    ] = 1024
+    max_string_bytes: Annotated[int, Range(1), "of a string"] = 4096
+    max_binary_bytes: Annotated[int, Range(1), "of binary data"] = 8 << 20
+    max_elements: Annotated[int, Range(1), "of an ndarray"] = 8 << 20
+    max_dimensions: Annotated[int, Range(1), "of an ndarray"] = 5
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise ValueError(f"wire limit {name} is {getattr(self, name)}; it must be at least 1")
+        check_attributes(self, where="limits")
 
 
 DEFAULT_LIMITS = WireLimits()

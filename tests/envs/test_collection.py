@@ -103,7 +103,7 @@ def test_errors_name_task_and_seed():
         collect({"point": range(5, 9)}, configs={"point": {"task": "point", "broken": "reset"}})
     with pytest.raises(ValueError, match=r"tasks \['lfit'\] have seeds but no env config"):
         collect({"lfit": [1]}, configs={"lift": {}})
-    with pytest.raises(ValueError, match=r"probability=2\.0"):
+    with pytest.raises(ValueError, match=r"disturbance\.probability is 2\.0"):
         Disturbance(probability=2.0)
     with pytest.raises(ValueError, match="extra_steps is -1"):
         collect({"point": [1]}, extra_steps=-1)

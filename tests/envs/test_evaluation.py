@@ -179,7 +179,7 @@ def test_failures_are_filmed_first_by_exact_replay(tmp_path):
 
 
 def test_plans_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="condition 'wrong' is none of"):
+    with pytest.raises(ValueError, match="condition is 'wrong'; choose from"):
         plan_of(condition="wrong")
     with pytest.raises(ValueError, match="episodes_per_task is 0"):
         plan_of(episodes_per_task=0)

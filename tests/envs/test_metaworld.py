@@ -241,8 +241,8 @@ def test_wording_and_swapped_instruction(drawer):
     [
         ({"task": "drawer-opne"}, "did you mean 'drawer-open'"),
         ({"task": "reach", "cameras": ["corner5"]}, "corner"),
-        ({"task": "reach", "cameras": []}, "at least one camera"),
-        ({"task": "reach", "level": "train"}, "'level' is unknown for 'metaworld'"),
+        ({"task": "reach", "cameras": []}, "name at least one"),
+        ({"task": "reach", "level": "train"}, "unknown key 'env.level'"),
         ({"task": "reach", "wording": "tran"}, "train"),
         ({"task": "reach", "render_quality": "simple"}, "simplified"),
     ],

@@ -3,16 +3,12 @@
 import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
 from envs.metaworld.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
 from envs.metaworld.tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
 from envs.registry import FamilyNotInstalled, expand_tasks, make_env, task_groups
-
-CONF = Path(__file__).parents[2] / "conf" / "env" / "metaworld.yaml"
 
 
 def test_the_tiers_are_the_published_ones():
@@ -50,8 +46,7 @@ def test_a_task_of_a_shared_scene_is_swapped_within_it():
 
 
 def test_sets_of_tasks_are_known_by_name():
-    chosen = yaml.safe_load(CONF.read_text())["tasks"]
-    assert tuple(expand_tasks("metaworld", chosen)) == MT50
+    assert tuple(expand_tasks("metaworld", ["mt50"])) == MT50
     assert tuple(expand_tasks("metaworld", ["mt10"])) == MT10
     assert expand_tasks("metaworld", ["reach", "no-such-task"]) == ["reach", "no-such-task"]
 

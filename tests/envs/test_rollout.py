@@ -120,11 +120,11 @@ def test_a_schedule_that_does_not_exist_is_refused():
 def point_limits(**changes):
     motion = {"low": -1.0, "high": 2.0, "velocity": 1.0, "acceleration": 20.0, "jerk": 800.0} | changes
     return SafetyLimits(
-        channels=(
-            ChannelLimits(name="x", measured_by="x", **motion),
-            ChannelLimits(name="y", measured_by="y", **motion),
-            ChannelLimits(name="gripper", kind="gripper", low=0.0, high=1.0, velocity=20.0),
-        )
+        channels={
+            "x": ChannelLimits(measured_by="x", **motion),
+            "y": ChannelLimits(measured_by="y", **motion),
+            "gripper": ChannelLimits(kind="gripper", low=0.0, high=1.0, velocity=20.0),
+        }
     )
 
 
@@ -171,7 +171,9 @@ def test_an_unsafe_chunk_holds_the_arm_and_one_after_another_end_the_episode():
 
 
 def test_limits_of_another_robot_are_refused():
-    limits = SafetyLimits(channels=point_limits().channels[:2])
+    channels = dict(point_limits().channels)
+    del channels["gripper"]
+    limits = SafetyLimits(channels=channels)
     with pytest.raises(ValueError, match="safety limits are for"):
         run(PointPolicy(), requests(1), limits=limits)
 

@@ -117,11 +117,11 @@ def controlled(directory, *, schedule, delay_s, **faults):
     robot, env, clock = make(**faults)
     motion = {"low": -1.0, "high": 2.0, "velocity": 1.0, "acceleration": 20.0, "jerk": 800.0}
     limits = SafetyLimits(
-        channels=(
-            ChannelLimits(name="x", measured_by="x", **motion),
-            ChannelLimits(name="y", measured_by="y", **motion),
-            ChannelLimits(name="gripper", kind="gripper", low=0.0, high=1.0, velocity=20.0),
-        )
+        channels={
+            "x": ChannelLimits(measured_by="x", **motion),
+            "y": ChannelLimits(measured_by="y", **motion),
+            "gripper": ChannelLimits(kind="gripper", low=0.0, high=1.0, velocity=20.0),
+        }
     )
     with Recorder(directory, spec=SPEC, about={}) as recorder:
         policy = PointPolicy()
@@ -134,7 +134,7 @@ def controlled(directory, *, schedule, delay_s, **faults):
             frame_offsets=(0,),
             clock=clock,
             watchdog=WatchdogLimits(),
-            stream=StreamLimits(black_level=-1.0),
+            stream=StreamLimits(black_level=0.0),
             recorder=recorder,
         )
         has_started = False

@@ -155,7 +155,8 @@ def test_observations_lie_in_their_space(lift):
         ({"family": "tabletop", "task": "lift", "wording": "other"}, "heldout"),
         ({"family": "tabletop", "task": "lift", "cameras": ["wirst"]}, "wrist"),
         ({"family": "tabletop", "task": "lift", "render_quality": "best"}, "fast"),
-        ({"family": "tabletop", "task": "lift", "render_mode": "human"}, "rgb_array"),
+        ({"family": "tabletop", "task": "lift", "render_mode": "human"}, "unknown key .env.render_mode."),
+        ({"family": "tabletop", "task": "lift", "cameras": []}, "name at least one"),
         ({"family": "tabletop", "task": "lift", "max_steps": 0}, "max_steps"),
     ],
 )

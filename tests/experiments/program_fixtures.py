@@ -9,4 +9,4 @@ def composed(root, *overrides):
     """Return the typed configuration of a program."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        return schema.typed(compose(root, list(overrides)), schema.ROOTS[root])
+        return schema.typed(compose(root, list(overrides)), schema.ROOTS.get(root))

@@ -83,7 +83,7 @@ def test_limits_are_those_of_a_computer():
 
 def test_an_unknown_part_names_those_that_exist(tmp_path):
     result = program("trainign", out_dir=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     for part in PARTS:
         assert part in result.stderr
 

@@ -1,7 +1,6 @@
 """The programs that drive robots: configuration, the course of a run, the delay table and its page."""
 
 import dataclasses
-import inspect
 import socket
 import sys
 from pathlib import Path
@@ -11,12 +10,11 @@ import pytest
 from program_fixtures import composed
 
 from envs.registry import make_env
-from envs.sim_robot import SensorFaults
 from envs.tabletop.env import TabletopEnv
 from envs.workers import WorkerError
 from experiments import control
-from experiments.config import robot as schema_robot
-from experiments.config.control_setup import chosen_task, open_policy, safety_limits, task_config
+from experiments.config.control_setup import chosen_task, open_policy, task_config
+from experiments.config.robot import SimulatedRobot
 from experiments.delay_episode import Key, run_episode
 from experiments.delay_table import (
     play_in_workers,
@@ -27,9 +25,7 @@ from experiments.delay_table import (
 from experiments.reports.pages import cells as cells_of
 from experiments.reports.pages import delay_markdown, dry_lines, success_json, success_rows, write_delay_page
 from experiments.stages import SettingsChanged
-from policies.runtime.limits import ChannelLimits, SafetyLimits
-from policies.runtime.observation_buffer import StreamLimits
-from policies.runtime.watchdog import WatchdogLimits
+from policies.runtime.limits import SafetyLimits
 from policies.serving.contract import PolicyUnavailable
 from vla.spec import SpecMismatch
 
@@ -52,36 +48,14 @@ class ExpertPolicy:
         return chunk[None]
 
 
-@pytest.mark.parametrize(
-    ("config", "constructor", "made_elsewhere"),
-    [
-        (schema_robot.WatchdogConfig, WatchdogLimits, set()),
-        (schema_robot.StreamConfig, StreamLimits, {"may_jump"}),
-        (schema_robot.ChannelLimitsConfig, ChannelLimits, {"name"}),
-    ],
-)
-def test_every_limit_can_be_configured_and_defaults_agree(config, constructor, made_elsewhere):
-    ours = {field.name: field.default for field in dataclasses.fields(config)}
-    theirs = inspect.signature(constructor).parameters
-    assert set(ours) | made_elsewhere == set(theirs)
-    for name, default in ours.items():
-        assert theirs[name].default in (default, inspect.Parameter.empty), name
-
-
-def test_the_faults_of_the_sensors_can_be_configured():
-    own = {field.name for field in dataclasses.fields(schema_robot.SimRobotConfig)}
-    common = {field.name for field in dataclasses.fields(schema_robot.RobotConfig)}
-    assert own - common == set(inspect.signature(SensorFaults).parameters)
-
-
 def test_the_limits_of_the_simulated_robot_fit_the_tabletop_and_survive_json():
     run = composed("control", "bundle=b")
     env = TabletopEnv(task="reach", image_size=16)
-    limits = safety_limits(run.robot)
+    limits = run.robot.limits
     limits.require_fitting(env.robot_spec)
     assert SafetyLimits.from_json(limits.to_json()) == limits
     reach = env.robot_spec.action_high[:3] * env.robot_spec.control_hz
-    speeds = [channel.velocity for channel in limits.channels[:3]]
+    speeds = [channel.velocity for channel in list(limits.channels.values())[:3]]
     np.testing.assert_allclose(speeds, reach, rtol=1e-6)  # what the policy may ask for is not clamped
 
 
@@ -97,7 +71,7 @@ def test_a_task_that_is_not_there_and_a_policy_that_is_not_given_are_named():
 def test_no_robot_is_touched_before_the_server_answers(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    monkeypatch.setattr(control, "open_robot", lambda *_: pytest.fail("the robot was opened"))
+    monkeypatch.setattr(SimulatedRobot, "open", lambda *_, **__: pytest.fail("the robot was opened"))
     run = composed("control", f"server=ws://127.0.0.1:{port}", "server_wait_s=0.15")
     with pytest.raises(PolicyUnavailable, match="no connection"):
         control.control_robot(run, tmp_path)

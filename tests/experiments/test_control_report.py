@@ -11,7 +11,6 @@ from program_fixtures import composed
 
 from envs.tabletop.env import TabletopEnv
 from experiments.config import cli
-from experiments.config.control_setup import safety_limits
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
 from experiments.reports.control import summarise, write_control_page
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
@@ -46,7 +45,7 @@ def record(index, **changes):
 
 
 def recording(directory, records):
-    limits = safety_limits(composed("control").robot)
+    limits = composed("control").robot.limits
     spec = TabletopEnv(task="reach", image_size=16).robot_spec
     with Recorder(directory, spec=spec, about={"limits": limits.to_json()}) as recorder:
         for one in records:

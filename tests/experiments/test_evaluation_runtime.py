@@ -1,5 +1,6 @@
 """`evaluation.runtime`: short tabletop episodes by the road of the simulation and by that of a robot."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -49,7 +50,7 @@ def run():
             "evaluation.conditions=[right]",
         ]
         overrides += ["env.level=none", "env.image_size=32", "evaluation.videos_per_task=0"]
-        return schema.typed(compose("evaluate", overrides), schema.EvaluateRun)
+        return schema.typed(compose("evaluate", overrides), schema.ROOTS.get("evaluate"))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def env(run):
 def evaluated(run, env, tmp_path_factory):
     def evaluate(runtime, safety=True):
         directory = tmp_path_factory.mktemp(runtime)
-        settings = schema.EvaluationConfig(**{**vars(run.evaluation), "runtime": runtime, "safety": safety})
+        settings = dataclasses.replace(run.evaluation, runtime=runtime, safety=safety)
         return evaluate_conditions(
             Restless(env.robot_spec),
             policy_id="restless",
@@ -100,7 +101,7 @@ def test_both_roads_give_the_same_episodes_with_filter_and_conversion_off(evalua
 
 
 def test_on_the_robot_s_road_every_executed_action_keeps_the_arm_s_limits(run, env, evaluated):
-    limits = evaluation_limits(schema.EvaluationConfig(runtime="robot"), "tabletop")
+    limits = evaluation_limits(dataclasses.replace(run.evaluation, runtime="robot"), "tabletop")
     assert limits is not None
 
     def violations(evaluation):
@@ -108,7 +109,8 @@ def test_on_the_robot_s_road_every_executed_action_keeps_the_arm_s_limits(run, e
         for seed, executed in actions(evaluation).items():
             env.start_episode(seed=seed)
             state = dict(zip(env.robot_spec.state_names, env.read_state(), strict=True))
-            start = [0.0 if one.measured_by is None else state[one.measured_by] for one in limits.channels]
+            channels = limits.channels.values()
+            start = [0.0 if one.measured_by is None else state[one.measured_by] for one in channels]
             found += audit(executed, start=np.array(start, float), spec=env.robot_spec, limits=limits)
         return found
 
@@ -134,10 +136,10 @@ def test_results_and_page_say_which_road_a_number_was_measured_on(evaluated, tmp
         assert words in page.read_text()
 
 
-def test_a_family_whose_limits_are_not_known_is_refused_in_one_line():
+def test_a_family_whose_limits_are_not_known_is_refused_in_one_line(run):
     with pytest.raises(ValueError, match=r"family='metaworld' are not known.*\['tabletop'\]") as refusal:
-        evaluation_limits(schema.EvaluationConfig(runtime="robot"), "metaworld")
+        evaluation_limits(dataclasses.replace(run.evaluation, runtime="robot"), "metaworld")
     assert "\n" not in str(refusal.value)
-    assert evaluation_limits(schema.EvaluationConfig(), "metaworld") is None
-    with pytest.raises(ValueError, match=r"evaluation\.runtime 'arm' is unknown"):
-        evaluation_limits(schema.EvaluationConfig(runtime="arm"), "tabletop")
+    assert evaluation_limits(run.evaluation, "metaworld") is None
+    with pytest.raises(ValueError, match="runtime"):
+        dataclasses.replace(run.evaluation, runtime="arm")

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
-from experiments.config.robot import FrankaTrialsRun
+from experiments.config.schema import FrankaTrialsRun
 from experiments.franka.audit import MAX_LOST, SetpointAudit
 from experiments.franka.trial import FaultTimes, Trial
 from experiments.franka_trials import shortcomings

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from experiments.compare import open_evaluation, require_same_scenes
 from experiments.config import schema
@@ -173,8 +174,11 @@ def test_a_recording_that_is_terminated_keeps_its_episodes_and_continues(tmp_pat
 
 def test_a_directory_in_use_is_refused(tmp_path):
     lock = DirectoryLock(tmp_path)
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        run = schema.typed(compose("train"), schema.TrainRun)
     with pytest.raises(DirectoryInUse, match=r"process \d+"):
-        train_policy(schema.TrainRun(), tmp_path)
+        train_policy(run, tmp_path)
     lock.release()
 
 

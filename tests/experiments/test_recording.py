@@ -1,13 +1,15 @@
 """What a recording is made of, and what it is for: the environment of the run, one set of cameras."""
 
+import dataclasses
+
 import pytest
 from hydra import compose, initialize_config_module
 
+from envs.disturbance import Disturbance
 from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.config import schema
-from experiments.config.env import EnvConfig
-from experiments.config.schema import CollectConfig
+from experiments.config.schema import CollectSettings
 from experiments.train import record_if_asked, require_pictures_of_evaluation
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
@@ -16,27 +18,25 @@ from vla.spec import SpecMismatch
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])
 def test_recordings_may_hold_more_twins_than_the_run_has(tmp_path, asked, wanted):
-    env = EnvConfig(
-        family="tabletop",
-        image_size=16,
-        cameras=["exterior"],
-        render_quality="fast",
-        wording="train",
-        level="none",
-        twin_share=0.2,
-    )
-    settings = CollectConfig(
+    env = {
+        "family": "tabletop",
+        "image_size": 16,
+        "cameras": ["exterior"],
+        "render_quality": "fast",
+        "wording": "train",
+        "level": "none",
+        "twin_share": 0.2,
+    }
+    settings = CollectSettings(
         episodes_per_task=1,
-        noise_probability=0.0,
-        noise_std=0.0,
-        bump_probability=0.0,
+        disturbance=Disturbance(),
         twin_share=asked,
         storage="image",
     )
     collection = Collection(root=tmp_path / "dataset", env=env, tasks=["reach", "lift"], collect=settings)
     collection.writer.close()
     assert {config["twin_share"] for config in collection.configs.values()} == {wanted}
-    assert env.twin_share == 0.2
+    assert env["twin_share"] == 0.2
 
 
 def tiny_run(dataset, *overrides):
@@ -61,7 +61,7 @@ def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
     other = tiny_run(tmp_path, "env.render_quality=fast", "env.cameras=[wrist]")
     with pytest.raises(ValueError, match=r"render_quality=full.*Give env\.render_quality=full"):
         require_pictures_of_evaluation(other, ["wrist"])
-    other.evaluation.conditions = []
+    other.evaluation = dataclasses.replace(other.evaluation, conditions=[])
     require_pictures_of_evaluation(other, ["wrist"])
 
 

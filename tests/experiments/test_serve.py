@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from program_fixtures import composed
 
-from experiments.serve import access_of, map_maker, serve, settings_of
+from experiments.serve import access_of, serve, settings_of
 from policies.exported import BundlePolicy
 from policies.serving.access import AccessError
 from policies.serving.client import RemotePolicy
@@ -92,10 +92,10 @@ def test_an_open_door_ends_with_a_message(tmp_path):
     ("overrides", "words"),
     [
         (("tls_cert=a.pem",), "both tls_cert and tls_key"),
-        (("openpi_map.resize=crop",), "choose one of refuse, stretch, pad"),
+        (("openpi_map.resize=crop",), "openpi_map.resize is .crop.; choose from refuse, stretch, pad"),
         (("+openpi_map.cameras.top=image",), r"\['top'\]"),
-        (("vla_eval_execute_horizon=5",), "vla_eval_execute_horizon is 5"),
-        (("max_bytes=0",), "max_bytes is 0"),
+        (("server.vla_eval_execute_horizon=5",), "vla_eval_execute_horizon is 5"),
+        (("server.limits.max_bytes=0",), "server.limits.max_bytes is 0"),
         (("bundle=tests",), "no usable bundle"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_taken_port_ends_with_a_message(tmp_path):
 def test_every_map_composes(name):
     run = serve_run(f"observation_map@openpi_map={name}")
     spec = BundlePolicy.load(BUNDLE, verify=False).robot_spec
-    made = map_maker(run.openpi_map, ObservationMap.openpi)(spec)
+    made = settings_of(run).openpi_map(spec)
     if name == "bundle":
         assert made == ObservationMap.openpi(spec)
     if name != "aloha":  # four cameras of its own

@@ -36,7 +36,7 @@ def tiny_spec() -> RobotSpec:
     )
 
 
-def tiny_processor(frame_offsets=(0,), max_committed=0) -> Processor:
+def tiny_processor(frame_offsets=(0,), max_committed=0, codec=None) -> Processor:
     rng = np.random.default_rng(0)
     spec = tiny_spec()
     states = rng.uniform(-0.5, 0.5, (200, 3)).astype(np.float32)
@@ -49,7 +49,7 @@ def tiny_processor(frame_offsets=(0,), max_committed=0) -> Processor:
             chunks=actions.reshape(50, 4, 3),
             instructions=list(INSTRUCTIONS),
         ),
-        codec={"kind": "uniform", "num_bins": 16},
+        codec=codec or {"kind": "uniform", "num_bins": 16},
         inputs={**DEFAULT_INPUTS, "text": {"kind": "text", "max_tokens": 24, "vocab_size": 280}},
         frame_offsets=frame_offsets,
         max_committed=max_committed,
@@ -75,10 +75,11 @@ def _random_model(processor, *, head):
     model = VLAModel(specs=processor.specs(), config=config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=0.1 if head == "flow" else 0.3)  # a flow amplifies differences
     backbone = model.backbone
     nn.init.normal_(backbone.context_tokenizer[2].weight, std=0.02)  # added to every token: would drown them
-    nn.init.normal_(model.head.bin_logits.residual.weight, std=2.0)  # more than the Gaussian beside it
+    if head in ("parallel", "autoregressive"):
+        nn.init.normal_(model.head.bin_logits.residual.weight, std=2.0)  # more than the Gaussian beside it
     nn.init.normal_(backbone.token_embedding.weight, std=1.0 if head == "autoregressive" else 0.3)
     return model
 

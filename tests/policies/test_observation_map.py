@@ -105,9 +105,11 @@ def test_a_missing_key_lists_what_came():
 
 
 def test_a_map_with_impossible_choices_is_refused():
-    for changes in ({"layout": "cwh"}, {"resize": "crop"}, {"missing_frames": "zeros"}, {"state": ()}):
-        with pytest.raises(ValueError, match="observation map"):
+    for changes in ({"layout": "cwh"}, {"resize": "crop"}, {"missing_frames": "zeros"}):
+        with pytest.raises(ValueError, match=f"observation_map.{next(iter(changes))} is"):
             a_map(**changes)
+    with pytest.raises(ValueError, match="state and instruction need keys"):
+        a_map(state=()).require_fitting(SPEC)
     with pytest.raises(ValueError, match=r"\['side'\].*\['front'\]"):
         a_map(cameras={"side": "image"}).require_fitting(SPEC)
 

@@ -32,20 +32,18 @@ def franka_spec(**changes) -> RobotSpec:
 def franka_limits() -> SafetyLimits:
     fast = {"velocity": 0.5, "acceleration": 9.0, "jerk": 4500.0}
     ranges = {"x": (0.3, 0.7), "y": (-0.36, 0.36), "z": (0.0, 0.4)}
-    channels = [
-        ChannelLimits(name=f"delta_{axis}", low=low, high=high, measured_by=f"tcp_{axis}", **fast)
+    channels = {
+        f"delta_{axis}": ChannelLimits(low=low, high=high, measured_by=f"tcp_{axis}", **fast)
         for axis, (low, high) in ranges.items()
-    ]
-    channels += [
-        ChannelLimits(name=f"delta_{angle}", low=-0.6, high=0.6, velocity=2.0, acceleration=17.0, jerk=8500.0)
+    }
+    channels |= {
+        f"delta_{angle}": ChannelLimits(low=-0.6, high=0.6, velocity=2.0, acceleration=17.0, jerk=8500.0)
         for angle in ("roll", "pitch", "yaw")
-    ]
-    channels.append(
-        ChannelLimits(
-            name="gripper", kind="gripper", low=0.0, high=1.0, velocity=20.0, measured_by="gripper_opening"
-        )
+    }
+    channels["gripper"] = ChannelLimits(
+        kind="gripper", low=0.0, high=1.0, velocity=20.0, measured_by="gripper_opening"
     )
-    return SafetyLimits(channels=tuple(channels), max_tracking_error=0.08)
+    return SafetyLimits(channels=channels, max_tracking_error=0.08)
 
 
 class FakeTwistArm:

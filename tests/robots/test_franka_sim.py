@@ -10,13 +10,14 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
-from experiments.config.robot import FrankaTrialsRun, WatchdogConfig
+from experiments.config.schema import FrankaTrialsRun
 from experiments.config.simulation import env_configs
 from experiments.franka.processes import franky_sim
-from experiments.franka.scene import ArmClock, open_arm, open_mirror
+from experiments.franka.scene import ArmClock, open_mirror
 from experiments.franka.trial import TrialSetup
 from experiments.franka_trials import TASK, run_faults, run_trials, shortcomings
 from policies.robots.franky_arm import wait_at_rest
+from policies.runtime.watchdog import WatchdogLimits
 
 pytestmark = [pytest.mark.franka, pytest.mark.timeout(1200)]
 
@@ -33,9 +34,11 @@ def run():
 def setup(run):
     setpoints = []
     with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
-        run.robot.address = address
-        with open_arm(run.robot, on_setpoint=setpoints.append) as arm:
-            yield TrialSetup(run=run, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints)
+        robot = dataclasses.replace(run.robot, address=address)
+        with robot.open_arm(on_setpoint=setpoints.append) as arm:
+            yield TrialSetup(
+                run=run, robot=robot, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints
+            )
 
 
 def test_the_hand_is_where_the_robot_says_to_a_millimetre(setup):
@@ -49,7 +52,7 @@ def test_the_hand_is_where_the_robot_says_to_a_millimetre(setup):
 
 
 def test_the_scripted_expert_reaches_the_named_object_within_every_limit(setup, tmp_path):
-    patient = WatchdogConfig(
+    patient = WatchdogLimits(
         observation_stop_s=20.0,
         underrun_stop_s=20.0,
         failing_stop_s=20.0,

@@ -27,8 +27,8 @@ from envs.base import ManipulationEnv
 from envs.registry import make_env
 from experiments.config import schema
 from experiments.config.cli import portable_path
-from experiments.config.control_setup import SlowedPolicy, build_controller, drive, safety_limits, task_config
-from experiments.config.robot import ControlRun
+from experiments.config.control_setup import SlowedPolicy, build_controller, drive, task_config
+from experiments.config.schema import ControlRun
 from experiments.reports.pages import machine
 from policies.exported import BundlePolicy
 from policies.runtime.clock import Clock, MonotonicClock
@@ -159,7 +159,7 @@ def record_run(
     """Drive the tabletop at 50 Hz with a policy of its own rate, and return the recording."""
     robot = FastTabletop(env, clock=clock, control_hz=CONTROL_HZ)
     fast = Resampled(policy, control_hz=CONTROL_HZ)
-    limits = safety_limits(run.robot)
+    limits = run.robot.limits
     for name in robot.robot_spec.camera_names:
         env.render_camera(name)  # the first picture takes long
     about = {"limits": limits.to_json(), "schedule": run.schedule}
@@ -209,7 +209,7 @@ def measure(recording: Recording) -> dict[str, Any]:
     jerk = np.diff(acceleration, axis=0, prepend=0.0) / period_s
 
     def share(values: np.ndarray, name: str) -> float:
-        limit = np.array([getattr(channel, name) for channel in limits.channels])[moves]
+        limit = np.array([getattr(channel, name) for channel in limits.channels.values()])[moves]
         return float((np.abs(values) / limit).max(initial=0.0))
 
     seams = np.array([k for k in range(1, len(sent)) if sent[k].chunk_seq != sent[k - 1].chunk_seq], int)

@@ -36,13 +36,11 @@ def arm_limits(
 ) -> SafetyLimits:
     motion = {"low": low, "high": high, "velocity": velocity, "acceleration": acceleration, "jerk": jerk}
     return SafetyLimits(
-        channels=(
-            ChannelLimits(name="x", measured_by="at_x", step=step, **motion),
-            ChannelLimits(name="y", measured_by="at_y", step=step, **motion),
-            ChannelLimits(
-                name="gripper", kind="gripper", low=0.0, high=1.0, velocity=4.0, measured_by="opening"
-            ),
-        ),
+        channels={
+            "x": ChannelLimits(measured_by="at_x", step=step, **motion),
+            "y": ChannelLimits(measured_by="at_y", step=step, **motion),
+            "gripper": ChannelLimits(kind="gripper", low=0.0, high=1.0, velocity=4.0, measured_by="opening"),
+        },
         **rest,
     )
 

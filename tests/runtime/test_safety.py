@@ -200,8 +200,11 @@ def test_the_audit_finds_what_an_unfiltered_stream_breaks():
 def test_limits_of_another_robot_are_refused():
     limits = arm_limits()
     with pytest.raises(ValueError, match="safety limits are for"):
-        SafetyFilter(spec=arm_spec(), limits=SafetyLimits(channels=limits.channels[:2]))
-    with pytest.raises(ValueError, match="low < high"):
-        ChannelLimits(name="x", low=1.0, high=0.0, velocity=1.0)
+        SafetyFilter(
+            spec=arm_spec(),
+            limits=SafetyLimits(channels={name: limits.channels[name] for name in ("x", "y")}),
+        )
+    with pytest.raises(ValueError, match="low must be less than high"):
+        ChannelLimits(low=1.0, high=0.0, velocity=1.0)
     with pytest.raises(ValueError, match="velocity"):
-        ChannelLimits(name="x", low=-1.0, high=1.0, velocity=math.nan)
+        ChannelLimits(low=-1.0, high=1.0, velocity=math.nan)

@@ -58,8 +58,8 @@ def test_minus_one_keeps_all_checkpoints(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"keep_checkpoints": 0}, r"trainer\.keep_checkpoints is 0; give at least 1, or -1 to keep all"),
-        ({"validation_batches": 0}, r"trainer\.validation_batches is 0; it must be at least 1"),
-        ({"resume": "maybe"}, r"trainer\.resume is 'maybe'; it must be one of"),
+        ({"validation_batches": 0}, r"trainer\.validation_batches is 0; it must be an integer >= 1"),
+        ({"resume": "maybe"}, r"trainer\.resume is 'maybe'; choose from same, override"),
     ],
 )
 def test_settings_that_would_lose_something_are_refused(changes: dict, message: str) -> None:

@@ -228,10 +228,32 @@ def test_whatever_stops_the_batches_stops_the_training(tmp_path: Path) -> None:
     prefetcher.close()
 
 
-def test_autoregressive_models_train_too(tmp_path: Path) -> None:
-    result = train_for(tmp_path / "run", tmp_path, steps=2, head="autoregressive")
+@pytest.mark.parametrize("max_committed", [0, 2])
+@pytest.mark.parametrize(
+    ("head", "codec"), [("autoregressive", "quantile"), ("fast", "fast"), ("flow", "continuous")]
+)
+def test_every_head_trains_saves_and_resumes(
+    tmp_path: Path, head: str, codec: str, max_committed: int
+) -> None:
+    options = {"head": head, "codec": codec, "max_committed": max_committed, "optimizer": "muon"}
+    train_for(tmp_path / "whole", tmp_path, steps=3, **options)
+    train_for(tmp_path / "parts", tmp_path, steps=3, now=1, **options)
+    result = train_for(tmp_path / "parts", tmp_path, steps=3, **options)
     assert result.end == "finished"
-    assert load_checkpoint(result.checkpoint).model.config.head["kind"] == "autoregressive"
+    assert math.isfinite(result.metrics["validation/error/x [m]"])
+    runs = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    assert runs[0].model.config.head["kind"] == head
+    assert runs[0].checkpoint_id == runs[1].checkpoint_id
+
+
+@pytest.mark.parametrize(("head", "codec"), [("fast", "fast"), ("flow", "continuous")])
+def test_every_head_learns_a_few_windows_by_heart(tmp_path: Path, head: str, codec: str) -> None:
+    result = train_for(
+        tmp_path / "run", tmp_path, steps=150, learning_rate=3e-3, log_every_steps=1, head=head, codec=codec
+    )
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5]), result.metrics
 
 
 def test_checkpoints_of_before_parts_had_names_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ HEADS: "Registry[Head]" = Registry(
     {
         "parallel": "vla.model.heads.parallel:ParallelHead",
         "autoregressive": "vla.model.heads.autoregressive:AutoregressiveHead",
+        "fast": "vla.model.heads.fast:FastHead",
+        "flow": "vla.model.heads.flow:FlowHead",
     },
 )
 AUXILIARIES: "Registry[AuxiliaryTarget]" = Registry(

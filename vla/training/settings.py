@@ -1,12 +1,12 @@
-"""Settings and result of a training run; plain data, checked at once."""
+"""Settings and result of a training run: plain data. `TrainerSettings` is where each setting is declared."""
 
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vla.errors import VLAError
+from vla.registry import Choices, Range, SettingError, check_attributes
 
 MAY_CHANGE = (
     frozenset(  # from one part of a run to the next: how it is computed, shown and kept, and for how long
@@ -27,9 +27,6 @@ MAY_CHANGE = (
     )
 )
 FINISHED, OUT_OF_TIME, INTERRUPTED = "finished", "out of time", "interrupted"
-
-
-RESUMES = ("same", "override")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -66,70 +63,59 @@ class TrainingResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Every setting of a run.
+    """Every setting of a run, the declaration of the group `trainer` of a configuration.
 
-    `num_samples` is the budget: the run ends with the step that reaches it, and the learning rate follows it.
-    `max_minutes`, if given, ends a run before that; the learning rate does not follow it, so that such a run
-    is not as good, and continues where it stopped once it is given more time. `balance_tasks` gives every
-    task an equal share of the samples, however long its demonstrations; `accumulate` the number of batches
-    summed into one optimizer step; `batch_size` that of one process. `num_threads` None chooses between one
-    and all by timing steps. `keep_checkpoints` -1 keeps all. `resume` "same" refuses to continue a run with
-    other settings than it began with, "override" continues with the new ones.
+    Raises:
+        SettingError: a value is not allowed, or `num_samples` is less than one step takes.
     """
 
-    num_samples: int
-    batch_size: int
-    learning_rate: float
-    warmup_share: float = 0.03
-    optimizer: str = "muon"
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.998
-    accumulate: int = 1
-    balance_tasks: bool = False
-    max_minutes: float | None = None
-    precision: str = "auto"
-    compile: str = "auto"
-    device: str = "auto"
-    log_every_steps: int = 20
-    validate_every_steps: int = 500
-    validation_batches: int = 4
-    save_every_minutes: float = 3.0
-    keep_checkpoints: int = 2
-    num_threads: int | None = None
-    resume: str = "same"
+    num_samples: Annotated[
+        int, Range(1), "the budget: the run ends with the step that reaches it; the learning rate follows it"
+    ]
+    batch_size: Annotated[int, Range(1), "samples in a batch of one process"]
+    learning_rate: Annotated[float, Range(0, open_low=True), "at its peak"]
+    warmup_share: Annotated[float, Range(0, 1), "of the steps, in which the learning rate rises"] = 0.03
+    optimizer: Annotated[
+        str, Choices("muon", "adamw"), "muon is for the trunk's matrices; the rest has adamw"
+    ] = "muon"
+    weight_decay: Annotated[float, Range(0), "of the optimizer"] = 0.05
+    betas: Annotated[tuple[float, float], Range(0, 1, open_high=True), "of adamw"] = (0.9, 0.98)
+    max_grad_norm: Annotated[float, Range(0, open_low=True), "gradients are scaled down to it"] = 1.0
+    ema_decay: Annotated[float, Range(0, 1, open_high=True), "of the averaged weights, a step"] = 0.998
+    accumulate: Annotated[int, Range(1), "batches summed into one optimizer step"] = 1
+    balance_tasks: Annotated[bool, "as many samples of each task, however long its demonstrations"] = False
+    max_minutes: Annotated[
+        float | None,
+        Range(0, open_low=True),
+        "a cap that ends the run before its budget; the learning rate does not follow it",
+    ] = None
+    precision: Annotated[str, Choices("auto", "fp32", "bf16"), "auto: whichever is faster here"] = "auto"
+    compile: Annotated[str, Choices("auto", "on", "off"), "auto: on a GPU"] = "auto"
+    device: Annotated[str, Choices("auto", "cpu", "cuda"), "auto: a GPU if there is one"] = "auto"
+    log_every_steps: Annotated[int, Range(1), "steps from one line of the log to the next"] = 20
+    validate_every_steps: Annotated[int, Range(1), "steps from one validation to the next"] = 500
+    validation_batches: Annotated[int, Range(1), "batches of a validation"] = 4
+    save_every_minutes: Annotated[float, Range(0), "minutes from one checkpoint to the next"] = 3.0
+    keep_checkpoints: Annotated[int, Range(-1), "newest checkpoints that are kept; -1: all"] = 2
+    num_threads: Annotated[
+        int | None, Range(1), "of the CPU; null: one or all, whichever is faster at the moment"
+    ] = None
+    resume: Annotated[
+        str,
+        Choices("same", "override"),
+        "same: other settings than the run began with are refused; override: they apply",
+    ] = "same"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            *("num_samples", "batch_size", "accumulate"),
-            *("log_every_steps", "validate_every_steps", "validation_batches"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep_checkpoints < 1 and self.keep_checkpoints != -1:
-            raise ValueError(
-                f"trainer.keep_checkpoints is {self.keep_checkpoints}; give at least 1, or -1 to keep all"
-            )
-        if self.resume not in RESUMES:
-            raise ValueError(f"trainer.resume is {self.resume!r}; it must be one of {RESUMES}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive")
+        check_attributes(self, where="trainer")
+        if self.keep_checkpoints == 0:
+            raise SettingError("trainer.keep_checkpoints is 0; give at least 1, or -1 to keep all")
         per_step = self.batch_size * self.accumulate
         if self.num_samples < per_step:
-            raise ValueError(
+            raise SettingError(
                 f"trainer.num_samples is {self.num_samples}, less than the {per_step} of one step "
                 "(trainer.batch_size x trainer.accumulate); raise the one or lower the other"
-            )
-        if self.max_minutes is not None and not (0 < self.max_minutes < math.inf):
-            raise ValueError(
-                f"trainer.max_minutes is {self.max_minutes}; give a positive number, or null for no cap"
-            )
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(
-                f"trainer.num_threads is {self.num_threads}; give at least 1, or null to have it chosen"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vla.interface import NOTHING, ArraySpec
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, to_device
@@ -43,10 +44,19 @@ def validate(
         for name, value in values.items():
             losses[name].append(float(value))
         predicted = processor.decode({name: value.cpu().numpy() for name, value in outputs.items()})
-        wanted = processor.decode({name: batch[name].cpu().numpy() for name in processor.codec.specs()})
+        wanted = processor.decode(
+            {name: _whole(batch[name].cpu().numpy(), spec) for name, spec in processor.codec.specs().items()}
+        )
         errors.append(np.abs(predicted - wanted)[batch["valid"].cpu().numpy()].mean(axis=0))
     model.train(was_training)
     means = {f"validation/{name}": float(np.mean(values)) for name, values in losses.items()}
     for channel, error in zip(processor.robot_spec.action, np.mean(errors, axis=0), strict=True):
         means[f"validation/error/{channel.name} [{channel.unit}]"] = float(error)
     return means
+
+
+def _whole(targets: np.ndarray, spec: ArraySpec) -> np.ndarray:
+    """Return targets with the end of sequences that a batch leaves out because all samples are over."""
+    missing = spec.shape[0] - targets.shape[1]
+    widths = [(0, 0), (0, missing), *[(0, 0)] * (targets.ndim - 2)]
+    return np.pad(targets, widths, constant_values=NOTHING) if missing else targets
