@@ -1,35 +1,26 @@
 """A simulated task as a `Robot`: observed and commanded over time, with the faults that real ones have.
 
 Time comes from a clock, real or simulated. Physics advances a control period for every period that passes;
-one for which no command came is spent holding. Frames can arrive late, unevenly or not at all. The robot
-knows its environment and the clock's two methods, but no policy and no controller.
+one for which no command came is spent holding. Frames can arrive late, unevenly or not at all.
 """
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from envs.base import ManipulationEnv
-from vla.interface import Observation
+from policies.runtime.clock import Clock
+from vla.interface import SensorReading
 from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
 
-@runtime_checkable
-class Timer(Protocol):
-    """What the robot needs of a clock."""
-
-    def now(self) -> float:
-        """Return the time [s]."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SensorFaults:
-    """What is wrong with the way from the cameras to the computer."""
+    """What is wrong with the way from the sensors to the computer."""
 
     latency_s: Annotated[float, Range(0), "from capture to arrival of an observation [s]"] = 0.0
     jitter_s: Annotated[
@@ -54,15 +45,15 @@ class SimRobot:
     """
 
     def __init__(
-        self, *, env: ManipulationEnv, clock: Timer, faults: SensorFaults | None = None, seed: int = 0
+        self, *, env: ManipulationEnv, clock: Clock, faults: SensorFaults | None = None, seed: int = 0
     ) -> None:
         self._env, self._clock = env, clock
         self._faults = SensorFaults() if faults is None else faults
         self._rng = np.random.default_rng(seed)
         self._period_s = 1.0 / env.robot_spec.control_hz
         self._begun: float | None = None
-        self._on_the_way: deque[tuple[float, Observation]] = deque()  # arrival time
-        self._newest: Observation | None = None
+        self._on_the_way: deque[tuple[float, SensorReading]] = deque()  # arrival time
+        self._newest: SensorReading | None = None
         self._captured_step = -1
         self._hold = self._first_hold()
         self.success = False  # whether the goal has been reached
@@ -83,8 +74,8 @@ class SimRobot:
         for name in self.robot_spec.camera_names:
             self._env.render_camera(name)
 
-    def observe(self) -> Observation:
-        """Return the newest observation that has arrived."""
+    def observe(self) -> SensorReading:
+        """Return the newest reading that has arrived."""
         now = self._clock.now()
         self._catch_up(now)
         if self._env.num_steps > self._captured_step:
@@ -109,7 +100,7 @@ class SimRobot:
             self._advance(action)
 
     def stop(self) -> None:
-        """Let the arm come to rest where it is; the simulated servos hold it."""
+        """Let the arm come to rest where it is: the simulated servos hold it in periods without a command."""
 
     def _catch_up(self, now: float) -> int:
         """Spend the periods that have passed without a command, and return how many have passed in all."""
@@ -132,17 +123,16 @@ class SimRobot:
         if dropped and not is_first:
             return
         names = self.robot_spec.camera_names
-        observation = Observation(
-            images={name: self._env.render_camera(name)[None] for name in names},
+        reading = SensorReading(
+            images={name: self._env.render_camera(name) for name in names},
+            image_stamps=dict.fromkeys(names, now),
             state=self._env.read_state(),
-            instruction=self._env.instruction,
-            committed=np.zeros((0, len(self.robot_spec.action)), np.float32),
-            stamp=now,
+            state_stamp=now,
         )
         if is_first:  # the robot was there before the clock was looked at
-            self._newest = observation
+            self._newest = reading
         else:
-            self._on_the_way.append((now + delay, observation))
+            self._on_the_way.append((now + delay, reading))
 
     def _first_hold(self) -> Float32[np.ndarray, " action"]:
         """Return the action that changes nothing at the start, with the gripper open."""

@@ -1,4 +1,4 @@
-"""Drives a robot with a policy: observes, infers beside the loop, filters, commands, records.
+"""Drives a robot with a policy: observes, infers next to the loop, filters, commands, records.
 
     python -m experiments.control bundle=outputs/bundle robot=sim task=reach env.level=none
     python -m experiments.control server=ws://127.0.0.1:8000 schedule=rtc robot.faults.latency_s=0.05
@@ -139,15 +139,15 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
                 max_committed=max_committed,
                 schedule=run.schedule,
                 execute_horizon=run.execute_horizon,
-                anchored=run.anchored,
+                delta_to_absolute=run.delta_to_absolute,
                 instruction=instruction,
                 watchdog=run.watchdog,
                 stream=run.stream,
                 clock=clock,
                 recorder=recorder,
             )
-            said = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
-            print(f"{said}; Ctrl-C stops the robot", flush=True)
+            summary = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
+            print(f"{summary}; Ctrl-C stops the robot", flush=True)
             with stop_on_signals(controller), closing(LiveLine()) as line:
                 drive(
                     controller,
@@ -169,10 +169,10 @@ def replay_sim(run: ControlRun, path: Path) -> None:
     if broken:
         raise ValueError(f"{broken} commands in {path} break the limits of this robot; nothing was sent")
     with run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot:
-        told = recording.about.get("instruction")
-        if told != (robot.instruction if run.instruction is None else run.instruction):
+        instruction = recording.about.get("instruction")
+        if instruction != (robot.instruction if run.instruction is None else run.instruction):
             raise ValueError(
-                f"the recording is of {told!r}, this is {robot.instruction!r}; give its task and seed"
+                f"the recording is of {instruction!r}, this is {robot.instruction!r}; give its task and seed"
             )
         count = replay(recording, robot=robot, clock=clock)
         print(f"{count} commands sent again; goal {'reached' if robot.success else 'not reached'}")

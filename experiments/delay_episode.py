@@ -27,7 +27,7 @@ from policies.runtime.clock import SimulatedClock
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
-from policies.runtime.watchdog import STARVED
+from policies.runtime.watchdog import UNDERRUN
 from vla.interface import Policy
 
 START_PERIODS = 10  # beyond an episode's own: the observations that arming takes
@@ -94,7 +94,7 @@ def run_episode(
         max_committed=max_committed,
         schedule=key.schedule,
         execute_horizon=run.execute_horizon,
-        anchored=run.anchored,
+        delta_to_absolute=run.delta_to_absolute,
         instruction=robot.instruction,
         watchdog=run.watchdog,
         stream=run.stream,
@@ -117,7 +117,7 @@ def run_episode(
         periods=len(periods),
         chunks=counts["chunks"],
         holds=counts["times HOLD"],
-        dry=sum(event == f"RUNNING -> HOLD: {STARVED}" for one in periods for event in one.events),
+        dry=sum(event == f"RUNNING -> HOLD: {UNDERRUN}" for one in periods for event in one.events),
         idle=sum(
             not has_acted and one.state in ("RUNNING", "HOLD")
             for one, has_acted in zip(periods[first:], acted[first:], strict=True)

@@ -127,7 +127,7 @@ def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], b
         "brackets Wilson 95 % intervals. Time is simulated. An episode has the same number of periods at any "
         "delay, so that a schedule that waits has fewer of them to move in. A chunk lasts "
         f"{chunk_ms:.0f} ms and is used while the next is inferred: it runs dry when two inferences take "
-        f"longer. Of its actions, {bundle.processor.max_committed} can be promised in advance."
+        f"longer. Of its actions, {bundle.processor.max_committed} can be committed in advance."
     )
     write_delay_page(run_dir / "report.html", rows, title=title, note=note, command=command)
     markdown = delay_markdown(rows, title=title, note=note, command=command)

@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate path=outputs/train/tabletop
     python -m experiments.evaluate policy=bundle path=outputs/bundle tasks=[lift] env.level=heldout
+    python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
 
 Each condition gets a folder of its own with `episodes.jsonl` and `results.json`, and continues where it
 stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from envs.evaluation.evaluate import evaluate
 from envs.evaluation.results import Evaluation, EvaluationPlan, EvaluationSettings, format_table
 from experiments.config import cli, schema
+from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
 from experiments.reports.pages import write_evaluation_page
 from vla.interface import Policy
@@ -89,14 +91,16 @@ def evaluate_conditions(
     """Evaluate under every condition, each in `run_dir/<condition>`, and return the results by condition.
 
     Raises:
-        ValueError: a condition or a task is unknown, or `run_dir` holds something else.
+        ValueError: a condition, a task or the runtime is unknown, or `run_dir` holds something else.
     """
+    limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
         condition: EvaluationPlan(
             env_configs=configs,
             condition=condition,
+            limits=limits,
             **(shared if condition == "right" else {**shared, "videos_per_task": 0}),
         )
         for condition in settings.conditions
@@ -112,6 +116,7 @@ def main(config: DictConfig) -> None:
     """Evaluate."""
     run = schema.typed(config, schema.EvaluateRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
     loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
     results = evaluate_conditions(
         loaded.policy,

@@ -26,10 +26,10 @@ from experiments.config import cli, schema
 from experiments.config.schema import FrankaTrialsRun
 from experiments.config.simulation import env_configs
 from experiments.franka.audit import MAX_LOST
-from experiments.franka.parts import ArmClock, FrankaSetup, open_mirror
 from experiments.franka.processes import Process, bundle_server, expert_server, franky_sim
 from experiments.franka.report import fault_table, report, trial_table
-from experiments.franka.trial import Rig, Trial, TrialsFailed, run_trial
+from experiments.franka.scene import ArmClock, FrankaSetup, open_mirror
+from experiments.franka.trial import Trial, TrialSetup, TrialsFailed, run_trial
 from experiments.reports.pages import machine
 from experiments.reports.tables import save_results
 from policies.robots.franky_arm import Setpoint
@@ -69,37 +69,37 @@ def server_of(run: FrankaTrialsRun, *, seed: int, out_dir: Path) -> Process:
     return expert_server(json.dumps(env_configs(run.env, [TASK])[TASK]), seed=seed)
 
 
-def run_trials(rig: Rig, out_dir: Path) -> list[Trial]:
+def run_trials(setup: TrialSetup, out_dir: Path) -> list[Trial]:
     """Run the trials without faults; a bundle is served by one process for all of them."""
     trials = []
     with ExitStack() as shared:
         server = None
-        for k in range(rig.run.trials):
-            seed = rig.run.first_seed + k
-            if server is None or rig.run.bundle is None:
+        for k in range(setup.run.trials):
+            seed = setup.run.first_seed + k
+            if server is None or setup.run.bundle is None:
                 shared.close()
-                server = shared.enter_context(server_of(rig.run, seed=seed, out_dir=out_dir))
-            trial = run_trial(rig, url=server.found[1], seed=seed, directory=out_dir / f"trial-{k:02}")
+                server = shared.enter_context(server_of(setup.run, seed=seed, out_dir=out_dir))
+            trial = run_trial(setup, url=server.found[1], seed=seed, directory=out_dir / f"trial-{k:02}")
             reached = "reached" if trial.success else "not reached"
             print(f"trial {k + 1:2} seed {seed}: {reached} in {trial.seconds:.1f} s; {trial.instruction}")
             trials.append(trial)
     return trials
 
 
-def run_faults(rig: Rig, out_dir: Path) -> list[Trial]:
+def run_faults(setup: TrialSetup, out_dir: Path) -> list[Trial]:
     """Run the trials in which the policy server fails mid-motion, each with a server of its own."""
     trials = []
     for kind, inflict in FAULTS.items():
-        for k in range(rig.run.faults):
-            seed = rig.run.first_seed + 1000 + k
-            with server_of(rig.run, seed=seed, out_dir=out_dir) as server:
+        for k in range(setup.run.faults):
+            seed = setup.run.first_seed + 1000 + k
+            with server_of(setup.run, seed=seed, out_dir=out_dir) as server:
                 trial = run_trial(
-                    rig,
+                    setup,
                     url=server.found[1],
                     seed=seed,
                     directory=out_dir / f"{kind}-{k:02}",
                     fault=kind,
-                    strike=lambda: inflict(server),  # noqa: B023 (called before the loop goes on)
+                    inject=lambda: inflict(server),  # noqa: B023 (called before the loop goes on)
                 )
             print(f"{kind:8} seed {seed}: {trial.end[:80]}")
             trials.append(trial)
@@ -122,7 +122,7 @@ def shortcomings(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence
             found.append(f"{name}: {trial.audit.lost_in_a_row} packets were lost in a row")
         if trial.times is None:
             continue
-        stop_s = max(run.watchdog.starved_stop_s, run.watchdog.failing_stop_s)
+        stop_s = max(run.watchdog.underrun_stop_s, run.watchdog.failing_stop_s)
         times, dry_s = trial.times, trial.chunk_s
         if times.ran_blind or times.hold_delay_periods not in (None, 0):
             found.append(f"{name}: did not hold within one control period of its last action: {times}")
@@ -150,7 +150,7 @@ def results_of(run: FrankaTrialsRun, trials: Sequence[Trial], faults: Sequence[T
             "acceleration": arm_of(run).dynamics.acceleration,
             "jerk": arm_of(run).dynamics.jerk,
             "gain_hz": arm_of(run).following.gain_hz,
-            "leash_m": arm_of(run).following.leash_m,
+            "max_tracking_error_m": arm_of(run).following.max_tracking_error_m,
         },
         "watchdog": dataclasses.asdict(run.watchdog),
         "trials": [trial.to_json() for trial in trials],
@@ -169,9 +169,9 @@ def main(config: DictConfig) -> None:
         robot = dataclasses.replace(arm_of(run), address=address)
         with robot.open_arm(on_setpoint=setpoints.append) as arm:
             clock = MonotonicClock() if run.time == "wall" else ArmClock(arm)
-            rig = Rig(run=run, robot=robot, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
-            trials = run_trials(rig, out_dir)
-            faults = run_faults(rig, out_dir)
+            setup = TrialSetup(run=run, robot=robot, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
+            trials = run_trials(setup, out_dir)
+            faults = run_faults(setup, out_dir)
     results = results_of(run, trials, faults)
     print("\n" + trial_table(trials) + "\n\n" + fault_table(faults))
     text = report(results, trials, faults)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from envs.evaluation.results import format_table
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
+from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_conditions, load_policy
 from vla.data.layout import read_info
 from vla.data.registry import SOURCES
@@ -114,11 +115,12 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
 
 
 def require_settings(run: schema.TrainRun) -> None:
-    """Check before anything is recorded that the parts of the model go together.
+    """Check before anything is recorded that the model's parts go together, and the evaluation's runtime.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or the runtime has no limits for the environment.
     """
+    evaluation_limits(run.evaluation, run.env["family"])
     model = run.model
     ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
 

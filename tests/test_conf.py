@@ -219,8 +219,10 @@ def test_wrong_settings_of_other_programs_are_refused(root, override, message):
 
 
 def test_an_unlimited_acceleration_is_a_setting():
-    run = schema.typed(composed("control", ["robot.limits.leash=inf"]), schema.ROOTS.get("control"))
-    assert math.isinf(run.robot.limits.leash)
+    run = schema.typed(
+        composed("control", ["robot.limits.max_tracking_error=inf"]), schema.ROOTS.get("control")
+    )
+    assert math.isinf(run.robot.limits.max_tracking_error)
 
 
 @pytest.mark.parametrize(

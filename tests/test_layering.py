@@ -65,7 +65,15 @@ MAY_IMPORT = {
     "vla.data": (*GROUND_FLOOR, "vla.processing", "pyarrow", "av"),
     "vla.model": (*GROUND_FLOOR, "torch"),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "torch"),
-    "envs": (*GROUND_FLOOR, "vla.provenance", "mujoco", "mink", "gymnasium", "av"),
+    "envs": (
+        *GROUND_FLOOR,
+        "vla.provenance",
+        "policies.runtime",  # one frame history, one chunk schedule, one safety filter for both roads
+        "mujoco",
+        "mink",
+        "gymnasium",
+        "av",
+    ),
     "envs.metaworld.env": (*GROUND_FLOOR, "envs", "mujoco", "metaworld"),
     "experiments": GUARDED,
     "conf": (),

@@ -72,14 +72,45 @@ class DecodeError(VLAError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Observation:
-    """All that a policy may know when it acts."""
+class SensorReading:
+    """What a robot's sensors measured last, each at a time of its own.
 
-    images: Mapping[str, UInt8[np.ndarray, "frames h w 3"]]  # by camera; RGB, oldest first, last is now
-    state: Float32[np.ndarray, " state"]  # in the units of RobotSpec.state
+    Attributes:
+        images: the newest frame of every camera of the robot spec, RGB.
+        image_stamps: when each of these frames was captured, monotonic clock [s].
+        state: the joints as measured, in the units of `RobotSpec.state`. It may lie outside the ranges of
+            the spec: judging that is for the safety filter, so drivers never clip it.
+        state_stamp: when the state was measured, same clock [s].
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    image_stamps: Mapping[str, float]
+    state: Float32[np.ndarray, " state"]
+    state_stamp: float
+
+    @property
+    def stamp(self) -> float:
+        """When the oldest part was captured [s]: a reading is as fresh as its stalest sensor."""
+        return min((self.state_stamp, *self.image_stamps.values()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """All that a policy may know when it acts.
+
+    Attributes:
+        images: by camera; RGB, oldest first, the last is now.
+        state: in the units and within the ranges of `RobotSpec.state`.
+        instruction: what to do, in words.
+        committed: actions that will be executed whatever the policy predicts, or none.
+        stamp: when the oldest of the newest frames and the state was captured, monotonic clock [s].
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "frames h w 3"]]
+    state: Float32[np.ndarray, " state"]
     instruction: str
-    committed: Float32[np.ndarray, "committed action"]  # actions already promised to the robot, or none
-    stamp: float  # capture time of the newest frame, monotonic clock [s]
+    committed: Float32[np.ndarray, "committed action"]
+    stamp: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,17 +154,6 @@ class Policy(Protocol):
         ...
 
 
-def temporal_ensemble(
-    said: Sequence[Float32[np.ndarray, " action"]], *, decay: float
-) -> Float32[np.ndarray, " action"]:
-    """Return the mean of what several chunks say about one period, oldest first (ACT, arXiv:2304.13705).
-
-    The weight of the i-th is exp(-decay * i): at 0 all count alike, above 0 the oldest counts most.
-    """
-    weights = np.exp(-decay * np.arange(len(said)))
-    return np.average(np.stack(said), axis=0, weights=weights).astype(np.float32)
-
-
 @runtime_checkable
 class Robot(Protocol):
     """Something that can be observed and commanded at `robot_spec.control_hz`."""
@@ -143,14 +163,23 @@ class Robot(Protocol):
         """What the robot offers and accepts."""
         ...
 
-    def observe(self) -> Observation:
-        """Return the newest observation; its `stamp` tells how old it is."""
+    def observe(self) -> SensorReading:
+        """Return the newest reading of every sensor; its stamps tell how old each part is.
+
+        A sensor that has measured nothing new keeps its last value and stamp. May wait for a sensor, and
+        raises what the driver documents when one fails.
+        """
         ...
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
-        """Execute one action for one control period."""
+        """Execute one action for one control period. `observe` and `command` are called by one thread."""
         ...
 
     def stop(self) -> None:
-        """Bring the robot to rest; safe to call more than once."""
+        """Bring the robot to rest.
+
+        May be called from any thread, more than once, when cameras fail, and while `observe` or `command`
+        waits in another thread: it waits for no sensor. A command that is under way then is not sent any
+        more; later ones are, so whoever stops a robot for good stops sending them.
+        """
         ...

@@ -25,10 +25,11 @@ class EpisodeRow:
     level: str  # of randomisation, from the environment's configuration
     steps: int  # control periods
     success: bool
-    num_clipped: int  # actions beyond their limits
+    num_clipped: int  # actions beyond the limits of the environment or of the safety filter
     wall_s: float
     policy_id: str
     versions: Mapping[str, str]
+    stop_reason: str = ""  # why the watchdog of the robot's runtime ended it; empty if it did not
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON-ready data."""
@@ -39,10 +40,11 @@ class EpisodeRow:
         """Rebuild a row.
 
         Raises:
-            ValueError: keys are missing or unknown.
+            ValueError: keys are missing or unknown. Rows of before the robot's runtime was evaluated have no
+                `stop_reason`.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
-        if set(data) != expected:
+        if set(data) | {"stop_reason"} != expected:
             raise ValueError(f"an episode row has the keys {sorted(expected)}, not {sorted(data)}")
         return cls(**data)
 

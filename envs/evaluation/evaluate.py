@@ -101,15 +101,16 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
     plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
     if plan_path.exists():
         stored = read_json(plan_path)
+        stored_plan = json.loads(json.dumps(EvaluationPlan.from_json(stored["plan"]).to_json()))
         if stored["policy_id"] != policy_id:
             raise EvaluationMismatch(
                 f"{run_dir} holds results of policy {stored['policy_id']!r}, not {policy_id!r}; {advice}"
             )
         new = json.loads(json.dumps(plan.to_json()))
         differing = [
-            f"{key}: {stored['plan'].get(key)!r} there, {new[key]!r} now"
+            f"{key}: {stored_plan[key]!r} there, {new[key]!r} now"
             for key in new
-            if key not in _FREE_TO_CHANGE and stored["plan"].get(key) != new[key]
+            if key not in _FREE_TO_CHANGE and stored_plan[key] != new[key]
         ]
         if differing:
             listing = "\n  ".join(differing)
@@ -146,6 +147,7 @@ def _run_missing(
         num_workers=plan.num_workers,
         envs_per_worker=plan.envs_per_worker,
         ensemble_decay=plan.ensemble_decay,
+        limits=plan.limits,
         env_factory=env_factory,
     )
     new: list[EpisodeRow] = []
@@ -181,6 +183,7 @@ def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> Epi
         steps=result.steps,
         success=result.success,
         num_clipped=result.num_clipped,
+        stop_reason=result.stop_reason,
         wall_s=round(result.wall_s, 3),
         policy_id=policy_id,
         versions=versions,

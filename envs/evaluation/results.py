@@ -16,9 +16,12 @@ from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups
 from envs.rollout import CONDITIONS, EpisodeRequest
+from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
 from vla.provenance import software_versions
 from vla.registry import Choices, Range, check_attributes
+
+RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,10 @@ class EvaluationSettings:
 
     episodes_per_task: Annotated[int, Range(1), "episodes of every task"]
     first_seed: Annotated[int, Range(0), "episode k of a task has the seed first_seed + k"]
+    runtime: Annotated[
+        str, Choices(*RUNTIMES), "robot: every action passes delta conversion and safety filter"
+    ] = "simulation"
+    safety: Annotated[bool, "whether the runtime robot has these two; false is for comparison"] = True
     execute_horizon: Annotated[int, Range(1), "actions executed of a chunk before the policy looks again"] = (
         10
     )
@@ -47,9 +54,12 @@ class EvaluationPlan(EvaluationSettings):
 
     env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
     condition: Annotated[str, Choices(*CONDITIONS), "what the policy is told"] = "right"
+    limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
 
     def __post_init__(self) -> None:
         check_attributes(self, where="evaluation")
+        if self.runtime == "simulation" and self.limits is not None:
+            raise ValueError("limits are given, but the runtime 'simulation' has no safety filter")
         if not self.env_configs:
             raise ValueError("env_configs is empty; name at least one task and its environment")
         for task in self.env_configs:
@@ -58,7 +68,27 @@ class EvaluationPlan(EvaluationSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return data | {"limits": None if self.limits is None else self.limits.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EvaluationPlan":
+        """Rebuild a plan from `to_json`, of a version without some of the keys too.
+
+        Raises:
+            ValueError: a value makes no sense.
+        """
+        limits = data.get("limits")
+        return cls(**{**data, "limits": None if limits is None else SafetyLimits.from_json(limits)})
+
+    @property
+    def road(self) -> str:
+        """What the predicted actions passed on their way to the arm, in words."""
+        if self.runtime == "simulation":
+            return "simulation: actions are executed as predicted"
+        if self.limits is None:
+            return "robot, with safety filter and delta conversion off"
+        return "robot: actions pass delta conversion and safety filter, as on an arm"
 
     def requests(self) -> list[EpisodeRequest]:
         """Return all episodes, task by task."""
@@ -208,6 +238,8 @@ class Evaluation:
         return {
             "schema_version": 1,
             "policy_id": self.policy_id,
+            "runtime": self.plan.runtime,
+            "safety": self.plan.limits is not None,
             "complete": self.is_complete,
             "mean_success_rate": self.mean_success_rate,
             "pooled_wilson_95": dataclasses.asdict(self.pooled_interval),
@@ -239,7 +271,7 @@ def load_evaluation(run_dir: Path) -> Evaluation:
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no plan.json")
     stored = read_json(run_dir / "plan.json")
-    plan = EvaluationPlan(**stored["plan"])
+    plan = EvaluationPlan.from_json(stored["plan"])
     log = run_dir / "episodes.jsonl"
     rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
     wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
@@ -272,7 +304,10 @@ def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
     sums = [*_group_rows(columns), ["mean over tasks", *(_mean_cell(column) for column in columns)]]
     widths = [max(len(row[index]) for row in (*table, *sums)) for index in range(len(header))]
     head, *tasks, rule = (_line(row, widths) for row in (*table, ["-" * width for width in widths]))
-    note = "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled."
+    note = (
+        "Brackets: Wilson 95 % intervals; that of the mean is over all episodes pooled.\n"
+        f"Runtime: {evaluation.plan.road}."
+    )
     return "\n".join((head, rule, *tasks, rule, *(_line(row, widths) for row in sums), note))
 
 

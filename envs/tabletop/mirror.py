@@ -65,11 +65,12 @@ class TabletopMirror:
         mujoco.mj_camlight(self._model, self._data)
 
     def frames(
-        self, joints: Float[np.ndarray, "7"], opening: float
-    ) -> Mapping[str, UInt8[np.ndarray, "h w 3"]]:
-        """Return what every camera of the spec would see of the arm in this scene."""
+        self, joints: Float[np.ndarray, "7"], opening: float, *, stamp: float
+    ) -> tuple[Mapping[str, UInt8[np.ndarray, "h w 3"]], Mapping[str, float]]:
+        """Return what every camera of the spec would see of the arm in this scene, and when that was [s]."""
         self.show(joints, opening)
-        return {name: self._env.render_camera(name) for name in self.robot_spec.camera_names}
+        names = self.robot_spec.camera_names
+        return {name: self._env.render_camera(name) for name in names}, dict.fromkeys(names, stamp)
 
     def note_period(self) -> None:
         """Count whether the goal holds now; once a control period, as in the simulated task."""

@@ -9,29 +9,53 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
+from omegaconf import OmegaConf
 
-from experiments.config.schema import ControlRun, DelayTableRun
+from experiments.config.robot import ROBOTS
+from experiments.config.schema import ControlRun, DelayTableRun, EvaluationRunSettings
 from experiments.config.simulation import env_configs
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
 from policies.runtime.inference import Inference
 from policies.runtime.limits import GRIPPER, SafetyLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
-from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.interface import Observation, Policy, Robot
 from vla.registry import did_you_mean
 from vla.spec import RobotSpec
 
 ARMING_PERIODS = 40  # how long to wait for a live stream of observations
+ROBOT_OF_FAMILY = {"tabletop": "sim"}  # whose limits, in conf/robot, are those of a family's arm
 RECONNECT_S = 0.2  # how long one inference tries to find its server again
+
+
+def evaluation_limits(settings: EvaluationRunSettings, family: str) -> SafetyLimits | None:
+    """Return the limits that actions of an evaluation have to keep; None where none apply.
+
+    Raises:
+        ValueError: the limits of the family's arm are not known.
+    """
+    if settings.runtime == "simulation":
+        return None
+    if family not in ROBOT_OF_FAMILY:
+        raise ValueError(
+            f"evaluation.runtime=robot needs the safety limits of an arm, and those of env.family={family!r} "
+            f"are not known; they are for {sorted(ROBOT_OF_FAMILY)}: give evaluation.runtime=simulation"
+        )
+    text = resources.files("conf").joinpath("robot", f"{ROBOT_OF_FAMILY[family]}.yaml").read_text("utf-8")
+    config = OmegaConf.to_object(OmegaConf.create(text))
+    assert isinstance(config, dict)
+    robot = ROBOTS.build({str(key): value for key, value in config.items()})
+    return robot.limits if settings.safety else None
 
 
 def chosen_task(run: ControlRun | DelayTableRun) -> str:
@@ -90,7 +114,7 @@ class RemoteForWorker:
 
     @property
     def max_committed(self) -> int:
-        """How many promised actions it can be told."""
+        """How many committed actions it can be given."""
         return self._remote.max_committed
 
     def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
@@ -100,7 +124,7 @@ class RemoteForWorker:
         return self._remote.predict(observations)
 
     def close(self) -> None:
-        """Hang up; an inference under way fails."""
+        """Disconnect; an inference under way fails."""
         self._remote.close()
 
 
@@ -120,7 +144,7 @@ class SlowedPolicy:
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and how many promised actions it can be told."""
+    """A policy, and how many committed actions it can be given."""
 
     policy: Policy
     max_committed: int
@@ -130,7 +154,7 @@ class LoadedPolicy(NamedTuple):
 def open_policy(
     *, bundle: str | None, server: str | None, token_env: str, num_threads: int, server_wait_s: float = 0.0
 ) -> Iterator[LoadedPolicy]:
-    """Open a bundle in this process, or connect to a policy server and hang up in the end.
+    """Open a bundle in this process, or connect to a policy server and disconnect finally.
 
     A server that is not there yet is waited for, so long; no robot has been touched by then.
 
@@ -161,7 +185,7 @@ def build_controller(
     max_committed: int,
     schedule: str,
     execute_horizon: int,
-    anchored: bool,
+    delta_to_absolute: bool,
     instruction: str,
     watchdog: WatchdogLimits,
     stream: StreamLimits,
@@ -192,7 +216,7 @@ def build_controller(
         schedule=make_schedule(
             schedule,
             period_s=1.0 / spec.control_hz,
-            execute_horizon=execute_horizon,
+            execute_horizon=1 if schedule == "ensemble" else execute_horizon,  # as ACT does
             num_actions=len(spec.action),
             max_committed=max_committed,
         ),
@@ -202,7 +226,7 @@ def build_controller(
         clock=clock,
         watchdog=watchdog,
         stream=dataclasses.replace(stream, may_jump=grippers),
-        anchored=anchored,
+        delta_to_absolute=delta_to_absolute,
         recorder=recorder,
     )
 
@@ -220,7 +244,7 @@ def drive(
         controller: IDLE.
         is_over: asked after every period.
         max_periods: after so many the task counts as over.
-        on_period: told of every period.
+        on_period: called with the record of every period.
 
     Raises:
         ArmingRefused: observations did not come, or the robot stands out of its range.

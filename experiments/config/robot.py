@@ -87,6 +87,6 @@ ROBOTS: Registry[RobotSetup] = Registry(
     "robot",
     {
         "sim": "experiments.config.robot:SimulatedRobot",
-        "franka": "experiments.franka.parts:FrankaSetup",
+        "franka": "experiments.franka.scene:FrankaSetup",
     },
 )

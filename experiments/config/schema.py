@@ -20,7 +20,7 @@ from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
 from policies.runtime.chunking import SCHEDULES
-from policies.runtime.stream import StreamLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.data.registry import SOURCES
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
@@ -225,7 +225,9 @@ class ControlRun(RobotProgram):
     seed: Annotated[int, Range(0), "of the scene"]
     instruction: Annotated[str | None, "null: the task's own"] = None
     schedule: Annotated[str, Choices(*SCHEDULES), "when to infer, and what becomes of chunks"] = "async"
-    anchored: Annotated[bool, "whether chunks of changes count from the commanded position at capture"] = True
+    delta_to_absolute: Annotated[
+        bool, "whether chunks of changes count from the commanded position at capture"
+    ] = True
     inference_delay_s: Annotated[float, Range(0), "added to every inference"] = 0.0
     max_seconds: Annotated[float, Positive, "after which the task counts as over"] = 60.0
     replay: Annotated[str | None, "a recording whose commands are sent again, instead of asking a policy"] = (
@@ -243,7 +245,9 @@ class DelayTableRun(RobotProgram):
     schedules: Annotated[list[Annotated[str, Choices(*SCHEDULES)]], "to compare"]
     episodes: Annotated[int, Range(1), "for each delay and schedule"]
     first_seed: FirstSeed
-    anchored: Annotated[bool, "whether chunks of changes count from the commanded position at capture"] = True
+    delta_to_absolute: Annotated[
+        bool, "whether chunks of changes count from the commanded position at capture"
+    ] = True
     num_workers: Annotated[int, Range(1), "processes, each with an environment and a policy of its own"] = 2
     results: Results = None
 

@@ -2,7 +2,7 @@
 
     python -m experiments.franka.expert '{"family": "tabletop", "task": "reach", ...}' 620000
 
-Serves it on a free port of this machine until it is killed. It sees where the objects are, so what it
+Serves it on an unused port of this machine until it is killed. It sees where the objects are, so what it
 reaches says nothing about policies; cameras, protocols, limits and deadlines are as with one.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from envs.tabletop.experts import Hand
 from envs.tabletop.mirror import TabletopMirror
-from experiments.franka.parts import open_mirror
+from experiments.franka.scene import open_mirror
 from policies.serving.access import Access
 from policies.serving.server import PolicyServer, ServedPolicy
 from vla.interface import Observation
@@ -25,7 +25,7 @@ HORIZON = 8
 
 
 class ExpertPolicy:
-    """Says what the expert of a scene would do from the measured state on. Looks at no picture."""
+    """Predicts what the expert of a scene would do from the measured state on. Looks at no picture."""
 
     frame_offsets = (0,)
     action_horizon = HORIZON

@@ -128,7 +128,7 @@ used. *Real time* is the arm's clock against the wall's.
 
 The server is killed (SIGKILL), stopped (SIGSTOP), or slowed to a tenth or a hundredth (crawling) of its time,
 when the hand has come 3 cm. Each cell: least/median/greatest. *To hold*: until the first period that held;
-until then the arm executes what was promised, at most a chunk ({_chunk(faults)} s). *Hold delay*: periods
+until then the arm executes what was predicted, at most a chunk ({_chunk(faults)} s). *Hold delay*: periods
 between the last executed action and the first that held; 0 means the very next. *To rest*: until no joint was
 measured to move faster than 0.02 rad/s. A server slowed to a tenth still answers before the chunk is over.
 

@@ -18,13 +18,13 @@ from envs.tabletop.mirror import TabletopMirror
 from experiments.config.control_setup import RemoteForWorker, build_controller, drive
 from experiments.config.schema import FrankaTrialsRun
 from experiments.franka.audit import SetpointAudit, audit_setpoints, last_motion_s
-from experiments.franka.parts import FrankaInScene, FrankaSetup
+from experiments.franka.scene import FrankaInScene, FrankaSetup
 from policies.robots.franky_arm import FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
 from policies.runtime.inference import ThreadedInference
 from policies.runtime.recorder import PeriodRecord, Recorder, Recording, audit_recording, read_recording
 
-MID_MOTION_M = 0.03  # how far the hand has come when a fault strikes,
+MID_MOTION_M = 0.03  # how far the hand has come when a fault is injected,
 MID_MOTION_STEP_M = 0.004  # and how far it is commanded to go in that period
 
 
@@ -36,7 +36,7 @@ class TrialsFailed(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rig:
+class TrialSetup:
     """What trials share."""
 
     run: FrankaTrialsRun
@@ -87,16 +87,17 @@ class Trial:
         return dataclasses.asdict(self) | {"setpoint_violations": self.audit.violations}
 
 
-class _Striker:
-    """Strikes once, when the arm is in the middle of its way."""
+class FaultInjector:
+    """Injects a fault once, when the arm is in the middle of its way."""
 
-    def __init__(self, strike: Callable[[], None], *, arm: FrankyArm, clock: Clock) -> None:
-        self._strike, self._arm, self._clock = strike, arm, clock
+    def __init__(self, inject: Callable[[], None], *, arm: FrankyArm, clock: Clock) -> None:
+        self._inject, self._arm, self._clock = inject, arm, clock
         self._began_at: np.ndarray | None = None
         self.at_s: float | None = None  # the controller's clock,
         self.arm_at_s = 0.0  # and the arm's
 
     def watch(self, record: PeriodRecord) -> None:
+        """Look at the record of a period, and inject the fault if this is the moment."""
         if self.at_s is not None or record.state != "RUNNING" or record.commanded is None:
             return
         assert record.measured is not None, "running without a state"
@@ -104,18 +105,18 @@ class _Striker:
         self._began_at = here if self._began_at is None else self._began_at
         step = float(np.linalg.norm(record.commanded[:3]))
         if np.linalg.norm(here - self._began_at) > MID_MOTION_M and step > MID_MOTION_STEP_M:
-            self._strike()
-            self.at_s, self.arm_at_s = self._clock.now(), self._arm.heard_s
+            self._inject()
+            self.at_s, self.arm_at_s = self._clock.now(), self._arm.newest_time_s
 
 
 def run_trial(
-    rig: Rig,
+    setup: TrialSetup,
     *,
     url: str,
     seed: int,
     directory: Path,
     fault: str = "",
-    strike: Callable[[], None] = lambda: None,
+    inject: Callable[[], None] = lambda: None,
 ) -> Trial:
     """Place the arm in the scene of a seed, drive it with the policy at an address, and judge the recording.
 
@@ -124,21 +125,23 @@ def run_trial(
         FrankaFault: the arm is in error.
         ArmingRefused: the controller never became ready.
     """
-    robot = rig.robot.place_in_scene(arm=rig.arm, mirror=rig.mirror, seed=seed, clock=rig.clock)
+    robot = setup.robot.place_in_scene(arm=setup.arm, mirror=setup.mirror, seed=seed, clock=setup.clock)
     robot.warm_up()
-    rig.setpoints.clear()
-    striker = _Striker(strike if fault else lambda: None, arm=rig.arm, clock=rig.clock)
-    began, arm_began = time.monotonic(), rig.arm.heard_s
-    chunk_s = _drive_recorded(rig, robot, url=url, directory=directory, striker=striker, is_fault=bool(fault))
-    wait_at_rest(rig.arm)
-    wall_s, arm_s = time.monotonic() - began, rig.arm.heard_s - arm_began
+    setup.setpoints.clear()
+    injector = FaultInjector(inject if fault else lambda: None, arm=setup.arm, clock=setup.clock)
+    began, arm_began = time.monotonic(), setup.arm.newest_time_s
+    chunk_s = _drive_recorded(
+        setup, robot, url=url, directory=directory, injector=injector, is_fault=bool(fault)
+    )
+    wait_at_rest(setup.arm)
+    wall_s, arm_s = time.monotonic() - began, setup.arm.newest_time_s - arm_began
     recording = read_recording(directory)
     times = None
     if fault:
-        if striker.at_s is None:
+        if injector.at_s is None:
             raise ValueError(f"seed {seed}: the arm was never in the middle of its way; {directory} has it")
-        rest_s = last_motion_s(rig.setpoints) - striker.arm_at_s
-        times = fault_times(recording, struck_at=striker.at_s, to_rest_s=rest_s)
+        rest_s = last_motion_s(setup.setpoints) - injector.arm_at_s
+        times = fault_times(recording, injected_at=injector.at_s, to_rest_s=rest_s)
     waits = [one.inference_s for one in recording.periods if one.inference_s is not None]
     last = recording.periods[-1]
     return Trial(
@@ -150,8 +153,8 @@ def run_trial(
         realtime_factor=arm_s / wall_s,
         chunk_s=chunk_s,
         missed_periods=last.missed,
-        recorded_violations=len(audit_recording(recording, rig.robot.limits)),
-        audit=audit_setpoints(rig.setpoints),
+        recorded_violations=len(audit_recording(recording, setup.robot.limits)),
+        audit=audit_setpoints(setup.setpoints),
         inference_ms=1e3 * float(np.median(waits)) if waits else None,
         fault=fault,
         times=times,
@@ -159,16 +162,22 @@ def run_trial(
 
 
 def _drive_recorded(
-    rig: Rig, robot: FrankaInScene, *, url: str, directory: Path, striker: _Striker, is_fault: bool
+    setup: TrialSetup,
+    robot: FrankaInScene,
+    *,
+    url: str,
+    directory: Path,
+    injector: FaultInjector,
+    is_fault: bool,
 ) -> float:
     """Drive to the end of the trial, recorded in a directory; return how far ahead the policy plans [s]."""
-    limits = rig.robot.limits
-    about = {"instruction": robot.instruction, "schedule": rig.run.schedule, "limits": limits.to_json()}
+    limits = setup.robot.limits
+    about = {"instruction": robot.instruction, "schedule": setup.run.schedule, "limits": limits.to_json()}
     policy = RemoteForWorker(url=url, token=None)
     with (
         closing(policy),
         Recorder(directory, spec=robot.robot_spec, about=about) as recorder,
-        closing(ThreadedInference(policy=policy, clock=rig.clock)) as inference,
+        closing(ThreadedInference(policy=policy, clock=setup.clock)) as inference,
     ):
         controller = build_controller(
             robot=robot,
@@ -176,28 +185,28 @@ def _drive_recorded(
             inference=inference,
             limits=limits,
             max_committed=policy.max_committed,
-            schedule=rig.run.schedule,
-            execute_horizon=rig.run.execute_horizon,
-            anchored=True,
+            schedule=setup.run.schedule,
+            execute_horizon=setup.run.execute_horizon,
+            delta_to_absolute=True,
             instruction=robot.instruction,
-            watchdog=rig.run.watchdog,
-            stream=rig.run.stream,
-            clock=rig.clock,
+            watchdog=setup.run.watchdog,
+            stream=setup.run.stream,
+            clock=setup.clock,
             recorder=recorder,
         )
-        seconds = FAULT_SECONDS if is_fault else rig.run.max_seconds
+        seconds = FAULT_SECONDS if is_fault else setup.run.max_seconds
         drive(
             controller,
             is_over=lambda: robot.is_over and not is_fault,  # a fault is watched to its end
             max_periods=round(seconds / controller.period_s),
-            on_period=striker.watch,
+            on_period=injector.watch,
         )
         return policy.action_horizon * controller.period_s
 
 
-def fault_times(recording: Recording, *, struck_at: float, to_rest_s: float) -> FaultTimes:
-    """Read from a recording what followed upon a fault that struck at a time of the controller's clock."""
-    after = [one for one in recording.periods if one.now > struck_at]
+def fault_times(recording: Recording, *, injected_at: float, to_rest_s: float) -> FaultTimes:
+    """Read from a recording what followed upon a fault, injected at a time of the controller's clock."""
+    after = [one for one in recording.periods if one.now > injected_at]
     executed = [one for one in after if one.target is not None]
     holding = next((one for one in after if one.state in ("HOLD", "STOPPED", "FAULT")), None)
     stopped = next((one for one in after if one.state == "STOPPED"), None)
@@ -208,9 +217,9 @@ def fault_times(recording: Recording, *, struck_at: float, to_rest_s: float) -> 
         ]
         delay = holding.index - before[-1] - 1
     return FaultTimes(
-        to_hold_s=None if holding is None else holding.now - struck_at,
+        to_hold_s=None if holding is None else holding.now - injected_at,
         hold_delay_periods=delay,
-        to_stopped_s=None if stopped is None else stopped.now - struck_at,
+        to_stopped_s=None if stopped is None else stopped.now - injected_at,
         to_rest_s=None if stopped is None else to_rest_s,
         ran_blind=sum(one.state == "RUNNING" and one.target is None for one in after),
         oldest_action_s=max((one.chunk_age_s or 0.0 for one in executed), default=0.0),

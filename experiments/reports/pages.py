@@ -72,7 +72,8 @@ def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
         "both should be low, except where the scene leaves only one thing to do."
     )
     sections: list[Section] = [
-        Success(title="Success", evaluations=named, targets={}, note=note if len(named) > 1 else "")
+        Success(title="Success", evaluations=named, targets={}, note=note if len(named) > 1 else ""),
+        Table(title="Runtime", header=["condition", "measured in"], rows=_road_rows(named)),
     ]
     sections += [
         Videos(title=f"Episodes, {name}", evaluation=evaluation, note="Failures first.")
@@ -80,6 +81,16 @@ def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
         if evaluation.videos
     ]
     return sections
+
+
+def _road_rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
+    """Return on which road each evaluation was measured, and how many episodes the watchdog ended."""
+    rows = []
+    for name, evaluation in named.items():
+        stopped = sum(bool(row.stop_reason) for row in evaluation.rows)
+        after = f"; the watchdog stopped {stopped} of {len(evaluation.rows)} episodes" if stopped else ""
+        rows.append([name, evaluation.plan.road + after])
+    return rows
 
 
 def training_section(metrics_path: Path) -> Charts:

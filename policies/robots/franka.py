@@ -1,10 +1,9 @@
 """A Franka arm as a `Robot`: end-effector deltas at control rate in, twists for the arm's own 1 kHz loop out.
 
-Each action moves a commanded pose of the point between the fingertips. The arm is told the velocity that
+Each action moves a commanded pose of the point between the fingertips. The arm gets the velocity that
 follows it: the action's own, plus a share of what the arm trails behind. Every such command expires: an arm
-that hears nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
-(franky_arm.py is one); what the cameras see is `Cameras`. It knows the names of our channels, but no policy,
-no scene and no network.
+that receives nothing more comes to rest by itself, within its own limits. How the arm is reached is `Arm`
+(franky_arm.py is one); what the cameras see is `Cameras`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from policies.runtime.clock import Clock
-from vla.interface import Observation
+from vla.interface import SensorReading
 from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
@@ -25,9 +24,9 @@ STATE_NAMES = ("tcp_x", "tcp_y", "tcp_z", "yaw_sin", "yaw_cos", "gripper_opening
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmReading:
-    """What an arm says of itself. Poses are of the point between the fingertips, in the arm's base frame."""
+    """What an arm reports. Poses are of the point between the fingertips, in the arm's base frame."""
 
-    time_s: float  # of the arm's own clock; stands still when nothing new was heard
+    time_s: float  # of the arm's own clock; stands still when nothing new was received
     joints: Float64[np.ndarray, "7"]  # [rad]
     position: Float64[np.ndarray, "3"]  # [m]
     rotation: Float64[np.ndarray, "3 3"]  # the hand's axes, as columns
@@ -45,7 +44,7 @@ class Arm(Protocol):
     def follow(
         self, linear: Float64[np.ndarray, "3"], angular: Float64[np.ndarray, "3"], *, for_s: float
     ) -> None:
-        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless told otherwise."""
+        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless commanded."""
         ...
 
     def grip(self, opening: float) -> None:
@@ -62,9 +61,15 @@ class Cameras(Protocol):
     """What gives a frame from every camera. Real cameras ignore the arguments; rendered ones need them."""
 
     def frames(
-        self, joints: Float64[np.ndarray, "7"], opening: float
-    ) -> Mapping[str, UInt8[np.ndarray, "h w 3"]]:
-        """Return the newest frame of every camera, RGB."""
+        self, joints: Float64[np.ndarray, "7"], opening: float, *, stamp: float
+    ) -> tuple[Mapping[str, UInt8[np.ndarray, "h w 3"]], Mapping[str, float]]:
+        """Return the newest frame of every camera, RGB, and when each was captured [s].
+
+        Args:
+            joints: where the arm was measured to be [rad].
+            opening: of the gripper, in [0, 1].
+            stamp: when that was [s]; a picture that is drawn of it is as old.
+        """
         ...
 
 
@@ -112,10 +117,12 @@ class Following:
     ] = 3.0
     max_speed: Annotated[float, _POSITIVE, "of the fingertips [m/s]"] = 0.5
     max_turn: Annotated[float, _POSITIVE, "of the hand [rad/s]"] = 2.0
-    leash_m: Annotated[
+    max_tracking_error_m: Annotated[
         float, _POSITIVE, "of the commanded from the measured position: a blocked arm must not wind up [m]"
     ] = 0.03
-    leash_rad: Annotated[float, _POSITIVE, "of the commanded from the measured rotation [rad]"] = 0.3
+    max_tracking_error_rad: Annotated[
+        float, _POSITIVE, "of the commanded from the measured rotation [rad]"
+    ] = 0.3
     patience: Annotated[
         float, Range(1, 4, open_low=True), "control periods after which a command expires"
     ] = 1.5
@@ -132,13 +139,12 @@ class _Target:
 
 
 class FrankaRobot:
-    """A Franka arm with cameras, observed and commanded from one thread.
+    """A Franka arm with cameras, observed and commanded from one thread, stopped from any.
 
     Args:
         spec: names, units and ranges; state and action must be those of the tabletop's arm.
         arm: who moves.
         cameras: what is seen, with the names of the spec.
-        instruction: what observations say; the controller replaces it by its own.
         clock: of stamps.
         following: how commands become twists.
 
@@ -152,7 +158,6 @@ class FrankaRobot:
         spec: RobotSpec,
         arm: Arm,
         cameras: Cameras,
-        instruction: str,
         clock: Clock,
         following: Following | None = None,
     ) -> None:
@@ -164,37 +169,32 @@ class FrankaRobot:
         unknown = [name for name in spec.state_names if name not in STATE_NAMES]
         if unknown:
             raise ValueError(f"state channels {unknown} are not measured here; there are {STATE_NAMES}")
-        self.robot_spec, self.instruction = spec, instruction
+        self.robot_spec = spec
         self._arm, self._cameras, self._clock = arm, cameras, clock
         self._following = Following() if following is None else following
         self._period_s = 1.0 / spec.control_hz
-        self._low = np.array([channel.low for channel in spec.state], np.float32)
-        self._high = np.array([channel.high for channel in spec.state], np.float32)
         self._target: _Target | None = None
-        self._heard_s: float | None = None
-        self._newest: Observation | None = None
+        self._num_stops = 0
+        self._arm_time_s: float | None = None  # the arm's own clock at the newest reading,
+        self._state_stamp = 0.0  # and when that was on ours
 
-    def observe(self) -> Observation:
-        """Return the newest observation; its stamp stays when the arm has said nothing new.
+    def observe(self) -> SensorReading:
+        """Return the newest reading; the state's stamp stays when the arm has measured nothing new.
 
         Raises:
             RuntimeError: the arm is in error.
             OSError: the arm cannot be reached.
         """
         reading = self._arm.read()
-        if self._newest is not None and reading.time_s == self._heard_s:
-            return self._newest
-        stamp = self._clock.now()
-        frames = self._cameras.frames(reading.joints, reading.opening)
-        self._heard_s = reading.time_s
-        self._newest = Observation(
-            images={name: frame[None] for name, frame in frames.items()},
+        if reading.time_s != self._arm_time_s:
+            self._arm_time_s, self._state_stamp = reading.time_s, self._clock.now()
+        images, stamps = self._cameras.frames(reading.joints, reading.opening, stamp=self._state_stamp)
+        return SensorReading(
+            images=images,
+            image_stamps=stamps,
             state=self._state(reading),
-            instruction=self.instruction,
-            committed=np.zeros((0, len(ACTION_NAMES)), np.float32),
-            stamp=stamp,
+            state_stamp=self._state_stamp,
         )
-        return self._newest
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
         """Move the commanded pose by an action and have the arm follow it for one period.
@@ -207,8 +207,8 @@ class FrankaRobot:
         wanted = np.asarray(action, np.float64)
         if wanted.shape != (len(ACTION_NAMES),) or not np.isfinite(wanted).all():
             raise ValueError(f"action {wanted.tolist()} must be {len(ACTION_NAMES)} finite numbers")
+        num_stops, target = self._num_stops, self._target
         reading, now, how = self._arm.read(), self._clock.now(), self._following
-        target = self._target
         if target is None or now > target.expires_at:
             target = _Target(position=reading.position, rotation=reading.rotation, expires_at=now)
         trailing = target.position - reading.position
@@ -219,15 +219,19 @@ class FrankaRobot:
         lead = vector_from_rotation(turned @ reading.rotation.T)
         for_s = how.patience * self._period_s
         self._target = _Target(
-            position=reading.position + shortened(trailing + wanted[:3], how.leash_m),
-            rotation=rotation_from_vector(shortened(lead, how.leash_rad)) @ reading.rotation,
+            position=reading.position + shortened(trailing + wanted[:3], how.max_tracking_error_m),
+            rotation=rotation_from_vector(shortened(lead, how.max_tracking_error_rad)) @ reading.rotation,
             expires_at=now + for_s + self._period_s,
         )
-        self._arm.grip(float(np.clip(wanted[6], 0.0, 1.0)))
-        self._arm.follow(shortened(linear, how.max_speed), shortened(angular, how.max_turn), for_s=for_s)
+        if self._num_stops == num_stops:
+            self._arm.grip(float(np.clip(wanted[6], 0.0, 1.0)))
+            self._arm.follow(shortened(linear, how.max_speed), shortened(angular, how.max_turn), for_s=for_s)
+        if self._num_stops != num_stops:  # stopped by another thread since this command began
+            self.stop()
 
     def stop(self) -> None:
-        """Begin to come to rest within the arm's limits; safe to call more than once."""
+        """Begin to come to rest within the arm's limits; see `Robot.stop`."""
+        self._num_stops += 1
         self._target = None
         self._arm.stop()
 
@@ -238,5 +242,4 @@ class FrankaRobot:
         position = [float(value) for value in reading.position]
         measured = (*position, float(sine / length), float(cosine / length), reading.opening)
         values: dict[str, float] = dict(zip(STATE_NAMES, measured, strict=True))
-        state = np.array([values[name] for name in self.robot_spec.state_names], np.float32)
-        return np.clip(state, self._low, self._high)
+        return np.array([values[name] for name in self.robot_spec.state_names], np.float32)

@@ -1,7 +1,7 @@
 """A Franka FR3 reached through franky (`pip install 'vla-stack[franka]'`), or a simulator of its protocol.
 
 The only file that knows franky. Its C++ thread owns the 1 kHz loop and plans every twist with Ruckig within
-`Dynamics`; each command is a velocity that is held for a while and then a stop, so that an arm that hears
+`Dynamics`; each command is a velocity that is held for a while and then a stop, so that an arm that receives
 nothing more comes to rest by itself. Velocities are streamed rather than positions because franky continues
 exactly from the last velocity that it sent, while a stream of positions starts over from the robot's own
 estimate of its velocity; joints rather than the hand because their limits are then kept whatever the
@@ -24,7 +24,7 @@ from policies.robots.resolved_rate import FR3, JointRange, joint_velocities
 from vla.registry import Range, check_attributes
 
 MAX_WIDTH_M = 0.08  # between the open fingers of the Franka Hand
-_GRIP_CHANGE_M = 0.004  # smaller changes of what is asked for are left out: each makes the hand stop and go
+_GRIP_CHANGE_M = 0.004  # smaller changes of a request are left out: each makes the hand stop and go
 _GRIPPER_POLL_S = 0.02
 _SLOWEST = 20.0  # times slower than real time than which no simulator is waited for
 _EXCEPTIONS = (
@@ -96,7 +96,7 @@ def load_franky() -> ModuleType:
 
 
 class FrankyArm:
-    """An `Arm` (franka.py). A context manager: leaving it brings the arm to rest and hangs up.
+    """An `Arm` (franka.py). A context manager: leaving it brings the arm to rest and disconnects.
 
     Args:
         address: of the robot, such as 172.16.0.2, or of franky-sim.
@@ -106,7 +106,7 @@ class FrankyArm:
         has_gripper: whether a Franka Hand is mounted; if not, the gripper counts as open.
         gripper_speed: of the fingers [m/s].
         needs_realtime: refuse to run without a real-time kernel, as a real arm should; a simulator does not.
-        on_setpoint: told of every millisecond's setpoint, in a thread of franky's; for recordings.
+        on_setpoint: called with every millisecond's setpoint, in a thread of franky's; for recordings.
         franky: the module, for tests; imported if None.
 
     Raises:
@@ -140,7 +140,7 @@ class FrankyArm:
             hand = self._franky.Gripper(address) if has_gripper else None
         except self._errors as error:
             raise FrankaFault(f"no Franka arm at {address}: {type(error).__name__}: {error}") from error
-        self.heard_s = 0.0  # the arm's clock at the newest reading
+        self.newest_time_s = 0.0  # the arm's clock at the newest reading
         self._robot.joint_velocity_limit.set(np.minimum(self._robot.joint_velocity_limit.max, limits.speed))
         self._robot.joint_acceleration_limit.set(np.full(7, dynamics.acceleration))
         self._robot.joint_jerk_limit.set(np.full(7, dynamics.jerk))
@@ -153,9 +153,9 @@ class FrankyArm:
             FrankaFault: the arm or its hand is in error; the message names the robot's error flags.
         """
         state = self._state()
-        self.heard_s = float(state.time.to_sec())
+        self.newest_time_s = float(state.time.to_sec())
         return ArmReading(
-            time_s=self.heard_s,
+            time_s=self.newest_time_s,
             joints=np.array(state.q, np.float64).reshape(7),
             position=np.array(state.O_T_EE.translation, np.float64).reshape(3),
             rotation=np.array(state.O_T_EE.matrix, np.float64)[:3, :3],
@@ -165,7 +165,7 @@ class FrankyArm:
     def follow(
         self, linear: Float64[np.ndarray, "3"], angular: Float64[np.ndarray, "3"], *, for_s: float
     ) -> None:
-        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless told otherwise.
+        """Move at a twist [m/s, rad/s, base frame] for a while, then come to rest unless commanded otherwise.
 
         Raises:
             FrankaFault: the arm is in error.
@@ -201,7 +201,7 @@ class FrankyArm:
             self._move(motion, asynchronous=True)
 
     def go_to(self, joints: Sequence[float] | Float[np.ndarray, "7"]) -> None:
-        """Go to joint positions [rad], slowly, and return when there. Look that the way is free.
+        """Go to joint positions [rad], slowly, and return when there. Make sure that the way is clear.
 
         Raises:
             FrankaFault: the arm is in error.
@@ -223,7 +223,7 @@ class FrankyArm:
             raise FrankaFault(f"the arm does not recover: {error}") from error
 
     def close(self) -> None:
-        """Bring the arm to rest, then the hand, and hang up; safe to call more than once.
+        """Bring the arm to rest, then the hand, and disconnect; safe to call more than once.
 
         A step that fails does not keep the next from being tried.
 
@@ -260,7 +260,7 @@ class FrankyArm:
 
     def _move(self, motion: Any, *, asynchronous: bool) -> None:
         if self._on_setpoint is not None and not isinstance(motion, self._franky.JointMotion):
-            motion.register_callback(self._tell)
+            motion.register_callback(self._report_setpoint)
         try:
             self._robot.move(motion, asynchronous=asynchronous)
         except self._errors as error:
@@ -272,7 +272,7 @@ class FrankyArm:
         except self._errors as error:
             raise FrankaFault(f"{type(error).__name__}: {error}") from error
 
-    def _tell(self, state: Any, _step: Any, _relative: Any, _absolute: Any, signal: Any) -> None:
+    def _report_setpoint(self, state: Any, _step: Any, _relative: Any, _absolute: Any, signal: Any) -> None:
         assert self._on_setpoint is not None
         self._on_setpoint(
             Setpoint(

@@ -7,6 +7,7 @@ one picture a camera. `LerobotDevice` states them; `LerobotRobot` puts the numbe
 -100 to 100). Drivers hold their last target: a robot that must stop by itself when commands cease needs more.
 """
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,8 +15,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from policies.runtime.clock import Clock
-from vla.interface import Observation, ObservationError
+from vla.interface import ObservationError, SensorReading
 from vla.spec import RobotSpec
+
+_FRESH_S = 0.1  # a measured position older than this is no place to hold at
+_BUS_WAIT_S = 0.1  # how long a stop waits for another use of the motors' bus to end
 
 
 @runtime_checkable
@@ -50,21 +54,20 @@ class LerobotDevice(Protocol):
         ...
 
     def disconnect(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         ...
 
 
 class RobotNotStopped(RuntimeError):
-    """Motors could not be told to hold; the message names them."""
+    """Motors could not be commanded to hold; the message names them."""
 
 
 class LerobotRobot:
-    """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects in the end.
+    """A LeRobot driver as a `Robot`. A context manager: connects, and disconnects finally.
 
     Args:
         device: the driver.
         spec: joint targets in the device's units; cameras of the device's sizes.
-        instruction: what observations say; the controller replaces it by its own.
         clock: of stamps.
         state_keys: names of the device for state channels, in the order of the spec; their own if None.
         action_keys: the same for action channels.
@@ -78,16 +81,19 @@ class LerobotRobot:
         *,
         device: LerobotDevice,
         spec: RobotSpec,
-        instruction: str,
         clock: Clock,
         state_keys: tuple[str, ...] | None = None,
         action_keys: tuple[str, ...] | None = None,
     ) -> None:
         if spec.action_convention != "joint_target":
             raise ValueError(f"LeRobot's drivers take joint targets; {spec.name!r} {spec.action_convention}")
-        self.robot_spec, self.instruction = spec, instruction
+        self.robot_spec = spec
         self._device, self._clock = device, clock
         self._targets: dict[str, float] = {}  # sent last
+        self._measured: dict[str, float] = {}  # positions of motors, the newest
+        self._measured_at = -float("inf")
+        self._bus = threading.Lock()  # the motors' bus takes one transfer at a time
+        self._num_stops = 0
         self._state_keys = spec.state_names if state_keys is None else state_keys
         self._action_keys = spec.action_names if action_keys is None else action_keys
         sizes = {camera.name: (camera.height, camera.width, 3) for camera in spec.cameras}
@@ -101,25 +107,27 @@ class LerobotRobot:
                     f"{size}"
                 )
 
-    def observe(self) -> Observation:
-        """Return what the driver reads now.
+    def observe(self) -> SensorReading:
+        """Return what the driver reads now: one call for motors and cameras, hence one stamp for all.
 
         Raises:
             ObservationError: something is missing, or of the wrong kind.
             OSError, RuntimeError: the driver's own.
         """
         stamp = self._clock.now()
-        seen = self._device.get_observation()
-        names = [*self._state_keys, *self.robot_spec.camera_names]
-        missing = [name for name in names if name not in seen]
+        with self._bus:
+            seen = self._device.get_observation()
+        measured = {key: float(seen[key]) for key in self._action_keys if key in seen}
+        self._measured, self._measured_at = measured, stamp
+        cameras = self.robot_spec.camera_names
+        missing = [name for name in (*self._state_keys, *cameras) if name not in seen]
         if missing:
             raise ObservationError(f"the device did not send {missing}; it sent {sorted(seen)}")
-        return Observation(
-            images={name: _picture(name, seen[name]) for name in self.robot_spec.camera_names},
+        return SensorReading(
+            images={name: _picture(name, seen[name]) for name in cameras},
+            image_stamps=dict.fromkeys(cameras, stamp),
             state=np.array([seen[name] for name in self._state_keys], np.float32),
-            instruction=self.instruction,
-            committed=np.zeros((0, len(self._action_keys)), np.float32),
-            stamp=stamp,
+            state_stamp=stamp,
         )
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
@@ -129,34 +137,43 @@ class LerobotRobot:
             ValueError: the action is not finite or has the wrong shape; nothing was sent.
             OSError, RuntimeError: the driver's own.
         """
+        num_stops = self._num_stops
         targets = np.asarray(action, np.float32)
         if targets.shape != (len(self._action_keys),) or not np.isfinite(targets).all():
             raise ValueError(f"action {targets.tolist()} must be {len(self._action_keys)} finite numbers")
-        self._targets = {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
-        self._device.send_action(self._targets)
+        named = {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
+        with self._bus:
+            if self._num_stops == num_stops:
+                self._targets = named
+                self._device.send_action(named)
+        if self._num_stops != num_stops:  # stopped by another thread since this command began
+            self.stop()
 
     def stop(self) -> None:
-        """Have the motors hold where they are measured to be; what is not measured keeps its last target.
+        """Have the motors hold where they were just measured to be, or else at their last targets.
 
-        It works when a camera fails, too: the driver reads cameras and motors in one call.
+        It reads nothing, since the driver reads cameras and motors in one call and a camera may hang. Where
+        such a call is under way it waits for it briefly, then sends all the same; see `Robot.stop`.
 
         Raises:
             RobotNotStopped: a motor has neither a measured position nor a target; the others were stopped.
             OSError, RuntimeError: the driver's own, from sending.
         """
+        self._num_stops += 1
+        has_bus = self._bus.acquire(timeout=_BUS_WAIT_S)
         try:
-            seen = self._device.get_observation()
-        except (OSError, RuntimeError):  # a camera, or all of it; what was commanded last is known
-            seen = {}
-        hold = {key: float(seen[key]) for key in self._action_keys if key in seen}
-        hold = self._targets | hold
-        if hold:
-            self._device.send_action(hold)
+            is_fresh = self._clock.now() - self._measured_at <= _FRESH_S
+            hold = self._targets | self._measured if is_fresh else self._measured | self._targets
+            if hold:
+                self._device.send_action(hold)
+        finally:
+            if has_bus:
+                self._bus.release()
         unknown = [key for key in self._action_keys if key not in hold]
         if unknown:
             raise RobotNotStopped(
-                f"the device measures no position of {unknown} and was given no target for them: they "
-                "could not be told to hold; if the robot moves, cut its power"
+                f"the device measured no position of {unknown} and was given no target for them: they "
+                "could not be commanded to hold; if the robot moves, cut its power"
             )
 
     def __enter__(self) -> "LerobotRobot":
@@ -177,8 +194,8 @@ def _require(what: str, keys: tuple[str, ...], features: Mapping[str, Any], coun
         )
 
 
-def _picture(name: str, frame: Any) -> UInt8[np.ndarray, "1 h w 3"]:
+def _picture(name: str, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
     picture = np.asarray(frame)
     if picture.dtype != np.uint8 or picture.ndim != 3:
         raise ObservationError(f"camera {name!r} sent {picture.dtype}{list(picture.shape)}, not uint8[h w 3]")
-    return picture[None]
+    return picture

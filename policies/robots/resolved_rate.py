@@ -1,7 +1,7 @@
 """Joint velocities for a twist of the hand, for an arm with a joint to spare.
 
-Damped least squares for the twist; what the seventh joint leaves free draws the arm towards a posture. Joints
-slow down before they reach the end of their range. numpy alone: it knows neither robots nor time.
+Damped least squares for the twist; the null motion of the seventh joint draws the arm towards a posture.
+Joints slow down before they reach the end of their range.
 """
 
 from dataclasses import dataclass
@@ -62,9 +62,9 @@ def joint_velocities(
     transposed = np.asarray(jacobian, np.float64).T
     inverse = transposed @ np.linalg.inv(jacobian @ transposed + damping**2 * np.eye(6))
     to_posture = posture_gain_hz * (np.asarray(posture) - joints)
-    free = to_posture - np.linalg.pinv(jacobian) @ (jacobian @ to_posture)
-    free = free * min(1.0, posture_speed / max(float(np.abs(free).max()), 1e-9))
-    velocity = inverse @ twist + free
+    null_motion = to_posture - np.linalg.pinv(jacobian) @ (jacobian @ to_posture)
+    null_motion = null_motion * min(1.0, posture_speed / max(float(np.abs(null_motion).max()), 1e-9))
+    velocity = inverse @ twist + null_motion
     velocity = velocity / max(1.0, float((np.abs(velocity) / limits.speed).max()))
     upwards = np.maximum(0.0, limits.high - joints) / braking_s
     downwards = np.maximum(0.0, joints - limits.low) / braking_s

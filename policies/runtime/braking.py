@@ -3,7 +3,7 @@
 Units are those of one period: a velocity is the change of position in one period, an acceleration the change
 of velocity, a jerk the change of acceleration. A stop that takes n periods has the jerks of least squares
 that bring velocity and acceleration to zero; they are linear in the state, so that many stops from many
-states are tried at once. It knows no robot and no time.
+states are tried at once.
 """
 
 from dataclasses import dataclass

@@ -17,12 +17,11 @@ import abc
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
-
-from vla.interface import temporal_ensemble
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +50,17 @@ class PlannedAction:
     seq: int  # of the (newest) chunk
     index: int  # in that chunk
     captured: float  # when the (oldest) observation behind it was captured [s]
+
+
+def temporal_ensemble(
+    predictions: Sequence[Float32[np.ndarray, " action"]], *, decay: float
+) -> Float32[np.ndarray, " action"]:
+    """Return the mean of what several chunks predict for one period, oldest first (ACT, arXiv:2304.13705).
+
+    The weight of the i-th is exp(-decay * i): at 0 all count alike, above 0 the oldest counts most.
+    """
+    weights = np.exp(-decay * np.arange(len(predictions)))
+    return np.average(np.stack(predictions), axis=0, weights=weights).astype(np.float32)
 
 
 def _action_of(chunk: Chunk, index: int) -> PlannedAction:
@@ -87,10 +97,10 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def clear(self) -> None:
-        """Forget all chunks and promises."""
+        """Forget all chunks and committed actions."""
 
-    def promise(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
-        """Return the actions that will be executed from `stamp` on, whatever an inference on it says."""
+    def commit(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
+        """Return the actions that will be executed from `stamp` on, whatever an inference on it predicts."""
         return np.zeros((0, self.num_actions), np.float32)
 
     def _periods_since(self, stamp: float, now: float) -> int:
@@ -167,9 +177,9 @@ class AsynchronousSchedule(Schedule):
 
 
 class EnsemblingSchedule(Schedule):
-    """Asks all the time and averages what all chunks say about a period (ACT, arXiv:2304.13705).
+    """Averages what all chunks predict for a period (ACT, arXiv:2304.13705).
 
-    The weight of the i-th chunk is exp(-decay * i), i = 0 being the oldest.
+    ACT asks in every period: `execute_horizon` 1. See `temporal_ensemble` for `decay`.
     """
 
     def __init__(
@@ -180,8 +190,10 @@ class EnsemblingSchedule(Schedule):
         self._chunks: list[Chunk] = []  # oldest first
 
     def wants_chunk(self, now: float) -> bool:
-        """Return true: the controller asks again as soon as the last inference has ended."""
-        return True
+        """Whether the newest chunk was inferred `execute_horizon` periods ago, or there is none."""
+        if not self._chunks:
+            return True
+        return self._periods_since(self._chunks[-1].stamp, now) >= self.execute_horizon
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Add a chunk to the average unless it is over already or older than one that is in it."""
@@ -194,12 +206,12 @@ class EnsemblingSchedule(Schedule):
         return True
 
     def next_action(self, now: float) -> PlannedAction | None:
-        """Return the weighted mean of what the chunks have for this period."""
+        """Return the weighted mean of the predictions for this period."""
         self._forget_old(now)
         if not self._chunks:
             return None
-        said = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
-        mean = temporal_ensemble(said, decay=self._decay)
+        predictions = [chunk.actions[self._periods_since(chunk.stamp, now)] for chunk in self._chunks]
+        mean = temporal_ensemble(predictions, decay=self._decay)
         newest = self._chunks[-1]
         return PlannedAction(
             action=mean,
@@ -219,17 +231,17 @@ class EnsemblingSchedule(Schedule):
 
 
 class RealTimeSchedule(AsynchronousSchedule):
-    """Promises the actions of the time that the inference will take, and lets the policy know them.
+    """Commits to the actions of the time that the inference will take, and lets the policy know them.
 
-    The promise is part of the observation, so that a policy trained for it (arXiv:2512.05964; for the idea,
-    arXiv:2506.07339) continues it; it is executed whatever comes back, so that a chunk that arrives early
-    takes over exactly where the promise ends. The delay expected is the largest of the last ten.
+    They are part of the observation, so that a policy trained for it (arXiv:2512.05964; for the idea,
+    arXiv:2506.07339) continues them. They are executed whatever comes back, so that a chunk that arrives
+    early takes over exactly where they end. The delay expected is the largest of the last ten.
 
     Args:
         period_s: length of a control period [s].
         execute_horizon: periods from one observation that is inferred on to the next, at least.
         num_actions: numbers in an action.
-        max_committed: how many promised actions the policy can be told; 0 for one that was not trained for
+        max_committed: how many committed actions the policy can be given; 0 for one that was not trained for
             it, which leaves an asynchronous schedule whose switches are planned.
         first_delay: periods expected of the first inference that overlaps with motion.
     """
@@ -248,28 +260,28 @@ class RealTimeSchedule(AsynchronousSchedule):
             raise ValueError(f"max_committed is {max_committed}; it must not be negative")
         self._max_committed = max_committed
         self._delays = deque([first_delay], maxlen=10)
-        self._promised: dict[float, Float32[np.ndarray, "committed action"]] = {}  # by stamp
+        self._committed: dict[float, Float32[np.ndarray, "committed action"]] = {}  # by stamp
 
     @property
     def expected_delay(self) -> int:
         """Periods that the next inference is expected to take."""
         return max(self._delays)
 
-    def promise(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
-        """Remember what will be executed while an inference on `stamp` runs; return what to tell of it."""
+    def commit(self, stamp: float) -> Float32[np.ndarray, "committed action"]:
+        """Remember what will be executed while an inference on `stamp` runs; return the policy's part."""
         if self._chunk is None:
-            return super().promise(stamp)
+            return super().commit(stamp)
         start = self._periods_since(self._chunk.stamp, stamp)
-        promised = self._chunk.actions[start : start + self.expected_delay].copy()
-        self._promised = {stamp: promised}  # one inference at a time
-        return promised[: self._max_committed]
+        committed = self._chunk.actions[start : start + self.expected_delay].copy()
+        self._committed = {stamp: committed}  # one inference at a time
+        return committed[: self._max_committed]
 
     def add(self, chunk: Chunk, now: float) -> bool:
-        """Switch to a chunk whose first actions are those that were promised."""
-        promised = self._promised.pop(chunk.stamp, None)
+        """Switch to a chunk whose first actions are those that were committed."""
+        committed = self._committed.pop(chunk.stamp, None)
         was_moving = self._chunk is not None
-        if promised is not None and len(promised):
-            kept = promised[: len(chunk.actions)]
+        if committed is not None and len(committed):
+            kept = committed[: len(chunk.actions)]
             actions = np.concatenate([kept, chunk.actions[len(kept) :]])
             chunk = dataclasses.replace(chunk, actions=actions)
         if was_moving:
@@ -277,22 +289,43 @@ class RealTimeSchedule(AsynchronousSchedule):
         return super().add(chunk, now)
 
     def clear(self) -> None:
-        """Forget the chunk and the promise; what was learnt about delays stays."""
+        """Forget the chunk and the committed actions; what was learned about delays stays."""
         super().clear()
-        self._promised = {}
+        self._committed = {}
 
 
 SCHEDULES = ("sync", "async", "ensemble", "rtc")
 
 
 def make_schedule(
-    name: str, *, period_s: float, execute_horizon: int, num_actions: int, max_committed: int
+    name: str,
+    *,
+    period_s: float,
+    execute_horizon: int,
+    num_actions: int,
+    max_committed: int,
+    ensemble_decay: float = 0.01,
 ) -> Schedule:
     """Build a schedule by name; see the classes for the arguments.
 
     Raises:
         ValueError: there is none of that name; the message lists them.
     """
+    if name == "sync":
+        return SynchronousSchedule(
+            period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions
+        )
+    if name == "async":
+        return AsynchronousSchedule(
+            period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions
+        )
+    if name == "ensemble":
+        return EnsemblingSchedule(
+            period_s=period_s,
+            execute_horizon=execute_horizon,
+            num_actions=num_actions,
+            decay=ensemble_decay,
+        )
     if name == "rtc":
         return RealTimeSchedule(
             period_s=period_s,
@@ -300,11 +333,4 @@ def make_schedule(
             num_actions=num_actions,
             max_committed=max_committed,
         )
-    plain: dict[str, type[Schedule]] = {
-        "sync": SynchronousSchedule,
-        "async": AsynchronousSchedule,
-        "ensemble": EnsemblingSchedule,
-    }
-    if name not in plain:
-        raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")
-    return plain[name](period_s=period_s, execute_horizon=execute_horizon, num_actions=num_actions)
+    raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")

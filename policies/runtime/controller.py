@@ -1,4 +1,4 @@
-"""The control loop: observe, ask, judge, act, record, once a control period, on an injected clock.
+"""The control loop: observe, request, judge, act, record, once a control period, on an injected clock.
 
 The controller puts its siblings together and decides nothing that they can: which state follows (states.py),
 whether the robot may go on (watchdog.py), which action is next (chunking.py) and what of it may be sent
@@ -6,6 +6,7 @@ whether the robot may go on (watchdog.py), which action is next (chunking.py) an
 and FAULT. Not a safety-rated component: a robot needs an independent emergency stop.
 """
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -13,17 +14,22 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.runtime.anchoring import DeltaAnchor
+from policies.runtime.chunk_queue import ChunkQueue
 from policies.runtime.chunking import PlannedAction, Schedule
-from policies.runtime.clock import Clock
-from policies.runtime.dialogue import Dialogue
+from policies.runtime.clock import Clock, Pacer, short_collections
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
+from policies.runtime.execution import ActionExecutor
 from policies.runtime.inference import Inference
-from policies.runtime.pacing import Pacer, short_collections
+from policies.runtime.observation_buffer import (
+    ObservationBuffer,
+    StreamLimits,
+    checked_instruction,
+    sensor_stamps,
+)
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
-from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeCommand, UnsafeStart
+from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
-from policies.runtime.stream import Intake, StreamLimits, checked_instruction
-from policies.runtime.watchdog import Facts, Level, WatchdogLimits, assess, assess_observation
+from policies.runtime.watchdog import HealthSnapshot, Level, WatchdogLimits, assess, assess_observation
 from vla.interface import ObservationError, Robot
 
 ROBOT_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)  # what a driver may raise
@@ -42,12 +48,12 @@ class Controller:
         inference: where the policy runs.
         schedule: which action is executed when.
         safety: what may be sent.
-        instruction: what the policy is told.
+        instruction: for the policy.
         frame_offsets: which frames the policy looks at; see `Policy.frame_offsets`.
         clock: of every deadline and stamp.
         watchdog: when to hold and when to stop.
         stream: when observations count as broken.
-        anchored: whether chunks of changes count from the position at capture (anchoring.py).
+        delta_to_absolute: whether chunks of changes count from the commanded position at capture.
         recorder: where every period is written, if anywhere.
         robot_errors: exceptions of the robot's driver that mean that the robot failed.
 
@@ -67,7 +73,7 @@ class Controller:
         clock: Clock,
         watchdog: WatchdogLimits,
         stream: StreamLimits,
-        anchored: bool = True,
+        delta_to_absolute: bool = True,
         recorder: Recorder | None = None,
         robot_errors: tuple[type[Exception], ...] = ROBOT_ERRORS,
     ) -> None:
@@ -75,16 +81,17 @@ class Controller:
         self.period_s = 1.0 / spec.control_hz
         self._robot, self._safety, self._clock = robot, safety, clock
         self._watchdog, self._recorder, self._robot_errors = watchdog, recorder, robot_errors
-        self._intake = Intake(spec=spec, limits=stream, frame_offsets=frame_offsets)
-        self._anchor = DeltaAnchor(spec=spec, absolute=safety.absolute, is_enabled=anchored)
-        self._dialogue = Dialogue(
+        self._buffer = ObservationBuffer(spec=spec, limits=stream, frame_offsets=frame_offsets)
+        self._deltas = DeltaToAbsolute(spec=spec, absolute=safety.absolute, is_enabled=delta_to_absolute)
+        self._queue = ChunkQueue(
             inference=inference,
             schedule=schedule,
             instruction=checked_instruction(instruction),
             num_actions=len(spec.action),
-            anchor=self._anchor,
+            deltas=self._deltas,
             require_sane=safety.require_sane,
         )
+        self._executor = ActionExecutor(queue=self._queue, deltas=self._deltas, safety=safety)
         self._estop = threading.Event()
         self.state, self.reason = State.IDLE, ""
         self._counts: Counter[str] = Counter()
@@ -101,7 +108,7 @@ class Controller:
         """What has been counted: chunks, answers of no use, refusals, clamps by kind, missed periods."""
         clamps = Counter({f"clamped {kind}": count for kind, count in self._safety.counts.items()})
         missed = Counter({"missed periods": self._pacer.num_missed})
-        return self._counts + self._dialogue.counts + clamps + missed
+        return self._counts + self._queue.counts + clamps + missed
 
     @property
     def is_at_rest(self) -> bool:
@@ -133,8 +140,8 @@ class Controller:
             raise ArmingRefused(f"to {event.value} takes {names}; this is {self.state.value} {self.reason}")
         if self._is_braking:
             raise ArmingRefused("the robot is still coming to rest")
-        verdict = assess_observation(now, self._facts(), self._watchdog)
-        is_live = self._intake.is_live(now, max_age_s=self._watchdog.observation_hold_s)
+        verdict = assess_observation(now, self._health(), self._watchdog)
+        is_live = self._buffer.is_live(now, max_age_s=self._watchdog.observation_hold_s)
         if verdict.level is not Level.OK or not is_live:
             raise ArmingRefused(f"observations are not live: {verdict.reason or 'too few have come'}")
         self._take_pose()
@@ -143,14 +150,14 @@ class Controller:
         self._go(event, "by an operator")
 
     def _take_pose(self) -> None:
-        assert self._intake.newest is not None, "live observations were checked"
+        assert self._buffer.newest is not None, "live observations were checked"
         try:
-            self._safety.reset(self._intake.newest.state)
+            self._safety.reset(self._buffer.newest.state)
         except UnsafeStart as error:
             raise ArmingRefused(str(error)) from error
 
     def start(self) -> None:
-        """Begin to execute what the policy says.
+        """Begin to execute the policy's actions.
 
         Raises:
             ArmingRefused: the controller is not ARMED, or the robot has left its range since.
@@ -159,8 +166,8 @@ class Controller:
             raise ArmingRefused(f"only an ARMED controller can start; this one is {self.state.value}")
         self._take_pose()
         self._start = [float(value) for value in self._safety.position]
-        self._anchor.clear()
-        self._dialogue.start(self._clock.now())
+        self._deltas.clear()
+        self._queue.start(self._clock.now())
         self._go(Event.START, "")
 
     def finish(self) -> None:
@@ -191,10 +198,10 @@ class Controller:
         self._obey_emergency_stop()
         self._observe(now)
         if self.state in _ACTIVE:
-            self._anchor.note(now, self._safety.position)
-        self._ask(now)
-        planned = self._dialogue.next_action(now) if self.state in _ACTIVE else None
-        may_move = self._judge(now, is_starved=planned is None)
+            self._executor.begin_period(now)
+        self._request(now)
+        planned = self._queue.next_action(now) if self.state in _ACTIVE else None
+        may_move = self._judge(now, is_underrun=planned is None)
         command = self._act(now, planned if may_move else None)
         return self._record(now, planned, command)
 
@@ -206,56 +213,52 @@ class Controller:
 
     def _observe(self, now: float) -> None:
         try:
-            observation = self._robot.observe()
+            reading = self._robot.observe()
         except self._robot_errors as error:
             self._go(Event.FAULT, f"the robot cannot be observed: {type(error).__name__}: {error}")
             return
         try:
-            is_new = self._intake.take(observation, now)
+            is_new = self._buffer.take(reading, now)
         except ObservationError as error:  # as if it had not come: the age of the last good one will tell
             self._counts["rejected observations"] += 1
             self._events.append(f"rejected observation: {error}")
             return
         if is_new and self._recorder is not None:
-            self._recorder.see(observation)
+            self._recorder.see(reading)
 
-    def _ask(self, now: float) -> None:
+    def _request(self, now: float) -> None:
         self._collect(now)
         if self.state in _ACTIVE and self._sees(now):
-            self._dialogue.ask(self._intake)
+            self._queue.request(self._buffer.history)
             self._collect(now)
-        if self._dialogue.has_died:
+        if self._queue.has_died:
             self._go(Event.FAULT, "the inference worker has died of an error that nobody expected")
 
     def _collect(self, now: float) -> None:
-        inference_s, notes = self._dialogue.collect(now, is_active=self.state in _ACTIVE)
+        inference_s, notes = self._queue.collect(now, is_active=self.state in _ACTIVE)
         self._inference_s = self._inference_s if inference_s is None else inference_s
         self._events += notes
 
     def _sees(self, now: float) -> bool:
-        return assess_observation(now, self._facts(), self._watchdog).level is Level.OK
+        return assess_observation(now, self._health(), self._watchdog).level is Level.OK
 
-    def _facts(self) -> Facts:
-        newest, dialogue = self._intake.newest, self._dialogue
-        return Facts(
-            observation_stamp=None if newest is None else newest.stamp,
-            stream=self._intake.facts,
-            blind_since=self._intake.blind_since,
-            starved_since=dialogue.starved_since,
-            failing_since=dialogue.failing_since,
-            refused_since=dialogue.refused_since,
-            failure=dialogue.failure,
-            waiting_since=dialogue.waiting_since,
+    def _health(self) -> HealthSnapshot:
+        newest = self._buffer.newest
+        return dataclasses.replace(
+            self._queue.health,
+            sensor_stamps={} if newest is None else sensor_stamps(newest),
+            stream=self._buffer.health,
+            blind_since=self._buffer.blind_since,
             missed_in_a_row=self._pacer.missed_in_a_row,
         )
 
-    def _judge(self, now: float, *, is_starved: bool) -> bool:
+    def _judge(self, now: float, *, is_underrun: bool) -> bool:
         """Follow the watchdog's verdict and return whether a planned action may be tried."""
         if self.state is State.ARMED:
-            verdict = assess_observation(now, self._facts(), self._watchdog)
+            verdict = assess_observation(now, self._health(), self._watchdog)
         elif self.state in _ACTIVE:
-            self._dialogue.note_plan(now, is_empty=is_starved, is_seeing=self._sees(now))
-            verdict = assess(now, self._facts(), self._watchdog)
+            self._queue.note_plan(now, is_empty=is_underrun, is_seeing=self._sees(now))
+            verdict = assess(now, self._health(), self._watchdog)
         else:
             return False
         events = {Level.HOLD: Event.HOLD, Level.STOP: Event.STOP, Level.FAULT: Event.FAULT}
@@ -284,17 +287,14 @@ class Controller:
         return command
 
     def _try(self, now: float, planned: PlannedAction) -> SafeCommand:
-        assert self._intake.newest is not None, "active without an observation"
-        try:
-            self._target = self._anchor.to_request(planned.action, self._safety.position)
-            command = self._safety.step(self._target, state=self._intake.newest.state)
-        except UnsafeCommand as refusal:
-            self._dialogue.note_refusal(now, str(refusal))
-            self._go(Event.HOLD, str(refusal))
-            return self._safety.hold()
-        self._dialogue.note_execution()
-        self._go(Event.CLEAR, "")
-        return command
+        assert self._buffer.newest is not None, "active without an observation"
+        execution = self._executor.execute(planned, now=now, state=self._buffer.newest.state)
+        self._target = execution.target
+        if execution.refusal:
+            self._go(Event.HOLD, execution.refusal)
+        else:
+            self._go(Event.CLEAR, "")
+        return execution.command
 
     def _go(self, event: Event, reason: str) -> None:
         """Follow an event; what changes nothing is ignored."""
@@ -305,7 +305,7 @@ class Controller:
         self._counts[f"times {new.value}"] += 1
         self._events.append(f"{old.value} -> {new.value}" + (f": {reason}" if reason else ""))
         if new in (State.HOLD, State.IDLE, *LATCHED):
-            self._dialogue.drop_plan()
+            self._queue.drop_plan()
         self._must_dump |= new in LATCHED
         if event in (Event.ESTOP, Event.FAULT):
             self._stop_robot()
@@ -328,7 +328,7 @@ class Controller:
             late_s=self._pacer.late_s,
             state=self.state.value,
             reason=self.reason,
-            observation=self._intake.newest,
+            reading=self._buffer.newest,
             planned=None if self._target is None else planned,
             target=self._target,
             command=command,

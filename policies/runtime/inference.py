@@ -1,4 +1,4 @@
-"""Runs a policy beside the control loop and sorts out what comes back.
+"""Runs a policy next to the control loop and sorts out what comes back.
 
 `ThreadedInference` calls the policy in one worker thread; a request that has not been begun gives way to a
 newer one. `SimulatedInference` has the same interface without a thread: answers arrive after a given delay

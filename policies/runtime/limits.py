@@ -62,14 +62,17 @@ class SafetyLimits:
 
     A request within its limits passes unchanged. One that exceeds a limit by up to the factor is clamped and
     counted; beyond it, it is refused. Acceleration and jerk are always clamped: a request in range that
-    comes abruptly is a seam, not nonsense. `leash` bounds how far a delta channel's commanded position may
-    be pushed away from the measured one [u of the channel]; it may exceed it by the way it takes to stop.
+    comes abruptly is a seam, not nonsense. `max_tracking_error` bounds how far a delta channel's commanded
+    position may be pushed away from the measured one [u of the channel]; it may exceed it by the way it takes
+    to stop.
     """
 
     channels: Annotated[Mapping[str, ChannelLimits], "by action channel, in the order of the robot's spec"]
     refuse_position_factor: Annotated[float, Range(1, math.inf), "of half the range, from its center"] = 1.5
     refuse_speed_factor: Annotated[float, Range(1, math.inf), "of velocity and step"] = 5.0
-    leash: Annotated[float, _POSITIVE, "between the commanded and the measured position [u]"] = math.inf
+    max_tracking_error: Annotated[float, _POSITIVE, "between the commanded and the measured position [u]"] = (
+        math.inf
+    )
 
     def __post_init__(self) -> None:
         check_attributes(self, where="limits")
@@ -85,7 +88,7 @@ class SafetyLimits:
             for name, one in self.channels.items()
         ]
         factors = {key: getattr(self, key) for key in ("refuse_position_factor", "refuse_speed_factor")}
-        return {"channels": channels, "leash": plain(self.leash), **factors}
+        return {"channels": channels, "max_tracking_error": plain(self.max_tracking_error), **factors}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SafetyLimits":
@@ -106,7 +109,7 @@ class SafetyLimits:
             raise ValueError(f"these are no safety limits: {error}") from error
         for one in channels.values():
             del one["name"]
-        values = unlimited(data, ("leash",)) | {"channels": channels}
+        values = unlimited(data, ("max_tracking_error",)) | {"channels": channels}
         return cls(**check_settings(cls, values, where="limits"))
 
     def require_fitting(self, spec: RobotSpec) -> None:

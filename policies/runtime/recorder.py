@@ -22,7 +22,7 @@ from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
 from vla.files import JsonLinesAppender, read_json_lines, staged_file, write_json_lines
-from vla.interface import Observation, Robot
+from vla.interface import Robot, SensorReading
 from vla.spec import RobotSpec
 
 RECORDING_FILE = "recording.jsonl"
@@ -38,11 +38,11 @@ class PeriodRecord:
     late_s: float  # how long after its time the period began
     state: str
     reason: str  # of a hold, stop or fault
-    observation_stamp: float | None
+    observation_stamp: float | None  # of the sensor that measured longest ago
     measured: list[float] | None  # the robot's state
     target: (
         list[float | None] | None
-    )  # what was asked of the safety filter; None for a number that is not finite
+    )  # what was requested of the safety filter; None for a number that is not finite
     commanded: list[float] | None  # what the robot was sent
     position: list[float] | None  # commanded position of every channel after it
     start: list[float] | None  # commanded position before it, in the first period after arming
@@ -75,7 +75,7 @@ def period_record(
     late_s: float,
     state: str,
     reason: str,
-    observation: Observation | None,
+    reading: SensorReading | None,
     planned: PlannedAction | None,
     target: Any,
     command: SafeCommand | None,
@@ -84,15 +84,15 @@ def period_record(
     events: list[str],
     missed: int,
 ) -> PeriodRecord:
-    """Put the record of a period together from what the parts of the controller said."""
+    """Put the record of a period together from what the parts of the controller report."""
     return PeriodRecord(
         index=index,
         now=now,
         late_s=late_s,
         state=state,
         reason=reason,
-        observation_stamp=None if observation is None else observation.stamp,
-        measured=None if observation is None else [float(value) for value in observation.state],
+        observation_stamp=None if reading is None else reading.stamp,
+        measured=None if reading is None else [float(value) for value in reading.state],
         target=None if target is None else plain(target),
         commanded=None if command is None else [float(value) for value in command.action],
         position=None if command is None else [float(value) for value in command.position],
@@ -125,7 +125,7 @@ class Recorder:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self._frames: deque[Observation] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
+        self._readings: deque[SensorReading] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
         header = {"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)}
         write_json_lines(directory / RECORDING_FILE, [header])
         self._log = JsonLinesAppender(directory / RECORDING_FILE)
@@ -134,21 +134,21 @@ class Recorder:
         """Write one period. Does not wait for the disk: the control loop must not."""
         self._log.append(record.to_json())
 
-    def see(self, observation: Observation) -> None:
-        """Keep an observation for a later `dump`."""
-        if not self._frames or observation.stamp > self._frames[-1].stamp:
-            self._frames.append(observation)
+    def see(self, reading: SensorReading) -> None:
+        """Keep a new reading for a later `dump`."""
+        self._readings.append(reading)
 
     def dump(self, name: str) -> Path | None:
         """Write the frames and states of the last seconds to ``<name>.npz``; None if there are none."""
-        if not self._frames:
+        if not self._readings:
             return None
         arrays = {
-            "stamp": np.array([one.stamp for one in self._frames]),
-            "state": np.stack([one.state for one in self._frames]),
+            "stamp": np.array([one.state_stamp for one in self._readings]),
+            "state": np.stack([one.state for one in self._readings]),
         }
-        for camera in self._frames[-1].images:
-            arrays[f"images_{camera}"] = np.stack([one.images[camera][-1] for one in self._frames])
+        for camera in self._readings[-1].images:
+            arrays[f"images_{camera}"] = np.stack([one.images[camera] for one in self._readings])
+            arrays[f"stamp_{camera}"] = np.array([one.image_stamps[camera] for one in self._readings])
         path = self.directory / f"{name}.npz"
         with staged_file(path) as staging, staging.open("xb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

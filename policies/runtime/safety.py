@@ -1,10 +1,10 @@
-"""The last thing before the robot: no command that breaks a limit gets past it, whatever the policy says.
+"""The last thing before the robot: no command that breaks a limit gets past it, whatever the policy predicts.
 
 The filter keeps the commanded motion of every channel and, always, a stop that leads from it to rest within
 all limits. A request passes unchanged if it keeps the limits and a stop from it exists; if not, the filter
 goes as far towards it as both allow. What is not finite, of the wrong shape or grossly out of range is
 refused, and `hold` then follows the stop. By induction there is always a next command, and it never breaks
-a limit. numpy alone; it knows no policy, no clock and no robot. It is no safety-rated component: a robot
+a limit. It is no safety-rated component: a robot
 needs an independent emergency stop.
 """
 
@@ -21,7 +21,7 @@ from vla.spec import RobotSpec
 
 _COUNTED = 2e-3  # relative excess that is counted; less is rounding and the margins below
 _START_TOLERANCE = 0.05  # of the range: how far out the robot may stand where it is armed
-_SHARES = np.linspace(0.0, 1.0, 17)  # of the way from braking to what was asked for
+_SHARES = np.linspace(0.0, 1.0, 17)  # of the way from braking to what was requested
 
 
 class UnsafeCommand(ValueError):
@@ -147,7 +147,7 @@ class SafetyFilter:
 
         Args:
             action: one number a channel; anything else is refused.
-            state: what the robot measures, for the leash of delta channels.
+            state: what the robot measures, for the tracking error of delta channels.
 
         Raises:
             UnsafeCommand: nothing of the request may be executed; call `hold`.
@@ -159,9 +159,9 @@ class SafetyFilter:
             raise
         wanted = np.where(self._absolute, request, self._position + request)
         clamps = self._excesses(wanted)
-        leashed = self._leashed(wanted, state)
-        clamps += [f"leash:{self._names[i]}" for i in np.flatnonzero(leashed != wanted)]
-        chosen, stop, is_exact = self._approach(leashed)
+        trackable = self._within_tracking_error(wanted, state)
+        clamps += [f"tracking_error:{self._names[i]}" for i in np.flatnonzero(trackable != wanted)]
+        chosen, stop, is_exact = self._approach(trackable)
         clamps += [
             f"stop:{name}"
             for i, name in enumerate(self._names)
@@ -225,19 +225,19 @@ class SafetyFilter:
             found += [f"{kind}:{name}" for kind, is_so in exceeded.items() if is_so]
         return found
 
-    def _leashed(
+    def _within_tracking_error(
         self, wanted: Float64[np.ndarray, " action"], state: Float[np.ndarray, " state"] | None
     ) -> Float64[np.ndarray, " action"]:
-        """Keep delta channels from being pushed further from where the robot is than the leash allows."""
-        if state is None or not np.isfinite(self._limits.leash):
+        """Keep delta channels from being pushed too far from where the robot is measured to be."""
+        if state is None or not np.isfinite(self._limits.max_tracking_error):
             return wanted
-        leashed = wanted.copy()
+        trackable = wanted.copy()
         for i, index in enumerate(self._measured_by):
             if index is not None and not self._absolute[i]:
-                low = min(self._position[i], float(state[index]) - self._limits.leash)
-                high = max(self._position[i], float(state[index]) + self._limits.leash)
-                leashed[i] = np.clip(wanted[i], low, high)
-        return leashed
+                low = min(self._position[i], float(state[index]) - self._limits.max_tracking_error)
+                high = max(self._position[i], float(state[index]) + self._limits.max_tracking_error)
+                trackable[i] = np.clip(wanted[i], low, high)
+        return trackable
 
     def _approach(
         self, wanted: Float64[np.ndarray, " action"]

@@ -22,7 +22,7 @@ class State(enum.Enum):
     ARMED = "ARMED"  # ready; observations are live
     RUNNING = "RUNNING"  # executes the policy's actions
     HOLD = "HOLD"  # at rest or slowing down, until what was wrong has passed
-    STOPPED = "STOPPED"  # stopped for good
+    STOPPED = "STOPPED"  # stopped until an operator rearms
     FAULT = "FAULT"  # something that cannot be, or the robot failed
 
 

@@ -81,7 +81,7 @@ class RemotePolicy:
             token: sent as ``Authorization: Api-Key``.
             tls: for ``wss``; None trusts the system's authorities.
             timeout_s: the longest wait for an answer, and for sending a request.
-            open_timeout_s: the longest wait for the handshake and for the metadata.
+            open_timeout_s: the longest wait for the handshake and the metadata, together.
             within_s: how long to try again, with growing pauses, while nobody answers or the server is busy.
             limits: of the frames that are read.
             contract: required by servers of openpi itself, which tell nothing; otherwise a second opinion.
@@ -103,7 +103,7 @@ class RemotePolicy:
             clock=clock,
             sleep=sleep,
         )
-        told = policy._connect_within(within_s)
+        told = policy._connect_within(retry_s=within_s, give_up_s=within_s + open_timeout_s)
         try:
             policy._contract = agreed_contract(told, contract, expected_policy_id)
         except (ValueError, PolicyUnavailable):
@@ -134,7 +134,7 @@ class RemotePolicy:
 
     @property
     def max_committed(self) -> int:
-        """How many promised actions an observation may hold."""
+        """How many committed actions an observation may hold."""
         return self.contract.max_committed
 
     @property
@@ -157,11 +157,15 @@ class RemotePolicy:
     def reconnect(self, *, within_s: float) -> None:
         """Connect again, with growing pauses between attempts.
 
+        Args:
+            within_s: when to give up, in the middle of an attempt too: a server that takes the connection
+                and then says nothing costs no more [s].
+
         Raises:
             PolicyUnavailable: nobody answered `within_s`, or another policy than before is served now.
         """
         self.close()
-        told = self._connect_within(within_s)
+        told = self._connect_within(retry_s=within_s, give_up_s=within_s)
         if told is not None and told != self.contract:
             self.close()
             raise PolicyUnavailable(
@@ -185,19 +189,22 @@ class RemotePolicy:
     ) -> None:
         self.close()
 
-    def _connect_within(self, seconds: float) -> RemoteContract | None:
-        give_up, pause = self._clock() + seconds, FIRST_PAUSE_S
+    def _connect_within(self, *, retry_s: float, give_up_s: float) -> RemoteContract | None:
+        """Try to connect: begin no attempt after `retry_s`, and end the last by `give_up_s`."""
+        began, pause = self._clock(), FIRST_PAUSE_S
         while True:
+            left_s = began + give_up_s - self._clock()
             try:
-                return self._connect()
+                return self._connect(max(0.0, min(self._open_timeout_s, left_s)))
             except PolicyUnavailable as error:
-                if error.code not in PASSING_CODES or self._clock() + pause > give_up:
+                if error.code not in PASSING_CODES or self._clock() + pause > began + retry_s:
                     raise
             self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _connect(self) -> RemoteContract | None:
+    def _connect(self, timeout_s: float) -> RemoteContract | None:
         """Open the socket, read the metadata, and return the contract that it states, if any."""
+        deadline = time.monotonic() + timeout_s
         logger = logging.getLogger("policies.serving.client.websockets")
         logger.setLevel(logging.WARNING)  # its DEBUG lines hold headers, hence the token
         headers = None if self._token is None else {"Authorization": f"Api-Key {self._token}"}
@@ -208,7 +215,7 @@ class RemotePolicy:
                 additional_headers=headers,
                 compression=None,
                 max_size=self._limits.max_bytes,
-                open_timeout=self._open_timeout_s,
+                open_timeout=timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
                 ping_interval=None,  # requests have deadlines of their own
                 proxy=None,
@@ -216,7 +223,7 @@ class RemotePolicy:
             )
             self._connection = self._closing.enter_context(opening)
             _limit_sending(self._connection.socket, self._timeout_s)
-            frame = self._connection.recv(timeout=self._open_timeout_s)
+            frame = self._connection.recv(timeout=max(0.0, deadline - time.monotonic()))
         except (OSError, WebSocketException) as error:  # TimeoutError and ssl.SSLError are OSErrors
             self.close()
             raise _unreachable(self._url, error) from error

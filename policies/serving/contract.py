@@ -31,7 +31,7 @@ class RemoteContract:
     action_horizon: int
     observation_map: ObservationMap
     frame_offsets: tuple[int, ...] = (0,)
-    max_committed: int = 0  # how many promised actions an observation may hold
+    max_committed: int = 0  # how many committed actions an observation may hold
     policy_id: str | None = None  # sha256 of the served bundle; foreign servers do not tell
     numbered: bool = False  # whether replies repeat the request's number
 

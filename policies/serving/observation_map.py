@@ -18,7 +18,7 @@ from vla.interface import Observation, ObservationError
 from vla.registry import Choices, check_attributes, check_settings
 from vla.spec import CameraSpec, RobotSpec
 
-COMMITTED_KEY = "committed"  # our extension: actions already promised to the robot
+COMMITTED_KEY = "committed"  # our extension: actions that will be executed whatever comes
 MAX_INSTRUCTION_BYTES = 1024
 MAX_PIXELS = 2 << 20  # of one camera's frame, before resizing
 MAX_KEYS_SHOWN = 12

@@ -52,7 +52,7 @@ class ServedPolicy:
 
     policy: Policy
     policy_id: str  # sha256 of the bundle
-    max_committed: int = 0  # how many promised actions an observation may hold
+    max_committed: int = 0  # how many committed actions an observation may hold
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,6 +95,20 @@ def test_other_policies_and_other_plans_are_refused(tmp_path):
         run(tmp_path)
 
 
+def test_an_evaluation_of_before_there_were_runtimes_continues(tmp_path):
+    run(tmp_path, plan=plan_of(episodes_per_task=2))
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    del stored["plan"]["runtime"], stored["plan"]["limits"]
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    old = [json.dumps({key: value for key, value in row.items() if key != "stop_reason"}) for row in rows]
+    (tmp_path / "episodes.jsonl").write_text("\n".join(old) + "\n")
+    assert load_evaluation(tmp_path).plan == plan_of(episodes_per_task=2)
+    assert len(run(tmp_path).rows) == 12
+    with pytest.raises(EvaluationMismatch, match="runtime: 'simulation' there, 'robot' now"):
+        run(tmp_path, plan=plan_of(runtime="robot"))
+
+
 def test_a_directory_in_use_is_refused(tmp_path):
     class Nested(PointPolicy):
         def predict(self, observations):

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from fake_env import FACTORY, SPEC, PointPolicy
+from fake_env import FACTORY, SPEC, PointEnv, PointPolicy
 
-from envs.rollout import EpisodeRequest, run_episodes
+from envs.rollout import EpisodeRequest, _Road, _RunningEpisode, run_episodes
 from envs.workers import Job, WorkerError, WorkerPool, Workspace
+from policies.runtime.chunking import SCHEDULES
+from policies.runtime.limits import ChannelLimits, SafetyLimits, audit
 from vla.spec import SpecMismatch
 
 
@@ -71,18 +73,109 @@ def test_a_policy_sees_the_frames_at_its_offsets(execute_horizon):
     assert result.actions.shape == (result.steps, 3)
 
 
-def test_only_frames_that_are_looked_at_are_rendered():
-    from fake_env import PointEnv
+def test_only_frames_that_are_looked_at_are_rendered(monkeypatch):
+    rendered, render = [], PointEnv.render_camera
 
-    from envs.rollout import _RunningEpisode
+    def note(env, name):
+        rendered.append((env.num_steps, name))
+        return render(env, name)
 
-    env = PointEnv(task="point")
+    monkeypatch.setattr(PointEnv, "render_camera", note)
+    env, policy = PointEnv(task="point"), PointPolicy(frame_offsets=(4, 0), action_horizon=10)
     env.start_episode(seed=0)
-    episode = _RunningEpisode(env=env, frame_offsets=(4, 0), execute_horizon=10, given_instruction="")
-    episode.render_if_needed()
-    episode.observe()
-    episode.advance(np.zeros((10, 3), np.float32))
-    assert sorted(episode.frames) == [0, 6, 10]
+    road = _Road(
+        frame_offsets=(4, 0),
+        execute_horizon=10,
+        schedule="sync",
+        ensemble_decay=0.01,
+        max_committed=0,
+        limits=None,
+    )
+    episode = _RunningEpisode(env=env, given_instruction="", road=road)
+    progress = episode.run(None)
+    for _ in range(2):
+        progress = episode.run(policy.predict([progress.observation])[0])
+    assert sorted({step for step, _ in rendered}) == [0, 6, 10, 16, 20]
+    assert len(rendered) == 5 * len(SPEC.camera_names)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_of_robots_runs_in_simulation_and_reaches_the_goal(schedule):
+    policy = PointPolicy()
+    results = run(policy, requests(3), schedule=schedule, max_committed=4)
+    assert all(result.success for result in results)
+    committed = {len(one.committed) for one in policy.seen}
+    assert committed == ({0, 1} if schedule == "rtc" else {0})
+    if schedule in ("sync", "async"):  # no time passes in an inference
+        assert without_time(results) == without_time(run(PointPolicy(), requests(3)))
+
+
+def test_a_schedule_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="'later' is unknown"):
+        run(PointPolicy(), requests(1), schedule="later")
+    with pytest.raises(ValueError, match="'async' averages no chunks"):
+        run(PointPolicy(), requests(1), schedule="async", ensemble_decay=0.1)
+
+
+def point_limits(**changes):
+    motion = {"low": -1.0, "high": 2.0, "velocity": 1.0, "acceleration": 20.0, "jerk": 800.0} | changes
+    return SafetyLimits(
+        channels={
+            "x": ChannelLimits(measured_by="x", **motion),
+            "y": ChannelLimits(measured_by="y", **motion),
+            "gripper": ChannelLimits(kind="gripper", low=0.0, high=1.0, velocity=20.0),
+        }
+    )
+
+
+def test_with_limits_no_executed_action_breaks_one():
+    limits = point_limits(velocity=0.8, acceleration=8.0)
+    free = run(PointPolicy(), requests(4))
+    safe = run(PointPolicy(), requests(4), limits=limits)
+    assert all(result.success for result in safe)
+    assert sum(result.num_clipped for result in safe) > 0
+    assert sum(result.steps for result in safe) > sum(result.steps for result in free)
+    for result in safe:
+        env = PointEnv(task="point")
+        env.start_episode(seed=result.request.seed)
+        start = np.append(env.read_state(), 0.0)
+        assert audit(result.actions, start=start, spec=SPEC, limits=limits) == []
+
+
+def test_limits_that_nothing_exceeds_change_no_more_than_rounding():
+    wide = point_limits(velocity=50.0, acceleration=1e4, jerk=1e6)
+    free = run(PointPolicy(), requests(4), execute_horizon=2)
+    safe = run(PointPolicy(), requests(4), execute_horizon=2, limits=wide)
+    for one, other in zip(free, safe, strict=True):
+        np.testing.assert_allclose(one.actions[:, :2], other.actions[:, :2], atol=1e-6)
+
+
+def test_an_unsafe_chunk_holds_the_arm_and_one_after_another_end_the_episode():
+    class Wild(PointPolicy):
+        is_always = False
+
+        def chunk(self, observation):
+            actions = super().chunk(observation)
+            is_wild = self.is_always or len(self.seen) == 2
+            return actions * np.float32([40, 40, 1]) if is_wild else actions
+
+    once = run(Wild(), requests(1), limits=point_limits())[0]
+    assert once.success
+    assert once.stop_reason == ""
+    Wild.is_always = True
+    always = run(Wild(), requests(1), limits=point_limits())[0]
+    assert not always.success
+    assert "velocity limit" in always.stop_reason
+    assert always.steps == 11  # more than refused for 0.5 s
+    assert np.abs(always.actions[:, :2]).max() == 0.0
+
+
+def test_limits_of_another_robot_are_refused():
+    channels = dict(point_limits().channels)
+    del channels["gripper"]
+    limits = SafetyLimits(channels=channels)
+    with pytest.raises(ValueError, match="safety limits are for"):
+        run(PointPolicy(), requests(1), limits=limits)
 
 
 def test_controls_change_what_is_told_but_not_the_goal():

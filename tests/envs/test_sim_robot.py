@@ -1,19 +1,22 @@
 """A task as a robot: time passes for it, observations are late, and a run can be replayed."""
 
+import threading
+
 import numpy as np
 import pytest
-from fake_env import SPEC, PointEnv, PointPolicy
+from fake_env import FACTORY, SPEC, PointEnv, PointPolicy
 
+from envs.rollout import EpisodeRequest, run_episodes
 from envs.sim_robot import SensorFaults, SimRobot
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
 from policies.runtime.limits import ChannelLimits, SafetyLimits
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recorder, audit_recording, read_recording, replay
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import State
-from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.interface import Robot
 
@@ -40,10 +43,10 @@ def test_a_period_without_a_command_is_spent_holding():
     robot.command(np.float32([0.05, 0.0, 1.0]))
     place = env.position.copy()
     clock.advance(3 * DT)
-    observation = robot.observe()
+    reading = robot.observe()
     assert env.num_steps == 3
     np.testing.assert_allclose(env.position, place)
-    assert observation.stamp == clock.now()
+    assert reading.stamp == clock.now()
 
 
 def test_a_second_command_for_a_period_comes_too_late():
@@ -76,6 +79,32 @@ def test_dropped_observations_never_arrive_and_the_rest_keep_their_order():
         clock.advance(DT)
     assert stamps == sorted(stamps)
     assert 10 < len(set(stamps)) < 30
+
+
+def test_it_can_be_stopped_twice_from_another_thread_while_a_camera_waits():
+    robot, env, clock = make()
+    robot.observe()
+    robot.command(np.float32([0.05, 0.0, 1.0]))
+    clock.advance(DT)
+    drawing, may_go_on, draw = threading.Event(), threading.Event(), env.render_camera
+
+    def slow(name):
+        drawing.set()
+        assert may_go_on.wait(30.0)
+        return draw(name)
+
+    env.render_camera = slow
+    observing = threading.Thread(target=robot.observe)
+    observing.start()
+    assert drawing.wait(30.0)
+    robot.stop()
+    robot.stop()
+    may_go_on.set()
+    observing.join(30.0)
+    place = env.position.copy()
+    clock.advance(5 * DT)
+    robot.observe()
+    np.testing.assert_array_equal(env.position, place)
 
 
 def test_faults_that_make_no_sense_are_refused():
@@ -139,3 +168,22 @@ def test_replaying_the_recorded_commands_gives_the_same_episode(tmp_path):
     assert count == sum(one.commanded is not None for one in recording.periods)
     assert again.success == robot.success
     np.testing.assert_allclose(env_again.position, env.position, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "async"])
+def test_an_evaluation_by_the_robot_s_road_executes_what_the_controller_sends(tmp_path, schedule):
+    robot, _, limits = controlled(tmp_path, schedule=schedule, delay_s=0.0)
+    assert robot.success
+    periods = read_recording(tmp_path).periods
+    sent = [one.commanded for one in periods if one.commanded is not None and one.state == "RUNNING"]
+    (evaluated,) = run_episodes(
+        PointPolicy(),
+        [EpisodeRequest(task="go", env_config={"task": "go"}, seed=3)],
+        execute_horizon=4,
+        num_workers=1,
+        schedule=schedule,
+        limits=limits,
+        env_factory=FACTORY,
+    )
+    assert evaluated.success
+    np.testing.assert_array_equal(np.array(sent, np.float32)[: len(evaluated.actions)], evaluated.actions)

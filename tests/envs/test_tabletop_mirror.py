@@ -52,7 +52,8 @@ def test_the_hand_is_where_franky_sim_says_to_a_millimetre(mirror, joints, posit
 
 def test_pictures_are_those_of_the_simulated_task(mirror):
     start = mirror.begin(seed=7)
-    frames = mirror.frames(start, 1.0)
+    frames, stamps = mirror.frames(start, 1.0, stamp=3.0)
+    assert stamps == {"exterior": 3.0, "wrist": 3.0}
     env = make_env(CONFIG | {"task": "reach"})
     env.start_episode(seed=7)
     assert env.instruction == mirror.instruction
@@ -64,8 +65,8 @@ def test_pictures_are_those_of_the_simulated_task(mirror):
 
 def test_an_arm_elsewhere_is_drawn_elsewhere(mirror):
     start = mirror.begin(seed=7)
-    there = mirror.frames(start, 1.0)
-    moved = mirror.frames(start + np.array([0.3, 0, 0, 0, 0, 0, 0]), 0.0)
+    there, _ = mirror.frames(start, 1.0, stamp=0.0)
+    moved, _ = mirror.frames(start + np.array([0.3, 0, 0, 0, 0, 0, 0]), 0.0, stamp=0.1)
     assert all((there[name] != moved[name]).any() for name in there)
     assert mirror.hand().opening == 0.0
 

@@ -83,7 +83,7 @@ def test_a_family_without_groups_is_told_as_before(tmp_path):
     assert result.groups == {}
     assert "tiers" not in result.to_json()
     lines = format_table(result).splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert lines[1] == lines[4] == "  ".join("-" * len(part) for part in lines[1].split("  "))
     unnamed = dataclasses.replace(result.plan, env_configs={"reach": {}})
     assert dataclasses.replace(result, plan=unnamed).groups == {}

@@ -107,7 +107,7 @@ def recording(states):
 
 def test_times_count_from_the_fault_to_hold_and_stop():
     states = [("RUNNING", True)] * 4 + [("HOLD", False)] * 10 + [("STOPPED", False)] * 2
-    times = fault_times(recording(states), struck_at=0.12, to_rest_s=0.4)
+    times = fault_times(recording(states), injected_at=0.12, to_rest_s=0.4)
     assert times.to_hold_s == pytest.approx(0.08)
     assert times.to_stopped_s == pytest.approx(0.58)
     assert (times.hold_delay_periods, times.ran_blind, times.to_rest_s) == (0, 0, 0.4)
@@ -116,7 +116,7 @@ def test_times_count_from_the_fault_to_hold_and_stop():
 
 def test_running_without_an_action_is_found():
     states = [("RUNNING", True)] * 4 + [("RUNNING", False)] * 2 + [("HOLD", False)] * 3
-    times = fault_times(recording(states), struck_at=0.12, to_rest_s=0.4)
+    times = fault_times(recording(states), injected_at=0.12, to_rest_s=0.4)
     assert times.ran_blind == 2
     assert times.hold_delay_periods == 2
     assert times.to_stopped_s is None
@@ -124,5 +124,5 @@ def test_running_without_an_action_is_found():
 
 
 def test_a_policy_that_answers_in_time_holds_nothing():
-    times = fault_times(recording([("RUNNING", True)] * 8), struck_at=0.12, to_rest_s=0.4)
+    times = fault_times(recording([("RUNNING", True)] * 8), injected_at=0.12, to_rest_s=0.4)
     assert times == replace(times, to_hold_s=None, hold_delay_periods=None, to_stopped_s=None)

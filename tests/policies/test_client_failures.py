@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from serving_fixtures import (
     running_server,
     settings,
 )
+from websockets.sync.server import serve
 
 from policies.serving.access import Access, server_tls
 from policies.serving.client import PolicyUnavailable, RemotePolicy
@@ -75,6 +77,27 @@ def test_a_refused_connection_is_retried_with_growing_pauses_until_time_is_up():
     assert pauses[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert set(pauses[5:]) == {2.0}
     assert 57.0 <= now[0] <= 60.0
+    assert not remote.connected
+
+
+@pytest.mark.parametrize("shakes_hands", [False, True])
+def test_a_reconnect_ends_in_time_although_the_server_takes_the_connection_and_says_nothing(shakes_hands):
+    with running_server() as running:
+        remote = opened(running)
+    remote._open_timeout_s = 30.0
+    with contextlib.ExitStack() as stack:
+        if shakes_hands:
+            silent = stack.enter_context(serve(lambda connection: connection.recv(), "127.0.0.1", 0))
+            threading.Thread(target=silent.serve_forever, daemon=True).start()
+            port = silent.socket.getsockname()[1]
+        else:
+            port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        remote._url = f"ws://127.0.0.1:{port}"
+        start = time.monotonic()
+        with pytest.raises(PolicyUnavailable) as caught:
+            remote.reconnect(within_s=0.2)
+        assert time.monotonic() - start < 0.2 + 5.0  # a busy machine
+    assert caught.value.code == "timeout"
     assert not remote.connected
 
 

@@ -43,18 +43,18 @@ def franka_limits() -> SafetyLimits:
     channels["gripper"] = ChannelLimits(
         kind="gripper", low=0.0, high=1.0, velocity=20.0, measured_by="gripper_opening"
     )
-    return SafetyLimits(channels=channels, leash=0.08)
+    return SafetyLimits(channels=channels, max_tracking_error=0.08)
 
 
 class FakeTwistArm:
-    """Where it is follows from the twists that it was told and from the time; faults can be switched on."""
+    """Where it is follows from the twists that it was given and from the time; faults can be switched on."""
 
     def __init__(self, clock, *, position=(0.5, 0.0, 0.2)):
         self.clock = clock
         self.position, self.rotation, self.opening = np.array(position, float), DOWN.copy(), 1.0
         self.linear, self.angular = np.zeros(3), np.zeros(3)
         self.until = self.moved_to = clock.now()
-        self.told, self.num_stops = [], 0
+        self.twists, self.num_stops = [], 0
         self.error = None
         self.is_blocked = self.is_silent = False
         self._heard = clock.now()
@@ -84,7 +84,7 @@ class FakeTwistArm:
     def follow(self, linear, angular, *, for_s):
         self._catch_up()
         self.linear, self.angular, self.until = linear, angular, self.clock.now() + for_s
-        self.told.append((linear, angular, for_s))
+        self.twists.append((linear, angular, for_s))
 
     def grip(self, opening):
         self.opening = opening
@@ -100,7 +100,10 @@ class StripedCamera:
 
     def __init__(self):
         self.num_frames = 0
+        self.error = None
 
-    def frames(self, joints, opening):
+    def frames(self, joints, opening, *, stamp):
+        if self.error:
+            raise self.error
         self.num_frames += 1
-        return {"front": np.full((8, 8, 3), 20 + self.num_frames % 200, np.uint8)}
+        return {"front": np.full((8, 8, 3), 20 + self.num_frames % 200, np.uint8)}, {"front": stamp}

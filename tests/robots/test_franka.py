@@ -1,4 +1,6 @@
-"""A Franka arm as a robot: commands become twists that expire, readings become observations."""
+"""A Franka arm as a robot: commands become twists that expire, measurements become readings."""
+
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recorder, audit_recording, read_recording
-from policies.runtime.safety import SafetyFilter
+from policies.runtime.safety import SafetyFilter, UnsafeStart
 from policies.runtime.states import State
-from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 DT = 0.05
@@ -26,7 +28,6 @@ def make(following=None, **changes):
         spec=franka_spec(**changes),
         arm=arm,
         cameras=cameras,
-        instruction="reach",
         clock=clock,
         following=following,
     )
@@ -64,21 +65,21 @@ def test_a_command_expires_by_itself():
     clock.advance(10.0)
     assert arm.read().position[0] == pytest.approx(0.5 + 0.4 * 1.5 * DT)  # patience is 1.5 periods
     robot.command(action())  # starts from where the arm is, not from where it was to go
-    np.testing.assert_array_equal(arm.told[-1][0], np.zeros(3))
+    np.testing.assert_array_equal(arm.twists[-1][0], np.zeros(3))
 
 
 def test_a_blocked_arm_does_not_wind_up():
-    robot, arm, clock = make(Following(leash_m=0.03, max_speed=0.3))
+    robot, arm, clock = make(Following(max_tracking_error_m=0.03, max_speed=0.3))
     arm.is_blocked = True
     for _ in range(40):
         robot.command(action(move=(0.025, 0.0, 0.0), turn=(0, 0, 0.1)))
         clock.advance(DT)
-    assert max(np.linalg.norm(linear) for linear, _, _ in arm.told) <= 0.3 + 1e-9
+    assert max(np.linalg.norm(linear) for linear, _, _ in arm.twists) <= 0.3 + 1e-9
     arm.is_blocked = False
     for _ in range(40):
         robot.command(action())
         clock.advance(DT)
-    assert arm.read().position[0] < 0.5 + 0.03 + 0.016  # the leash, and the last push
+    assert arm.read().position[0] < 0.5 + 0.03 + 0.016  # its limit, and the last push
 
 
 def test_the_gripper_is_passed_on_and_the_state_has_the_spec_s_order():
@@ -90,15 +91,69 @@ def test_the_gripper_is_passed_on_and_the_state_has_the_spec_s_order():
     np.testing.assert_allclose(state, expected, atol=1e-6)
 
 
-def test_an_arm_that_says_nothing_new_gives_no_new_observation():
+def test_an_arm_that_measures_nothing_new_keeps_its_stamp_whatever_the_cameras_do():
     robot, arm, clock = make()
     first = robot.observe()
     clock.advance(1.0)
     second = robot.observe()
-    assert (first.stamp, second.stamp) == (50.0, 51.0)
+    assert (first.state_stamp, second.state_stamp) == (50.0, 51.0)
     arm.is_silent = True
     clock.advance(1.0)
-    assert robot.observe() is second
+    assert robot.observe().stamp == 51.0
+
+
+def test_a_state_out_of_range_is_reported_as_measured_for_the_safety_filter_to_judge():
+    robot, arm, _ = make()
+    arm.position[0] = 1.1  # the spec ends at 0.8, the limits at 0.7
+    state = robot.observe().state
+    assert state[0] == np.float32(1.1)
+    with pytest.raises(UnsafeStart, match=r"'delta_x' is at 1\.1"):
+        SafetyFilter(spec=robot.robot_spec, limits=franka_limits()).reset(state)
+
+
+def test_a_stop_works_twice_when_cameras_fail():
+    robot, arm, _ = make()
+    robot._cameras.error = OSError("camera is gone")
+    robot.command(action(move=(0.02, 0, 0)))
+    with pytest.raises(OSError, match="camera is gone"):
+        robot.observe()
+    robot.stop()
+    robot.stop()
+    assert arm.num_stops == 2
+    assert arm.until == arm.clock.now()
+
+
+def test_a_stop_from_another_thread_passes_an_observation_that_waits():
+    robot, arm, _ = make()
+    waiting, may_go_on, frames = threading.Event(), threading.Event(), robot._cameras.frames
+
+    def slow(*arguments, **stamp):
+        waiting.set()
+        assert may_go_on.wait(30.0)
+        return frames(*arguments, **stamp)
+
+    robot._cameras.frames = slow
+    observing = threading.Thread(target=robot.observe)
+    observing.start()
+    assert waiting.wait(30.0)
+    robot.stop()
+    assert arm.num_stops == 1
+    may_go_on.set()
+    observing.join(30.0)
+
+
+@pytest.mark.parametrize("where", ["read", "follow"])
+def test_a_stop_during_a_command_outlasts_it(where):
+    robot, arm, clock = make()
+    inner = getattr(arm, where)
+
+    def interrupted(*arguments, **settings):
+        robot.stop()  # as from another thread
+        return inner(*arguments, **settings)
+
+    setattr(arm, where, interrupted)
+    robot.command(action(move=(0.02, 0, 0)))
+    assert arm.until == clock.now(), "the arm still moves"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +163,7 @@ def test_a_broken_action_is_refused_and_nothing_is_sent(broken):
     robot, arm, _ = make()
     with pytest.raises(ValueError, match="finite numbers"):
         robot.command(broken)
-    assert not arm.told
+    assert not arm.twists
 
 
 def test_other_robots_are_refused():
@@ -191,11 +246,11 @@ def test_a_reflex_of_the_arm_is_a_fault_until_somebody_recovers_and_rearms(tmp_p
     assert controller.state is State.FAULT
     assert "cartesian_reflex" in controller.reason
     assert arm.num_stops == 1
-    told = len(arm.told)
+    sent = len(arm.twists)
     arm.error = None  # the error is gone, but nobody has said so
     steps(20)
     assert controller.state is State.FAULT
-    assert len(arm.told) == told
+    assert len(arm.twists) == sent
     controller.rearm()
     assert controller.state is State.ARMED
     assert not violations(recorder)
@@ -215,7 +270,7 @@ def test_an_arm_that_falls_silent_is_held_and_then_stopped(tmp_path):
 def test_the_emergency_stop_stops_the_arm_in_the_same_period(tmp_path):
     controller, arm, steps, recorder = drive(tmp_path)
     controller.press_emergency_stop()
-    told = len(arm.told)
+    sent = len(arm.twists)
     steps(1)
-    assert (controller.state, arm.num_stops, len(arm.told)) == (State.STOPPED, 1, told)
+    assert (controller.state, arm.num_stops, len(arm.twists)) == (State.STOPPED, 1, sent)
     assert not violations(recorder)

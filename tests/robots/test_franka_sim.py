@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 from experiments.config import schema
 from experiments.config.schema import FrankaTrialsRun
 from experiments.config.simulation import env_configs
-from experiments.franka.parts import ArmClock, open_mirror
 from experiments.franka.processes import franky_sim
-from experiments.franka.trial import Rig
+from experiments.franka.scene import ArmClock, open_mirror
+from experiments.franka.trial import TrialSetup
 from experiments.franka_trials import TASK, run_faults, run_trials, shortcomings
 from policies.robots.franky_arm import wait_at_rest
 from policies.runtime.watchdog import WatchdogLimits
@@ -31,35 +31,41 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def rig(run):
+def setup(run):
     setpoints = []
     with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
         robot = dataclasses.replace(run.robot, address=address)
         with robot.open_arm(on_setpoint=setpoints.append) as arm:
-            yield Rig(run=run, robot=robot, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints)
+            yield TrialSetup(
+                run=run, robot=robot, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints
+            )
 
 
-def test_the_hand_is_where_the_robot_says_to_a_millimetre(rig):
+def test_the_hand_is_where_the_robot_says_to_a_millimetre(setup):
     for turn in (0.0, 0.4, -0.5):
-        rig.arm.go_to([turn, -0.4, 0.2, -2.2, 0.1, 1.9, 0.7])
-        wait_at_rest(rig.arm)  # until then franky-sim reports the pose of the desired joints
-        reading = rig.arm.read()
-        rig.mirror.show(reading.joints, reading.opening)
-        assert abs(rig.mirror.hand().position - reading.position).max() < 1e-3
-        assert abs(rig.mirror.rotation() - reading.rotation).max() < 2e-3
+        setup.arm.go_to([turn, -0.4, 0.2, -2.2, 0.1, 1.9, 0.7])
+        wait_at_rest(setup.arm)  # until then franky-sim reports the pose of the desired joints
+        reading = setup.arm.read()
+        setup.mirror.show(reading.joints, reading.opening)
+        assert abs(setup.mirror.hand().position - reading.position).max() < 1e-3
+        assert abs(setup.mirror.rotation() - reading.rotation).max() < 2e-3
 
 
-def test_the_scripted_expert_reaches_the_named_object_within_every_limit(rig, tmp_path):
+def test_the_scripted_expert_reaches_the_named_object_within_every_limit(setup, tmp_path):
     patient = WatchdogLimits(
-        observation_stop_s=20.0, starved_stop_s=20.0, failing_stop_s=20.0, silent_stop_s=20.0, missed_stop=400
+        observation_stop_s=20.0,
+        underrun_stop_s=20.0,
+        failing_stop_s=20.0,
+        silent_stop_s=20.0,
+        missed_stop=400,
     )  # of a busy machine: it holds, and goes on
-    run = dataclasses.replace(rig.run, max_seconds=30.0, watchdog=patient)
-    trials = run_trials(dataclasses.replace(rig, run=run), tmp_path)
+    run = dataclasses.replace(setup.run, max_seconds=30.0, watchdog=patient)
+    trials = run_trials(dataclasses.replace(setup, run=run), tmp_path)
     assert [trial.success for trial in trials] == [True, True]
-    assert not shortcomings(rig.run, trials, [])
+    assert not shortcomings(setup.run, trials, [])
 
 
-def test_a_policy_server_that_fails_mid_motion_is_held_and_stopped_in_time(rig, tmp_path):
-    faults = run_faults(rig, tmp_path)
+def test_a_policy_server_that_fails_mid_motion_is_held_and_stopped_in_time(setup, tmp_path):
+    faults = run_faults(setup, tmp_path)
     assert {trial.fault for trial in faults} == {"killed", "stopped", "slowed", "crawling"}
-    assert not shortcomings(rig.run, [], faults)
+    assert not shortcomings(setup.run, [], faults)

@@ -1,4 +1,4 @@
-"""What is said to franky, with a small imitation of it: the motions, the errors, the hand."""
+"""What is sent to franky, with a small imitation of it: the motions, the errors, the hand."""
 
 import threading
 from types import SimpleNamespace
@@ -195,6 +195,26 @@ def test_a_stop_is_sent_only_to_an_arm_that_is_driven(franky):
     assert [type(motion) for motion, _ in franky.robot.moves] == [JointVelocityStopMotion]
 
 
+def test_a_stop_from_another_thread_passes_a_reading_that_waits(franky):
+    one = arm(franky)
+    franky.robot.is_in_control = True
+    waiting, may_go_on = threading.Event(), threading.Event()
+
+    def wait():
+        waiting.set()
+        assert may_go_on.wait(TIMEOUT_S)
+
+    franky.robot.poll_motion = wait
+    reading = threading.Thread(target=one.read)
+    reading.start()
+    assert waiting.wait(TIMEOUT_S)
+    one.stop()
+    one.stop()
+    assert [type(motion) for motion, _ in franky.robot.moves] == [JointVelocityStopMotion] * 2
+    may_go_on.set()
+    reading.join(TIMEOUT_S)
+
+
 def test_errors_are_raised_by_everything_until_recovered(franky):
     one = arm(franky)
     franky.robot.has_errors = True
@@ -230,13 +250,13 @@ def test_leaving_an_arm_in_error_still_closes_all_and_raises_the_first_fault(fra
 
 
 def test_every_setpoint_can_be_listened_to(franky):
-    heard = []
-    one = arm(franky, on_setpoint=heard.append)
+    received = []
+    one = arm(franky, on_setpoint=received.append)
     one.follow(np.array([0.1, 0, 0]), np.zeros(3), for_s=0.075)
-    tell = franky.robot.moves[0][0].callbacks[0]
-    tell(franky.robot.state, None, None, None, SimpleNamespace(dq=[0.1] * 7))
-    assert heard[0].time_s == 1.25
-    np.testing.assert_array_equal(heard[0].commanded, np.full(7, 0.1))
+    report = franky.robot.moves[0][0].callbacks[0]
+    report(franky.robot.state, None, None, None, SimpleNamespace(dq=[0.1] * 7))
+    assert received[0].time_s == 1.25
+    np.testing.assert_array_equal(received[0].commanded, np.full(7, 0.1))
 
 
 def test_the_hand_carries_out_the_newest_wish_when_it_can(franky):

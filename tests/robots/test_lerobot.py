@@ -1,5 +1,7 @@
 """A LeRobot driver as a robot, tried with an imitation that has its four methods."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,6 @@ def make(driver, *, spec=None, keys=KEYS):
     return LerobotRobot(
         device=driver,
         spec=so101_spec() if spec is None else spec,
-        instruction="wave",
         clock=SimulatedClock(start_s=3.0),
         state_keys=keys,
         action_keys=keys,
@@ -68,30 +69,35 @@ def test_numbers_and_pictures_come_in_the_spec_s_order():
     assert isinstance(driver, LerobotDevice)
     with make(driver) as robot:
         assert driver.is_connected
-        observation = robot.observe()
+        reading = robot.observe()
     assert not driver.is_connected
-    np.testing.assert_array_equal(observation.state, np.float32([12.5, 40.0]))
-    assert observation.images["front"].shape == (1, 6, 8, 3)
-    assert observation.stamp == 3.0
+    np.testing.assert_array_equal(reading.state, np.float32([12.5, 40.0]))
+    assert reading.images["front"].shape == (6, 8, 3)
+    assert reading.image_stamps == {"front": 3.0}
 
 
-def test_targets_go_out_by_name_and_a_stop_holds_what_is_measured():
+def test_targets_go_out_by_name_and_a_stop_holds_what_was_just_measured():
     driver = Driver()
     robot = make(driver)
+    robot.observe()
     robot.command(np.float32([20.0, 55.0]))
     robot.stop()
     assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}, {KEYS[0]: 12.5, KEYS[1]: 40.0}]
 
 
-def test_a_stop_keeps_the_last_targets_when_nothing_can_be_read():
+def test_a_stop_keeps_the_last_targets_when_what_was_measured_is_old():
     driver = Driver()
     robot = make(driver)
+    robot.observe()
     robot.command(np.float32([20.0, 55.0]))
+    robot._clock.advance(0.2)
 
     def broken():
         raise RuntimeError("camera is gone")
 
     driver.get_observation = broken
+    with pytest.raises(RuntimeError, match="camera is gone"):
+        robot.observe()
     robot.stop()
     robot.stop()
     assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}] * 3
@@ -99,10 +105,52 @@ def test_a_stop_keeps_the_last_targets_when_nothing_can_be_read():
 
 def test_a_stop_that_reaches_not_every_motor_says_so():
     driver = Driver()
+    robot = make(driver)
     del driver.seen[KEYS[1]]
+    with pytest.raises(ObservationError):
+        robot.observe()
     with pytest.raises(RobotNotStopped, match=r"gripper\.pos.*cut its power"):
-        make(driver).stop()
+        robot.stop()
     assert driver.sent == [{KEYS[0]: 12.5}]
+
+
+def test_a_stop_from_another_thread_passes_an_observation_that_hangs():
+    driver = Driver()
+    robot = make(driver)
+    robot.command(np.float32([20.0, 55.0]))
+    hanging, may_go_on = threading.Event(), threading.Event()
+
+    def hang():
+        hanging.set()
+        assert may_go_on.wait(30.0)
+        return driver.seen
+
+    driver.get_observation = hang
+    observing = threading.Thread(target=robot.observe)
+    observing.start()
+    assert hanging.wait(30.0)
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}] * 2
+    may_go_on.set()
+    observing.join(30.0)
+
+
+def test_a_stop_during_a_command_outlasts_it():
+    driver = Driver()
+    robot = make(driver)
+    robot.observe()
+    send = driver.send_action
+
+    def interrupted(targets):
+        driver.send_action = send
+        threading.Thread(target=robot.stop).start()  # it sends past the command when that takes too long
+        while len(driver.sent) < 1:
+            threading.Event().wait(0.001)
+        return send(targets)
+
+    driver.send_action = interrupted
+    robot.command(np.float32([20.0, 55.0]))
+    assert driver.sent[-1] == {KEYS[0]: 12.5, KEYS[1]: 40.0}
 
 
 @pytest.mark.parametrize("broken", [np.float32([np.nan, 0.0]), np.float32([1.0])])

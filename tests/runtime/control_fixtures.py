@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import numpy as np
-from runtime_fixtures import arm_limits, arm_spec, observation_at
+from runtime_fixtures import arm_limits, arm_spec, reading_at
 
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import State
-from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 HZ = 20.0
@@ -31,7 +31,7 @@ class FakeArm:
         self.observe_error = self.command_error = self.stop_error = None
         self.is_silent = self.is_frozen = self.is_black = False
         self.work_s = 0.0  # that a command takes
-        self.edit = lambda observation: observation  # what happens to an observation on its way
+        self.edit = lambda reading: reading  # what happens to a reading on its way
         self._last = None
 
     def observe(self):
@@ -40,7 +40,7 @@ class FakeArm:
         if self._last is not None and self.is_silent:
             return self._last
         shade = 0 if self.is_black else 77 if self.is_frozen else None
-        self._last = self.edit(observation_at(self.clock.now(), state=self.position, shade=shade))
+        self._last = self.edit(reading_at(self.clock.now(), state=self.position, shade=shade))
         return self._last
 
     def command(self, action):

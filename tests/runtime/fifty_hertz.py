@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/runtime/fifty_hertz.py outputs/bundle --seconds 60 --out outputs/fifty_hertz
 
-A bundle that was trained at 20 Hz drives the simulated tabletop, told by turns to go to one object and to
-another. Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
+A bundle that was trained at 20 Hz drives the simulated tabletop, sent by turns to one object and to another.
+Its chunks are interpolated, so that an action is due every 20 ms; controller, schedule, limits and
 recording are those of `experiments.control`. The arm's servos and cameras keep their 20 Hz: they get the sum
 of what was commanded since. Writes recording.jsonl and fifty_hertz.json; ends with code 1 if a command was
 missed, a limit broken or the robot held.
@@ -36,12 +36,12 @@ from policies.runtime.inference import Inference, ThreadedInference
 from policies.runtime.limits import SafetyLimits
 from policies.runtime.recorder import Recorder, Recording, audit_recording, read_recording
 from vla.files import atomic_write_json
-from vla.interface import Observation, Policy
+from vla.interface import Policy, SensorReading
 from vla.provenance import software_versions
 from vla.spec import RobotSpec
 
 CONTROL_HZ, DELAY_S = 50.0, 0.2
-TURN_S = 3.0  # how long the policy is told the same
+TURN_S = 3.0  # how long the policy gets the same instruction
 ARMING_S = 1.0  # beyond the seconds asked for: arming and the first inference
 
 
@@ -78,7 +78,7 @@ class Resampled:
 
 
 class ToAndFro:
-    """A policy that is told one thing and another by turns, so that the arm never comes to rest."""
+    """A policy that gets one instruction and another by turns, so that the arm never comes to rest."""
 
     def __init__(self, policy: Policy, *, instructions: tuple[str, str]) -> None:
         self._policy, self._instructions = policy, instructions
@@ -86,11 +86,11 @@ class ToAndFro:
         self.action_horizon = policy.action_horizon
 
     def predict(self, observations):
-        told = [
+        instructed = [
             dataclasses.replace(one, instruction=self._instructions[int(one.stamp // TURN_S) % 2])
             for one in observations
         ]
-        return self._policy.predict(told)
+        return self._policy.predict(instructed)
 
 
 class FastTabletop:
@@ -100,11 +100,11 @@ class FastTabletop:
         self._env, self._clock = env, clock
         self.robot_spec = at_rate(env.robot_spec, control_hz)
         self._begun: float | None = None
-        self._newest: Observation | None = None
+        self._newest: SensorReading | None = None
         self._wanted = np.zeros(len(self.robot_spec.action), np.float32)  # what the servos have not got yet
         self._wanted[-1] = 1.0
 
-    def observe(self) -> Observation:
+    def observe(self) -> SensorReading:
         now = self._clock.now()
         self._begun = now if self._begun is None else self._begun
         passed = math.floor((now - self._begun) * self._env.robot_spec.control_hz + 0.25)
@@ -127,14 +127,13 @@ class FastTabletop:
         self._env.advance(taken)
         self._wanted[:-1] -= taken[:-1]
 
-    def _seen(self, now: float) -> Observation:
+    def _seen(self, now: float) -> SensorReading:
         names = self.robot_spec.camera_names
-        return Observation(
-            images={name: self._env.render_camera(name)[None] for name in names},
+        return SensorReading(
+            images={name: self._env.render_camera(name) for name in names},
+            image_stamps=dict.fromkeys(names, now),
             state=self._env.read_state(),
-            instruction=self._env.instruction,
-            committed=np.zeros((0, len(self.robot_spec.action)), np.float32),
-            stamp=now,
+            state_stamp=now,
         )
 
 
@@ -173,10 +172,10 @@ def record_run(
             policy=fast,
             inference=inference,
             limits=limits,
-            max_committed=0,  # promises are made at 50 Hz; the policy could only be told 20 Hz ones
+            max_committed=0,  # commitments are made at 50 Hz; the policy takes only 20 Hz ones
             schedule=run.schedule,
             execute_horizon=run.execute_horizon,
-            anchored=run.anchored,
+            delta_to_absolute=run.delta_to_absolute,
             instruction=env.instruction,
             watchdog=run.watchdog,
             stream=run.stream,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from policies.runtime.limits import ChannelLimits, SafetyLimits
-from vla.interface import Observation
+from vla.interface import Observation, SensorReading
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 
@@ -45,14 +45,24 @@ def arm_limits(
     )
 
 
-def observation_at(stamp, *, state=(0.0, 0.0, 1.0), shade=None, instruction="go on") -> Observation:
-    frame = np.full((1, 8, 8, 3), 100 if shade is None else shade, np.uint8)
+def reading_at(stamp, *, state=(0.0, 0.0, 1.0), shade=None, image_stamp=None) -> SensorReading:
+    frame = np.full((8, 8, 3), 100 if shade is None else shade, np.uint8)
     if shade is None:  # as from a real camera, no two frames are equal
-        frame[0, 0, 0] = np.frombuffer(np.float32(stamp).tobytes()[:3], np.uint8)
-    return Observation(
+        frame[0, 0] = np.frombuffer(np.float32(stamp).tobytes()[:3], np.uint8)
+    return SensorReading(
         images={"front": frame},
+        image_stamps={"front": stamp if image_stamp is None else image_stamp},
         state=np.array(state, np.float32),
-        instruction=instruction,
+        state_stamp=stamp,
+    )
+
+
+def observation_at(stamp) -> Observation:
+    reading = reading_at(stamp)
+    return Observation(
+        images={name: frame[None] for name, frame in reading.images.items()},
+        state=reading.state,
+        instruction="go on",
         committed=np.zeros((0, 3), np.float32),
         stamp=stamp,
     )

@@ -35,7 +35,7 @@ def simulate(plan, *, delay, periods, jitter=0.0):
             plan.add(waiting[1], now)
             waiting = None
         if waiting is None and plan.wants_chunk(now):
-            plan.promise(now)
+            plan.commit(now)
             waiting = (k + delay, chunk(len(asked) + 1, k * DT))
             asked.append(k)
         if waiting is not None and waiting[0] <= k:
@@ -118,23 +118,23 @@ def test_ensembling_weighs_the_oldest_most():
     assert planned.seq == 2
 
 
-def test_what_was_promised_is_executed_whatever_comes_back():
+def test_what_was_committed_is_executed_whatever_comes_back():
     plan = RealTimeSchedule(period_s=DT, execute_horizon=4, num_actions=1, max_committed=7, first_delay=3)
     plan.add(chunk(1, 0.0, value=1.0), 0.0)
-    promised = plan.promise(4 * DT)
-    np.testing.assert_array_equal(promised, np.ones((3, 1), np.float32))
+    committed = plan.commit(4 * DT)
+    np.testing.assert_array_equal(committed, np.ones((3, 1), np.float32))
     plan.add(chunk(2, 4 * DT, value=5.0), 5 * DT)  # it arrives early and disagrees
     executed = [plan.next_action(k * DT) for k in range(5, 9)]
     assert [float(one.action[0]) for one in executed if one is not None] == [1.0, 1.0, 5.0, 5.0]
 
 
-def test_the_promise_follows_the_delays_that_were_seen_and_what_the_policy_can_be_told():
+def test_what_is_committed_follows_the_delays_that_were_seen_and_what_the_policy_takes():
     plan = schedule("rtc", max_committed=2)
     simulate(plan, delay=3, periods=20)
     assert isinstance(plan, RealTimeSchedule)
     assert plan.expected_delay == 3
-    assert len(plan.promise(20 * DT)) == 2
-    assert len(schedule("rtc").promise(0.0)) == 0  # nothing has been planned yet
+    assert len(plan.commit(20 * DT)) == 2
+    assert len(schedule("rtc").commit(0.0)) == 0  # nothing has been planned yet
 
 
 @given(
@@ -147,7 +147,7 @@ def test_no_delays_make_an_action_run_in_a_period_that_it_was_not_meant_for(name
     for k in range(60):
         now = k * DT
         if waiting is None and plan.wants_chunk(now):
-            plan.promise(now)
+            plan.commit(now)
             waiting, seq = (k + delays[seq % len(delays)], chunk(seq + 1, now)), seq + 1
         if waiting is not None and waiting[0] <= k:
             plan.add(waiting[1], now)

@@ -7,9 +7,9 @@ from runtime_fixtures import arm_spec
 
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
+from policies.runtime.observation_buffer import BadInstruction, checked_instruction
 from policies.runtime.recorder import read_recording
 from policies.runtime.states import State
-from policies.runtime.stream import BadInstruction, checked_instruction
 
 
 def test_a_run_from_idle_to_the_end(tmp_path):
@@ -209,7 +209,7 @@ def test_a_stop_leaves_the_last_seconds_of_frames(tmp_path):
         assert len(dump["stamp"]) == len(dump["state"]) == 40  # 2 s at 20 Hz
 
 
-def test_the_policy_sees_its_promises_and_its_instruction(tmp_path):
+def test_the_policy_sees_the_committed_actions_and_its_instruction(tmp_path):
     run = Harness(tmp_path, schedule="rtc", delay_s=2 * DT).started(30)
     latest = run.policy.seen[-1]
     assert latest.instruction == "go on"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from control_fixtures import DT, Harness
 
+from policies.runtime.controller import ArmingRefused
 from policies.runtime.states import State
 from vla.interface import DecodeError
 
@@ -17,6 +18,27 @@ def test_stale_observations_hold_then_stop_and_nothing_is_inferred_on_them(tmp_p
     asked = len(run.policy.seen)
     assert run.until(State.STOPPED, at_most=30) <= 16  # 1 s in all
     assert len(run.policy.seen) == asked
+    assert run.violations() == []
+
+
+@pytest.mark.parametrize("stuck", ["camera", "joints"])
+def test_a_sensor_that_stands_still_makes_the_whole_reading_stale(tmp_path, stuck):
+    run = Harness(tmp_path).started()
+    since = run.clock.now()
+
+    def edit(reading):
+        if stuck == "camera":  # its last frame, time and again, while the joints are fresh
+            return dataclasses.replace(reading, image_stamps={"front": since})
+        return dataclasses.replace(reading, state_stamp=since)
+
+    run.arm.edit = edit
+    run.steps(7)  # 0.25 s
+    asked = len(run.policy.seen)
+    assert run.until(State.STOPPED, at_most=30) <= 16  # 1 s in all
+    assert f"old ({'camera front' if stuck == 'camera' else 'joints'})" in run.controller.reason
+    assert len(run.policy.seen) == asked
+    with pytest.raises(ArmingRefused, match="old"):
+        run.controller.rearm()
     assert run.violations() == []
 
 
@@ -69,15 +91,17 @@ def test_a_black_camera_holds_at_once_and_stops_in_the_end(tmp_path):
     assert run.violations() == []
 
 
-@pytest.mark.parametrize("what", ["size", "dtype", "camera", "nan"])
+@pytest.mark.parametrize("what", ["size", "dtype", "camera", "nan", "stamps"])
 def test_malformed_observations_count_as_none(tmp_path, what):
-    def broken(observation):
-        frame = observation.images["front"]
+    def broken(reading):
+        frame = reading.images["front"]
         if what == "nan":
-            return dataclasses.replace(observation, state=np.float32([0.0, np.nan, 1.0]))
-        edited = {"size": {"front": frame[:, :4]}, "camera": {"left": frame}, "dtype": {"front": frame / 255}}
-        object.__setattr__(observation, "images", edited[what])  # past the type check, as a driver would be
-        return observation
+            return dataclasses.replace(reading, state=np.float32([0.0, np.nan, 1.0]))
+        if what == "stamps":
+            return dataclasses.replace(reading, image_stamps={})
+        edited = {"size": {"front": frame[:4]}, "camera": {"left": frame}, "dtype": {"front": frame / 255}}
+        object.__setattr__(reading, "images", edited[what])  # past the type check, as a driver would be
+        return reading
 
     run = Harness(tmp_path).started()
     run.arm.edit = broken
@@ -136,7 +160,7 @@ def test_a_failure_that_comes_while_the_robot_waits_does_not_begin_the_wait_anew
 
 
 def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
-    run = Harness(tmp_path, starved_stop_s=5.0).started()
+    run = Harness(tmp_path, underrun_stop_s=5.0).started()
     run.delay_s = 9 * DT  # the horizon is 8
     run.steps(30)
     assert run.controller.counts["stale answers"] >= 2
@@ -146,7 +170,7 @@ def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["async", "ensemble", "rtc"])
 def test_a_server_of_any_slowness_never_makes_an_action_run_after_its_time(tmp_path, schedule):
-    run = Harness(tmp_path, schedule=schedule, starved_stop_s=9.0, silent_stop_s=9.0).started()
+    run = Harness(tmp_path, schedule=schedule, underrun_stop_s=9.0, silent_stop_s=9.0).started()
     tail = np.random.default_rng(2).pareto(1.0, 400)  # most are short, some very long
     slow, good = iter([*[2.0] * 8, *[5.0] * 8, *(1.0 + 2.0 * tail)]), run.policy.answer
 
@@ -240,7 +264,7 @@ def test_a_command_far_beyond_its_limits_is_refused_and_holds(tmp_path):
 
 def test_an_adversarial_policy_never_gets_a_bad_command_through(tmp_path):
     rng = np.random.default_rng(5)
-    run = Harness(tmp_path, failing_stop_s=1e3, refused_stop_s=1e3, starved_stop_s=1e3).started()
+    run = Harness(tmp_path, failing_stop_s=1e3, refused_stop_s=1e3, underrun_stop_s=1e3).started()
 
     def answer(observation):
         kind = rng.integers(6)

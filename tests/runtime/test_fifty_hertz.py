@@ -24,15 +24,15 @@ from policies.runtime.inference import SimulatedInference
 
 
 class Fixed:
-    """A policy that always says the same."""
+    """A policy that always predicts the same."""
 
     frame_offsets, action_horizon = (0,), 8
 
     def __init__(self, chunk, spec):
-        self.chunk, self.robot_spec, self.told = np.asarray(chunk, np.float32), spec, []
+        self.chunk, self.robot_spec, self.instructions = np.asarray(chunk, np.float32), spec, []
 
     def predict(self, observations):
-        self.told += [one.instruction for one in observations]
+        self.instructions += [one.instruction for one in observations]
         return np.stack([self.chunk for _ in observations])
 
 
@@ -53,7 +53,7 @@ def test_the_policy_is_told_one_thing_and_another_by_turns():
     policy = Fixed(np.zeros((8, 3)), arm_spec())
     by_turns = ToAndFro(policy, instructions=("here", "there"))
     by_turns.predict([observation_at(stamp) for stamp in (0.1, 2.9, 3.1, 6.1)])
-    assert policy.told == ["here", "here", "there", "here"]
+    assert policy.instructions == ["here", "here", "there", "here"]
 
 
 @pytest.fixture(scope="module")

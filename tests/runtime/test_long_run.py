@@ -9,9 +9,9 @@ from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import SimulatedInference
+from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.recorder import Recording, audit_recording
 from policies.runtime.safety import SafetyFilter
-from policies.runtime.stream import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 
 HZ, DELAY_S = 50.0, 0.2

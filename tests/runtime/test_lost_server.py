@@ -18,7 +18,7 @@ from policies.runtime.recorder import read_recording
 from policies.runtime.states import State
 
 HORIZON = 8  # periods of the fake policy's chunks
-STOP_S = 0.5  # the watchdog's starved_stop_s and failing_stop_s
+STOP_S = 0.5  # the watchdog's underrun_stop_s and failing_stop_s
 
 
 class Driven:
@@ -97,7 +97,7 @@ def test_a_server_killed_in_mid_inference_is_held_stopped_and_trusted_again_only
         driven.require_stopped_in_time()
 
 
-def test_a_server_that_hangs_is_held_when_its_promise_is_used_up_and_stopped_without_waiting_for_it(tmp_path):
+def test_a_server_that_hangs_is_held_when_its_chunk_is_used_up_and_stopped_without_waiting_for_it(tmp_path):
     port = free_port()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(ServerProcess(port))

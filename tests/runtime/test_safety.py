@@ -164,12 +164,12 @@ def test_a_hold_slows_down_within_limits_and_stays():
     assert (held[:, 2] == 1).all()
 
 
-def test_the_leash_keeps_a_blocked_arm_from_winding_up():
-    safety, _, _ = make(leash=0.05)
+def test_the_limit_of_the_tracking_error_keeps_a_blocked_arm_from_winding_up():
+    safety, _, _ = make(max_tracking_error=0.05)
     blocked = START.copy()
     play(safety, [[0.02, 0.0, 1.0]] * 40, state=blocked)
     assert safety.position[0] <= blocked[0] + 0.05 + 0.4**2 / (2 * 4.0)  # and the way to stop from 0.4 m/s
-    assert safety.counts["leash"] > 10
+    assert safety.counts["tracking_error"] > 10
 
 
 def test_arming_outside_the_range_is_refused_with_the_place():

@@ -17,7 +17,7 @@ from experiments.config.robot import RobotSetup
 from policies.robots.franka import Following, FrankaRobot
 from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
 from policies.runtime.clock import Clock
-from vla.interface import Observation
+from vla.interface import SensorReading
 from vla.registry import Range
 from vla.spec import RobotSpec
 
@@ -25,7 +25,7 @@ _POLL_S = 0.001
 
 
 class FrankaInScene:
-    """A `Robot` with a task: the arm, and the scene that says what is asked for and whether it is done."""
+    """A `Robot` with a task: the arm, and the scene that gives an instruction and judges it."""
 
     def __init__(self, *, robot: FrankaRobot, mirror: TabletopMirror) -> None:
         self._robot, self._mirror = robot, mirror
@@ -55,20 +55,20 @@ class FrankaInScene:
         """Draw once with every camera before time counts: the first picture takes long."""
         self._robot.observe()
 
-    def observe(self) -> Observation:
-        """Return the newest observation, and judge the goal once for each."""
-        observation = self._robot.observe()
-        if observation.stamp > self._judged_at:
-            self._judged_at = observation.stamp
+    def observe(self) -> SensorReading:
+        """Return the newest reading, and judge the goal once for each new state."""
+        reading = self._robot.observe()
+        if reading.state_stamp > self._judged_at:
+            self._judged_at = reading.state_stamp
             self._mirror.note_period()
-        return observation
+        return reading
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
         """Have the arm follow one action for one period."""
         self._robot.command(action)
 
     def stop(self) -> None:
-        """Begin to come to rest."""
+        """Begin to come to rest; see `Robot.stop`."""
         self._robot.stop()
 
 
@@ -80,10 +80,10 @@ class ArmClock:
 
     def now(self) -> float:
         """Return the time of the newest reading [s]."""
-        return self._arm.heard_s
+        return self._arm.newest_time_s
 
     def sleep_until(self, moment: float) -> None:
-        """Return when the arm has reached `moment` [s], or has failed: then its next reading tells."""
+        """Return when the arm has reached `moment` [s], or has failed: then its next reading raises."""
         with contextlib.suppress(FrankaFault):
             while self._arm.read().time_s < moment:
                 time.sleep(_POLL_S)
@@ -147,7 +147,6 @@ class FrankaSetup(RobotSetup):
             spec=mirror.robot_spec,
             arm=arm,
             cameras=mirror,
-            instruction=mirror.instruction,
             clock=clock,
             following=self.following,
         )

@@ -1,4 +1,4 @@
-"""The controller's exchange with a policy: asks when the schedule wants it, keeps what may be used.
+"""The controller's exchange with a policy: requests a chunk when the schedule wants one, keeps what is valid.
 
 It brings together where the policy runs (inference.py), which answers count (`ResultGate`) and when which
 action is due (chunking.py), and remembers since when answers fail, are missing or are refused. It judges
@@ -13,22 +13,23 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from policies.runtime.anchoring import DeltaAnchor
 from policies.runtime.chunking import PlannedAction, Schedule
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.inference import BadResult, Inference, InferenceResult, ResultGate
+from policies.runtime.observation_buffer import FrameHistory
 from policies.runtime.safety import UnsafeCommand
-from policies.runtime.stream import Intake
+from policies.runtime.watchdog import HealthSnapshot
 
 
-class Dialogue:
-    """One policy's answers, from one start of the robot to the next.
+class ChunkQueue:
+    """One policy's chunks, from one start of the robot to the next.
 
     Args:
         inference: where the policy runs.
-        schedule: when to ask, and what is due.
-        instruction: what the policy is told.
+        schedule: when to request a chunk, and which action is due.
+        instruction: for the policy.
         num_actions: numbers in an action.
-        anchor: between what policies say and what the schedule keeps.
+        deltas: between predicted actions and the positions that the schedule keeps.
         require_sane: raises UnsafeCommand for a chunk that must not be executed, not even in part.
     """
 
@@ -39,32 +40,32 @@ class Dialogue:
         schedule: Schedule,
         instruction: str,
         num_actions: int,
-        anchor: DeltaAnchor,
+        deltas: DeltaToAbsolute,
         require_sane: Callable[[Float32[np.ndarray, "time action"]], None],
     ) -> None:
         self._inference, self._schedule, self._instruction = inference, schedule, instruction
         self._gate = ResultGate(num_actions=num_actions)
-        self._anchor, self._require_sane = anchor, require_sane
+        self._deltas, self._require_sane = deltas, require_sane
         self._started_at = 0.0
-        self._asked_stamp = -math.inf  # of the observation last asked about since the start
+        self._requested_stamp = -math.inf  # of the newest observation submitted since the start
         self._last_seq = 0
         self._has_chunk = False
-        self.failing_since: float | None = None
-        self.starved_since: float | None = None
-        self.refused_since: float | None = None
-        self.failure = ""  # or refusal, whichever came last
+        self._failing_since: float | None = None
+        self._underrun_since: float | None = None
+        self._refused_since: float | None = None
+        self._failure = ""  # or refusal, whichever came last
         self.counts: Counter[str] = Counter()
 
     def start(self, now: float) -> None:
-        """Forget everything before now; answers to earlier questions no longer count."""
+        """Forget everything before now; answers to earlier requests no longer count."""
         self._schedule.clear()
         self._gate.reset(next_seq=self._last_seq + 1)
-        self._started_at, self._asked_stamp, self._has_chunk = now, -math.inf, False
-        self.failing_since = self.starved_since = self.refused_since = None
-        self.failure = ""
+        self._started_at, self._requested_stamp, self._has_chunk = now, -math.inf, False
+        self._failing_since = self._underrun_since = self._refused_since = None
+        self._failure = ""
 
     def drop_plan(self) -> None:
-        """Forget what was to be executed; a question that is under way still counts."""
+        """Forget what was to be executed; a request that is under way still counts."""
         self._schedule.clear()
 
     def next_action(self, now: float) -> PlannedAction | None:
@@ -79,44 +80,57 @@ class Dialogue:
         """
         may_wait = self._schedule.waits or not self._has_chunk
         if not is_empty or may_wait or not is_seeing:
-            self.starved_since = None
-        elif self.starved_since is None and self.failing_since is None and self.refused_since is None:
-            self.starved_since = now
+            self._underrun_since = None
+        elif self._underrun_since is None and self._failing_since is None and self._refused_since is None:
+            self._underrun_since = now
 
     def note_refusal(self, now: float, reason: str) -> None:
         """Remember that an action was refused; the rest of its chunk is not tried."""
-        self.failure = reason
-        self.refused_since = now if self.refused_since is None else self.refused_since
+        self._failure = reason
+        self._refused_since = now if self._refused_since is None else self._refused_since
         self._schedule.clear()
 
     def note_execution(self) -> None:
         """Remember that an action was accepted."""
-        self.refused_since = None
+        self._refused_since = None
+
+    def wants_chunk(self, now: float) -> bool:
+        """Whether a chunk is due that is predicted from a reading captured now."""
+        return self._schedule.wants_chunk(now)
+
+    @property
+    def health(self) -> HealthSnapshot:
+        """What is known about inference; the controller adds the sensors and the loop.
+
+        The wait for an answer counts from the start if the request was made before it.
+        """
+        since = self._inference.waiting_since
+        return HealthSnapshot(
+            underrun_since=self._underrun_since,
+            failing_since=self._failing_since,
+            refused_since=self._refused_since,
+            failure=self._failure,
+            waiting_since=None if since is None else max(since, self._started_at),
+        )
 
     @property
     def has_died(self) -> bool:
         """Whether no answer will ever come again."""
         return self._inference.has_died
 
-    @property
-    def waiting_since(self) -> float | None:
-        """When the oldest unanswered question was asked, or the start if that is later; None without one."""
-        since = self._inference.waiting_since
-        return None if since is None else max(since, self._started_at)
-
-    def ask(self, intake: Intake) -> None:
-        """Ask about the newest observation if the schedule wants it and the last answer is there."""
-        observation = intake.newest
-        if observation is None:
+    def request(self, history: FrameHistory) -> None:
+        """Request a chunk for the newest reading if the schedule wants one and the last answer is there."""
+        if history.newest is None:
             return
-        is_new = observation.stamp > self._asked_stamp or self.failing_since is not None
-        is_first = self._asked_stamp == -math.inf  # replaces a question from before the start
+        stamp = history.newest.stamp
+        is_new = stamp > self._requested_stamp or self._failing_since is not None
+        is_first = self._requested_stamp == -math.inf  # replaces a request from before the start
         if not is_new or not (is_first or self._inference.waiting_since is None):
             return
-        if self._schedule.wants_chunk(observation.stamp):
-            promised = self._anchor.to_actions(self._schedule.promise(observation.stamp), observation.stamp)
-            self._asked_stamp = observation.stamp
-            self._last_seq = self._inference.submit(intake.for_policy(self._instruction, promised))
+        if self._schedule.wants_chunk(stamp):
+            committed = self._deltas.to_actions(self._schedule.commit(stamp), stamp)
+            self._requested_stamp = stamp
+            self._last_seq = self._inference.submit(history.observation(self._instruction, committed))
 
     def collect(self, now: float, *, is_active: bool) -> tuple[float | None, list[str]]:
         """Take in answers. Only an active controller uses them.
@@ -133,8 +147,8 @@ class Dialogue:
                 self.counts[f"{bad.kind} answers"] += 1
                 notes.append(f"{bad.kind} answer: {bad}")
                 if bad.kind in ("failed", "bad chunk", "unsafe") and is_active:
-                    self.failing_since = now if self.failing_since is None else self.failing_since
-                    self.failure = str(bad)
+                    self._failing_since = now if self._failing_since is None else self._failing_since
+                    self._failure = str(bad)
         return inference_s, notes
 
     def _take(self, result: InferenceResult, now: float, *, is_active: bool) -> bool:
@@ -143,7 +157,7 @@ class Dialogue:
             return False
         try:
             self._require_sane(chunk.actions)
-            positions = self._anchor.to_positions(chunk.actions, chunk.stamp)
+            positions = self._deltas.to_positions(chunk.actions, chunk.stamp)
         except UnsafeCommand as refusal:
             raise BadResult("unsafe", str(refusal)) from refusal
         # The robot has stood still until the first chunk, so that one is as good now as at its capture.
@@ -151,6 +165,6 @@ class Dialogue:
         if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):
             age = now - chunk.stamp
             raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")
-        self.failing_since, self._has_chunk = None, True
+        self._failing_since, self._has_chunk = None, True
         self.counts["chunks"] += 1
         return True

@@ -2,7 +2,7 @@
 
 A policy that predicts changes (deltas) means: from the position of the moment of capture, this way. While it
 was thinking, the robot went on, perhaps otherwise than the new chunk begins. Executing the chunk's later
-changes as they are would lose the first ones for good; a policy that needs only those to arrive would never
+changes as they are would lose the first ones; a policy that needs only those to arrive would never
 arrive. So each chunk becomes positions, counted from the commanded position at capture, and each period the
 change that leads there is requested, within the action's range. Channels that are positions stay as they are.
 """
@@ -18,7 +18,7 @@ from vla.spec import RobotSpec
 _REMEMBERED = 400  # periods
 
 
-class DeltaAnchor:
+class DeltaToAbsolute:
     """Remembers commanded positions and converts between changes and positions.
 
     Args:

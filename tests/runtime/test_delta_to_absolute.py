@@ -5,14 +5,14 @@ import pytest
 from control_fixtures import DT, Harness
 from runtime_fixtures import arm_spec
 
-from policies.runtime.anchoring import DeltaAnchor
+from policies.runtime.delta_to_absolute import DeltaToAbsolute
 from policies.runtime.safety import UnsafeCommand
 
 ABSOLUTE = np.array([False, False, True])
 
 
-def anchor(**arguments):
-    made = DeltaAnchor(spec=arm_spec(), absolute=ABSOLUTE, **arguments)
+def converter(**arguments):
+    made = DeltaToAbsolute(spec=arm_spec(), absolute=ABSOLUTE, **arguments)
     for k in range(10):
         made.note(0.05 * k, np.array([0.1 * k, 0.0, 1.0]))
     return made
@@ -21,25 +21,25 @@ def anchor(**arguments):
 def test_a_chunk_counts_from_the_position_at_its_capture():
     chunk = np.float32([[0.01, 0.0, 0.3], [0.02, -0.01, 0.4]])
     np.testing.assert_allclose(
-        anchor().to_positions(chunk, stamp=0.21), [[0.41, 0.0, 0.3], [0.43, -0.01, 0.4]], rtol=1e-6
+        converter().to_positions(chunk, stamp=0.21), [[0.41, 0.0, 0.3], [0.43, -0.01, 0.4]], rtol=1e-6
     )
 
 
 def test_positions_and_actions_are_inverse_to_one_another_within_the_action_range():
     rng = np.random.default_rng(0)
     chunk = rng.uniform(-0.02, 0.02, (8, 3)).astype(np.float32)
-    made = anchor()
+    made = converter()
     np.testing.assert_allclose(made.to_actions(made.to_positions(chunk, 0.3), 0.3), chunk, atol=1e-7)
 
 
 def test_what_is_far_away_is_approached_at_the_speed_of_the_action_range():
-    request = anchor().to_request(np.float32([5.0, -5.0, 0.2]), np.zeros(3))
+    request = converter().to_request(np.float32([5.0, -5.0, 0.2]), np.zeros(3))
     np.testing.assert_allclose(request, [0.025, -0.025, 0.2])
 
 
-def test_without_anchoring_nothing_is_changed():
+def test_when_switched_off_nothing_is_changed():
     chunk = np.float32([[0.01, 0.0, 0.3]])
-    made = anchor(is_enabled=False)
+    made = converter(is_enabled=False)
     np.testing.assert_array_equal(made.to_positions(chunk, 0.2), chunk)
     np.testing.assert_array_equal(made.to_request(chunk[0], np.ones(3)), chunk[0])
 
@@ -62,9 +62,9 @@ def test_a_policy_that_needs_only_the_actions_that_come_too_late_arrives_all_the
 
 def test_changes_count_from_nothing_only_where_nothing_counts():
     changes = np.zeros((2, 3), np.float32)
-    unknown = DeltaAnchor(spec=arm_spec(), absolute=ABSOLUTE)
+    unknown = DeltaToAbsolute(spec=arm_spec(), absolute=ABSOLUTE)
     with pytest.raises(UnsafeCommand, match="no commanded position is known"):
         unknown.to_positions(changes, 1.0)
     assert len(unknown.to_actions(changes[:0], 1.0)) == 0
-    disabled = DeltaAnchor(spec=arm_spec(), absolute=ABSOLUTE, is_enabled=False)
+    disabled = DeltaToAbsolute(spec=arm_spec(), absolute=ABSOLUTE, is_enabled=False)
     np.testing.assert_array_equal(disabled.to_positions(changes + 1, 1.0), changes + 1)

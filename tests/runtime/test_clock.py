@@ -2,7 +2,7 @@
 
 import gc
 
-from policies.runtime.pacing import short_collections
+from policies.runtime.clock import short_collections
 
 
 def test_collections_leave_out_what_was_alive_before_and_look_at_it_again_afterwards():
