@@ -396,6 +396,8 @@ def _built(make: Callable[[], T], key: str) -> T:
     """Return what is made; what it finds wrong with its settings together gets their key."""
     try:
         return make()
+    except SettingError:
+        raise  # it names the key
     except ValueError as error:
         raise SettingError(f"{key}: {error}") from error
 
