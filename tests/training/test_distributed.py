@@ -88,7 +88,7 @@ def test_the_program_records_trains_and_evaluates_once_under_torchrun(tmp_path: 
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert [row["num_samples"] for row in rows] == [16, 32, 48, 64, 80, 96]
     _, state = load_training(resolve_checkpoint(tmp_path / "run"))
-    assert state["settings"]["world_size"] == 2
+    assert state["settings"]["number of processes"] == 2
 
 
 INTERRUPT = """

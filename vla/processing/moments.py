@@ -68,7 +68,8 @@ def moments_of(observations: Sequence[Observation], *, robot_spec: RobotSpec, ac
     committed = np.zeros((len(observations), action_horizon, len(robot_spec.action)), dtype=np.float32)
     for row, observation in zip(committed, observations, strict=True):
         given = observation.committed[:action_horizon]
-        row[: len(given)] = given
+        if len(given):
+            row[: len(given)] = given
     return Moments(
         images={
             name: np.stack([observation.images[name] for observation in observations])
@@ -101,7 +102,7 @@ def _require_complete(observation: Observation, spec: RobotSpec, *, index: int) 
             f"observation {index} has a state {state.dtype}{list(state.shape)}; "
             f"float32[{len(names)}] is needed: {list(names)}"
         )
-    if observation.committed.ndim != 2 or observation.committed.shape[1] != len(spec.action):
+    if len(observation.committed) and observation.committed.shape[1:] != (len(spec.action),):
         raise ObservationError(
             f"observation {index} has committed actions of shape {list(observation.committed.shape)}; "
             f"[committed, {len(spec.action)}] is needed: {list(spec.action_names)}"
