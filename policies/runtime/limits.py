@@ -103,6 +103,10 @@ class SafetyLimits:
                 key: math.inf if value is None and key in names else value for key, value in values.items()
             }
 
+        if "leash" in data:  # as recordings of before call it
+            data = {key: value for key, value in data.items() if key != "leash"} | {
+                "max_tracking_error": data["leash"]
+            }
         try:
             channels = {one["name"]: unlimited(one, _UNLIMITABLE) for one in data["channels"]}
         except (KeyError, TypeError) as error:

@@ -208,3 +208,10 @@ def test_limits_of_another_robot_are_refused():
         ChannelLimits(low=1.0, high=0.0, velocity=1.0)
     with pytest.raises(ValueError, match="velocity"):
         ChannelLimits(low=-1.0, high=1.0, velocity=math.nan)
+
+
+def test_limits_of_older_recordings_still_load():
+    limits = arm_limits()
+    data = limits.to_json()
+    data["leash"] = data.pop("max_tracking_error")
+    assert SafetyLimits.from_json(data) == limits
