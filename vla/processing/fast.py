@@ -242,11 +242,6 @@ class FastCodec(NormalizedActions):
                 f"chunk has {self.symbols_per_chunk}; hold the last command"
             )
 
-    def tokens_per_chunk(self, chunks: Float32[np.ndarray, "batch time action"]) -> float:
-        """Return the mean number of ids that whole chunks, in the units of the robot, are encoded to."""
-        ids = self.encode(chunks, np.ones(chunks.shape[:2], dtype=np.bool_))["action_ids"]
-        return float((ids != PADDING).sum(axis=1).mean())
-
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data: all constants and all merges."""
         return {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vla.interface import NOTHING, ArraySpec
+from vla.interface import NOTHING, Arrays, ArraySpec
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, to_device
@@ -24,7 +24,7 @@ def validate(
     """Return mean losses, and the mean absolute error of each action channel in its own unit.
 
     The error is that of the chunk that the policy would answer, against the demonstrated one as the codec
-    keeps it.
+    keeps it. `ids_per_chunk` is how many ids the model chose for it.
 
     Raises:
         ValueError: there is no batch.
@@ -43,7 +43,9 @@ def validate(
             values, outputs = model.loss(batch), model.sample(batch)
         for name, value in values.items():
             losses[name].append(float(value))
-        predicted = processor.decode({name: value.cpu().numpy() for name, value in outputs.items()})
+        answers = {name: value.cpu().numpy() for name, value in outputs.items()}
+        losses["ids_per_chunk"].append(_ids_per_chunk(answers))
+        predicted = processor.decode(answers)
         wanted = processor.decode(
             {name: _whole(batch[name].cpu().numpy(), spec) for name, spec in processor.codec.specs().items()}
         )
@@ -53,6 +55,12 @@ def validate(
     for channel, error in zip(processor.robot_spec.action, np.mean(errors, axis=0), strict=True):
         means[f"validation/error/{channel.name} [{channel.unit}]"] = float(error)
     return means
+
+
+def _ids_per_chunk(answers: Arrays) -> float:
+    """Return the mean number of ids that the model chose for a chunk; 0 if it answers with numbers."""
+    ids = [answer.reshape(len(answer), -1) for answer in answers.values() if answer.dtype.kind == "i"]
+    return float(sum((one != NOTHING).sum(axis=1).mean() for one in ids))
 
 
 def _whole(targets: np.ndarray, spec: ArraySpec) -> np.ndarray:
