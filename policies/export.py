@@ -31,6 +31,7 @@ from vla.processing.processor import Processor
 # fp32 logits differ by up to 4e-6 between runtimes (facts: deployment, 2.3). A golden token must win by more.
 GOLDEN_MARGIN = 1e-4
 GOLDEN_BATCH = 16
+TIMED_ANSWERS = 3  # per golden observation
 
 
 class ParityError(RuntimeError):
@@ -46,6 +47,7 @@ class ExportReport:
     num_ambiguous: int
     graph_bytes: int
     graph_s: float  # wall time of writing the graph
+    chunk_ms: float  # median wall time of one observation at a time, on one thread
     bundle_id: str
 
     def table(self) -> str:
@@ -54,6 +56,7 @@ class ExportReport:
             f"{self.comparison.table()}\n"
             f"too close to call     {self.num_ambiguous} observations left out of the golden samples\n"
             f"graph                 {self.graph_bytes / 1e6:.1f} MB, written in {self.graph_s:.0f} s\n"
+            f"one chunk             {self.chunk_ms:.1f} ms for one observation, median, on one thread\n"
             f"bundle                {self.directory}"
         )
 
@@ -88,9 +91,7 @@ def export_bundle(
         raise FileExistsError(f"{out_dir} exists; choose another out_dir or replace it")
     policy = VLAPolicy(model=copy.deepcopy(model).float(), processor=processor)
     golden, num_ambiguous = _golden_samples(policy, golden_observations)
-    started = time.monotonic()
-    graph = export_graph(policy.model, processor=processor, inputs=_example(policy, golden))
-    graph_s = time.monotonic() - started
+    graph, graph_s = _timed_graph(policy, golden)
     with staging_directory(out_dir) as staging:
         write_bundle(
             staging,
@@ -116,12 +117,28 @@ def export_bundle(
         num_ambiguous=num_ambiguous,
         graph_bytes=len(graph),
         graph_s=graph_s,
+        chunk_ms=_chunk_ms(exported, golden.observations),
         bundle_id=exported.bundle_id,
     )
 
 
-def _example(policy: VLAPolicy, golden: GoldenSamples) -> Arrays:
-    return policy.model_inputs([golden.observations[0]] * 2)
+def _chunk_ms(policy: BundlePolicy, observations: Sequence[Observation]) -> float:
+    """Return the median wall time of an answer to one observation, the first of each left out [ms]."""
+    times = []
+    for observation in observations:
+        for repeat in range(TIMED_ANSWERS + 1):
+            started = time.perf_counter()
+            policy.predict([observation])
+            if repeat:
+                times.append(1e3 * (time.perf_counter() - started))
+    return float(np.median(times))
+
+
+def _timed_graph(policy: VLAPolicy, golden: GoldenSamples) -> tuple[bytes, float]:
+    """Return the graph and how long writing it took [s]."""
+    started = time.monotonic()
+    two = policy.model_inputs([golden.observations[0]] * 2)
+    return export_graph(policy.model, processor=policy.processor, inputs=two), time.monotonic() - started
 
 
 def _golden_samples(policy: VLAPolicy, observations: Sequence[Observation]) -> tuple[GoldenSamples, int]:
