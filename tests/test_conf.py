@@ -187,7 +187,10 @@ def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest)
         ("collect.num_workers=-1", r"collect\.num_workers is -1"),
         ("collect.disturbance.noise_std=inf", r"collect\.disturbance\.noise_std is inf"),
         ("evaluation.execute_horizon=0", r"evaluation\.execute_horizon is 0; it must be an integer >= 1"),
-        ("evaluation.conditions=[right,left]", r"evaluation\.conditions\[1\] is 'left'; choose from"),
+        (
+            "evaluation.instruction_modes=[original,left]",
+            r"evaluation\.instruction_modes\[1\] is 'left'; choose from",
+        ),
         ("env.image_size=-96", r"env\.image_size is -96; it must be an integer >= 8"),
         ("env.family=tabeltop", r"env\.family is 'tabeltop'; did you mean 'tabletop'"),
     ],
@@ -231,6 +234,7 @@ def test_an_unlimited_acceleration_is_a_setting():
         ("trainer.num_samples=null", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
         ("trainer.num_samples='???'", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
         ("trainer.num_steps=3", "unknown key 'num_steps'; it is now num_samples"),
+        ("evaluation.conditions=[right]", "unknown key 'conditions'; it is now instruction_modes"),
         ("trainer.time_budget_minutes=9", "unknown key 'time_budget_minutes'; it is now num_samples"),
     ],
 )

@@ -118,10 +118,11 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
                 f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}"
             )
     rows = read_rows(log_path) if log_path.exists() else []
-    strange = [row for row in rows if row.policy_id != policy_id or row.condition != plan.condition]
+    expected = (policy_id, plan.instruction_mode)
+    strange = [row for row in rows if (row.policy_id, row.instruction_mode) != expected]
     if strange or (rows and not plan_path.exists()):
         raise EvaluationMismatch(
-            f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or condition "
+            f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or instruction mode "
             f"and {'a' if plan_path.exists() else 'no'} plan.json; {advice}"
         )
     return rows
@@ -155,7 +156,7 @@ def _run_missing(
     bar = tqdm(
         total=len(rows) + len(missing),
         initial=len(rows),
-        desc=f"evaluate, {plan.condition} instruction",
+        desc=f"evaluate, {plan.instruction_mode} instruction",
         unit="episode",
         disable=not show_progress,
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
@@ -176,7 +177,7 @@ def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> Epi
     return EpisodeRow(
         task=result.request.task,
         seed=result.request.seed,
-        condition=result.request.condition,
+        instruction_mode=result.request.instruction_mode,
         instruction=result.instruction,
         given_instruction=result.given_instruction,
         level=str(result.request.env_config.get("level", "")),

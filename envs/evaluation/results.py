@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from envs.evaluation.episodes import EpisodeRow, read_rows
+from envs.evaluation.episodes import FORMER_NAMES, EpisodeRow, read_rows, with_instruction_mode
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups
-from envs.rollout import CONDITIONS, EpisodeRequest
+from envs.rollout import INSTRUCTION_MODES, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
 from vla.provenance import software_versions
@@ -53,7 +53,7 @@ class EvaluationPlan(EvaluationSettings):
     """Which episodes to run."""
 
     env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
-    condition: Annotated[str, Choices(*CONDITIONS), "what the policy is told"] = "right"
+    instruction_mode: Annotated[str, Choices(*INSTRUCTION_MODES), "instruction of the policy"] = "original"
     limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
 
     def __post_init__(self) -> None:
@@ -79,7 +79,8 @@ class EvaluationPlan(EvaluationSettings):
             ValueError: a value makes no sense.
         """
         limits = data.get("limits")
-        return cls(**{**data, "limits": None if limits is None else SafetyLimits.from_json(limits)})
+        current = with_instruction_mode(data)
+        return cls(**{**current, "limits": None if limits is None else SafetyLimits.from_json(limits)})
 
     @property
     def road(self) -> str:
@@ -93,7 +94,7 @@ class EvaluationPlan(EvaluationSettings):
     def requests(self) -> list[EpisodeRequest]:
         """Return all episodes, task by task."""
         return [
-            EpisodeRequest(task=task, env_config=config, seed=seed, condition=self.condition)
+            EpisodeRequest(task=task, env_config=config, seed=seed, instruction_mode=self.instruction_mode)
             for task, config in self.env_configs.items()
             for seed in range(self.first_seed, self.first_seed + self.episodes_per_task)
         ]
@@ -261,6 +262,14 @@ class Evaluation:
         return {f"{groups.kind}s": summed}
 
 
+def folder_of_mode(path: Path, mode: str) -> Path:
+    """Return the folder of an evaluation by instruction mode; one of a former name if it exists."""
+    for former, current in FORMER_NAMES.items():
+        if current == mode and (path / former / "plan.json").exists():
+            return path / former
+    return path / mode
+
+
 def load_evaluation(run_dir: Path) -> Evaluation:
     """Read an evaluation from its directory, finished or not.
 
@@ -294,10 +303,10 @@ def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
 
     Args:
         evaluation: gives the tasks.
-        controls: further columns, such as the blank and the swapped condition of the same policy.
+        controls: further columns, such as the same policy with blank and swapped instructions.
     """
     columns = (evaluation, *controls)
-    header = ["task", *(f"{column.plan.condition} instruction" for column in columns)]
+    header = ["task", *(f"{column.plan.instruction_mode} instruction" for column in columns)]
     table = [header]
     for task in evaluation.tasks:
         table.append([task, *(_cell(column.tasks.get(task)) for column in columns)])

@@ -73,7 +73,7 @@ _LOOKALIKES: dict[str, str] = {
 
 
 def swapped_task(task: str) -> str:
-    """Return the task whose instruction is given in the swapped condition.
+    """Return the task whose instruction is given as the swapped one.
 
     It is one of the same scene where there is one, else one of a similar scene.
 

@@ -31,6 +31,8 @@ _NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full
 RENAMED = {
     "num_steps": "num_samples (a step trains on batch_size of them)",
     "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
+    "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
+    "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }
 _GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
 

@@ -17,7 +17,7 @@ from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
 from vla.files import atomic_write_text
 
-_CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
+_MODE_COLOURS = {"original": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
 
 
 @runtime_checkable
@@ -134,7 +134,7 @@ class Charts:
 class Success:
     """Success by task, a column for each evaluation, with Wilson 95 % intervals as whiskers.
 
-    `evaluations` maps a column's name ("right instruction", "bundle") to what it shows. `targets` maps the
+    `evaluations` maps a column's name ("original instruction", "bundle") to what it shows. `targets` maps the
     same names to the rate that was aimed at, if any.
     """
 
@@ -194,7 +194,7 @@ class Success:
         return self._bar(name, evaluation.mean_success_rate, interval, successes, episodes)
 
     def _bar(self, name: str, rate: float, interval: Interval, successes: int, episodes: int) -> str:
-        colour = _CONDITION_COLOURS[self.evaluations[name].plan.condition]
+        colour = _MODE_COLOURS[self.evaluations[name].plan.instruction_mode]
         bar = rate_bar(rate, interval.low, interval.high, colour=colour, target=self.targets.get(name))
         counts = f"<small>{interval.in_percent()} &middot; {successes}/{episodes}</small>"
         return f"<td>{bar}<strong>{100 * rate:.0f} %</strong> {counts}</td>"

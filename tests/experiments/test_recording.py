@@ -61,7 +61,7 @@ def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
     other = tiny_run(tmp_path, "env.render_quality=fast", "env.cameras=[wrist]")
     with pytest.raises(ValueError, match=r"render_quality=full.*Give env\.render_quality=full"):
         require_pictures_of_evaluation(other, ["wrist"])
-    other.evaluation = dataclasses.replace(other.evaluation, conditions=[])
+    other.evaluation = dataclasses.replace(other.evaluation, instruction_modes=[])
     require_pictures_of_evaluation(other, ["wrist"])
 
 
