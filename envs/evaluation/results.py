@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.evaluation.episodes import FORMER_NAMES, EpisodeRow, read_rows, with_instruction_mode
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
-from envs.registry import TaskGroups, task_groups
+from envs.registry import TaskGroups, task_groups, with_current_names
 from envs.rollout import INSTRUCTION_MODES, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
@@ -80,7 +80,9 @@ class EvaluationPlan(EvaluationSettings):
         """
         limits = data.get("limits")
         current = with_instruction_mode(data)
-        return cls(**{**current, "limits": None if limits is None else SafetyLimits.from_json(limits)})
+        current["limits"] = None if limits is None else SafetyLimits.from_json(limits)
+        current["env_configs"] = {t: with_current_names(c) for t, c in data["env_configs"].items()}
+        return cls(**current)
 
     @property
     def road(self) -> str:

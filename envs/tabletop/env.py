@@ -91,8 +91,8 @@ class TabletopEnv(ManipulationEnv):
             str, Choices(*get_args(Level)), "none is one look; the others vary textures, light and camera"
         ] = "train",
         wording: Wording = "train",
-        twin_share: Annotated[
-            float, Range(0, 1), "of the objects that take another's color: only the shape word tells them"
+        same_color_share: Annotated[
+            float, Range(0, 1), "share of the objects that take another's color"
         ] = 0.2,
         max_steps: Annotated[
             int | None, Range(1), "control periods until an episode is truncated; null: the task's own"
@@ -102,11 +102,11 @@ class TabletopEnv(ManipulationEnv):
         render_mode: str | None = None,
     ) -> None:
         require_choice("task", task, TASKS)
-        given = {"image_size": image_size, "cameras": cameras, "twin_share": twin_share}
+        given = {"image_size": image_size, "cameras": cameras, "same_color_share": same_color_share}
         check_settings(TabletopEnv, given, where="env")
         if not cameras:
             raise ValueError(f"env.cameras is empty; name at least one of {CAMERAS}")
-        self._task = _TASKS[task](twin_share=twin_share)
+        self._task = _TASKS[task](same_color_share=same_color_share)
         super().__init__(
             robot_spec=make_robot_spec(image_size=image_size, cameras=tuple(cameras)),
             task=task,

@@ -83,16 +83,16 @@ def scatter_with_free_ways(
 
 
 def draw_names(
-    rng: np.random.Generator, *, count: int, twin_share: float, colours: list[str] | None = None
+    rng: np.random.Generator, *, count: int, same_color_share: float, colours: list[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Draw distinct (colour, shape) pairs, of which about a share of `twin_share` take another's colour."""
+    """Draw distinct (colour, shape) pairs; about `same_color_share` of them take another's colour."""
     palette = list(COLOURS) if colours is None else colours
     names: list[tuple[str, str]] = []
     while len(names) < count:
         used = [colour for colour, _ in names]
         fresh = [colour for colour in palette if colour not in used]
-        twin = bool(used) and (rng.random() < twin_share or not fresh)
-        name = (str(rng.choice(used if twin else fresh)), str(rng.choice(list(SHAPES))))
+        takes_used = bool(used) and (rng.random() < same_color_share or not fresh)
+        name = (str(rng.choice(used if takes_used else fresh)), str(rng.choice(list(SHAPES))))
         if name not in names:
             names.append(name)
     return names

@@ -31,6 +31,7 @@ _NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full
 RENAMED = {
     "num_steps": "num_samples (a step trains on batch_size of them)",
     "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
+    "twin_share": "env.same_color_share, and collect.recording_same_color_share while recording",
     "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
     "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }

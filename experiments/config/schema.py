@@ -49,8 +49,8 @@ class CollectSettings:
     extra_steps: Annotated[
         int, Range(0), "control periods recorded after success: what to do right at the goal"
     ] = 0
-    twin_share: Annotated[
-        float | None, Range(0, 1), "while recording, in place of the env's: more lessons in shapes"
+    recording_same_color_share: Annotated[
+        float | None, Range(0, 1), "same_color_share of env while recording; null: as in env"
     ] = None
     pixel_format: Annotated[
         str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"

@@ -56,10 +56,10 @@ def test_impossible_layout_says_so():
 
 def test_names_differ_mostly_in_colour_and_sometimes_in_shape_alone():
     rng = np.random.default_rng(0)
-    scenes = [draw_names(rng, count=4, twin_share=0.2) for _ in range(300)]
+    scenes = [draw_names(rng, count=4, same_color_share=0.2) for _ in range(300)]
     assert all(len(set(names)) == 4 for names in scenes)
-    twins = np.mean([len({colour for colour, _ in names}) < 4 for names in scenes])
-    assert 0.2 < twins < 0.7
+    sharing = np.mean([len({colour for colour, _ in names}) < 4 for names in scenes])
+    assert 0.2 < sharing < 0.7
 
 
 def test_objects_stay_where_they_are_put():

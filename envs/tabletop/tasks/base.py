@@ -33,14 +33,14 @@ class Start:
 class Task(abc.ABC):
     """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`.
 
-    `twin_share` is that of the objects that take another's colour, so that the shape word matters.
+    `same_color_share` is the share of the objects that take another's colour, so that the shape word matters.
     """
 
     name: ClassVar[str]
     max_steps: ClassVar[int]
 
-    def __init__(self, *, twin_share: float) -> None:
-        self.twin_share = twin_share
+    def __init__(self, *, same_color_share: float) -> None:
+        self.same_color_share = same_color_share
 
     @abc.abstractmethod
     def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:

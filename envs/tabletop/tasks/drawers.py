@@ -38,7 +38,7 @@ class _DrawerTask(Task):
         count = int(rng.integers(1, 3))
         places = scatter(rng, count=count, low=(0.60, -0.20), high=(0.66, 0.20), spacing=0.12)
         free = [colour for colour in COLOURS if colour not in colours]
-        names = draw_names(rng, count=count, twin_share=self.twin_share, colours=free)
+        names = draw_names(rng, count=count, same_color_share=self.same_color_share, colours=free)
         add_objects(stage, rng, level, names, places)
         return [Goal(target=i) for i in range(NUM_DRAWERS)]
 

@@ -78,7 +78,7 @@ class Push(Task):
 
     def _draw_names(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         while True:
-            names = draw_names(rng, count=3, twin_share=self.twin_share)
+            names = draw_names(rng, count=3, same_color_share=self.same_color_share)
             if all(shape in self.shapes for _, shape in names):
                 return names
 
@@ -122,7 +122,7 @@ class Place(Task):
             keep_off=tuple(receptacles),
             keep_off_distance=0.13,
         )
-        names = draw_names(rng, count=3, twin_share=self.twin_share)
+        names = draw_names(rng, count=3, same_color_share=self.same_color_share)
         add_objects(stage, rng, level, names, places)
         targets: list[int] = []
         colours = _draw_mat_colours(rng, names, NUM_MATS)

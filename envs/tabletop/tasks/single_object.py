@@ -22,7 +22,9 @@ class _SingleObjectTask(Task):
         """Scatter three to five objects over the table."""
         count = draw_count(rng)
         places = scatter(rng, count=count, low=_AREA_LOW, high=_AREA_HIGH)
-        add_objects(stage, rng, level, draw_names(rng, count=count, twin_share=self.twin_share), places)
+        add_objects(
+            stage, rng, level, draw_names(rng, count=count, same_color_share=self.same_color_share), places
+        )
         return [Goal(thing=slot) for slot in range(count)]
 
     def words(self, stage: Stage, goal: Goal) -> dict[str, str]:

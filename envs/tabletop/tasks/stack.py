@@ -45,7 +45,7 @@ class Stack(Task):
 
     def _draw_names(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
         while True:
-            names = draw_names(rng, count=count, twin_share=self.twin_share)
+            names = draw_names(rng, count=count, same_color_share=self.same_color_share)
             shapes = [shape for _, shape in names]
             num_bases, num_tops = (sum(shape in group for shape in shapes) for group in (_BASES, _TOPS))
             if num_bases >= 2 or (num_bases == 1 and num_tops >= 3):
