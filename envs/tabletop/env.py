@@ -14,7 +14,7 @@ from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
 from envs.tabletop.instructions import phrase, wordings
 from envs.tabletop.randomization import Level, apply_look, checked_level, paint_textures
 from envs.tabletop.scene import CONTROL_HZ, build_model
-from envs.tabletop.stage import Stage
+from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import Goal, Task
 from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
@@ -121,7 +121,7 @@ class TabletopEnv(ManipulationEnv):
         paint_textures(self._model)
         apply_quality(self._model, render_quality)
         self._data = mujoco.MjData(self._model)
-        self._stage = Stage(model=self._model, data=self._data)
+        self._scene = SceneState(model=self._model, data=self._data)
         self._arm = ArmController(model=self._model, data=self._data)
         self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
         self._goals: list[Goal] = []  # all that may be asked for in this scene
@@ -135,9 +135,9 @@ class TabletopEnv(ManipulationEnv):
         wordings(self.task, wording)
         # The task is part of the seed: the same seed gives different scenes in different tasks.
         rng = np.random.default_rng([int(self.np_random.integers(2**32)), TASKS.index(self.task)])
-        self._stage.clear()
+        self._scene.clear()
         apply_look(self._model, rng, self.level)
-        self._goals = goals = self._task.lay_out(self._stage, rng, self.level)
+        self._goals = goals = self._task.lay_out(self._scene, rng, self.level)
         start = self._task.draw_start(rng)
         self._arm.place_at(position=start.position, yaw=start.yaw, opening=1.0)
         mujoco.mj_forward(self._model, self._data)
@@ -147,17 +147,17 @@ class TabletopEnv(ManipulationEnv):
         others = [
             goal
             for goal in goals
-            if goal != self._goal and not self._task.is_reached(self._stage, hand, goal)
+            if goal != self._goal and not self._task.is_reached(self._scene, hand, goal)
         ]
         other = others[int(rng.integers(len(others)))]
-        self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._stage, other))
-        return phrase(self.task, wording, index, self._task.words(self._stage, self._goal))
+        self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._scene, other))
+        return phrase(self.task, wording, index, self._task.words(self._scene, self._goal))
 
     def _apply(self, action: Float32[np.ndarray, " action"]) -> None:
         self._arm.apply(action.astype(np.float64))
 
     def _goal_holds(self) -> bool:
-        return self._task.is_reached(self._stage, self.hand(), self._goal)
+        return self._task.is_reached(self._scene, self.hand(), self._goal)
 
     def hand(self) -> Hand:
         """Return where the hand is, measured."""
@@ -170,14 +170,14 @@ class TabletopEnv(ManipulationEnv):
 
     def expert_action_of(self, hand: Hand) -> Float32[np.ndarray, " action"]:
         """Return the scripted expert's action for a hand that is somewhere else in the present scene."""
-        return self._task.expert(self._stage, hand, self._goal)
+        return self._task.expert(self._scene, hand, self._goal)
 
     def goal_holds(self) -> bool:
         """Whether the goal is fulfilled at this moment."""
         return self._goal_holds()
 
     def scene(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        """Return the model and its state: for those who move the arm by other means (mirror.py)."""
+        """Return the model and its state: for those who move the arm by other means (live_view.py)."""
         return self._model, self._data
 
     def swapped_instruction(self) -> str:

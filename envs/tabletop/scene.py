@@ -1,7 +1,8 @@
 """The one model that all tabletop tasks share: table, object slots, mats, bowl and a cabinet of two drawers.
 
-It is compiled once an environment. Every object slot carries one geom of each shape, of which `Stage` (see
-stage.py) shows one at a time, so that an episode may have any shapes and colours without compiling again.
+It is compiled once per environment. Every object slot carries one geom of each shape, of which `SceneState`
+(see scene_state.py) shows one at a time, so that an episode may have any shapes and colors without compiling
+again.
 Origin: the robot's base, on the table top; x points away from the robot, y to its left, z up.
 """
 

@@ -67,8 +67,8 @@ def test_objects_stay_where_they_are_put():
     still = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
     for seed in range(6):
         env.start_episode(seed=seed)
-        before = [env._stage.object_position(thing.slot) for thing in env._stage.things]
+        before = [env._scene.object_position(item.slot) for item in env._scene.objects]
         for _ in range(20):
             env.advance(still)
-        after = [env._stage.object_position(thing.slot) for thing in env._stage.things]
+        after = [env._scene.object_position(item.slot) for item in env._scene.objects]
         np.testing.assert_allclose(before, after, atol=2e-3)

@@ -1,7 +1,7 @@
-"""Puts things on the table of a compiled scene, and says where they are now.
+"""Puts objects on the table of a compiled scene, and reads where they are.
 
-`Stage` owns the episode's view of the model: which slots hold what, with which colour. Everything it changes
-in the model is set anew by `clear`, so that an episode never depends on the one before. It knows no tasks.
+`SceneState` owns the part of the model that an episode changes: which slots hold what, with which color.
+`clear` sets all of it anew, so that an episode never depends on the one before.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _MAT_SHADE = 0.82  # mats are a little darker than objects of the same colour
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Thing:
+class SceneObject:
     """An object on the table: the slot that holds it and the words that name it."""
 
     slot: int
@@ -48,12 +48,12 @@ class Thing:
         return SHAPES[self.shape]
 
 
-class Stage:
+class SceneState:
     """The movable part of the scene: objects, mats, bowl and drawers of this episode."""
 
     def __init__(self, *, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self.model, self.data = model, data
-        self.things: list[Thing] = []
+        self.objects: list[SceneObject] = []
         self.mat_colours: list[str] = []
         self.drawer_colours: list[str] = []
         self.has_bowl = False
@@ -74,7 +74,7 @@ class Stage:
     def clear(self) -> None:
         """Take everything off the table and reset the simulation's state to its start."""
         mujoco.mj_resetData(self.model, self.data)
-        self.things, self.mat_colours, self.drawer_colours, self.has_bowl = [], [], [], False
+        self.objects, self.mat_colours, self.drawer_colours, self.has_bowl = [], [], [], False
         for slot in range(NUM_SLOTS):
             for geom in self._object_geoms[slot].values():
                 self._switch_geom(geom, on=False)
@@ -100,7 +100,7 @@ class Stage:
 
     def add_object(
         self, *, colour: str, shape: str, xy: Float[np.ndarray, "2"], yaw: float, tint: Float[np.ndarray, "3"]
-    ) -> Thing:
+    ) -> SceneObject:
         """Stand an object on the table.
 
         Args:
@@ -109,17 +109,17 @@ class Stage:
             yaw: turned by this much about the vertical [rad].
             tint: added to the colour's red, green and blue, each in [0, 1].
         """
-        thing = Thing(slot=len(self.things), colour=colour, shape=shape)
-        self.things.append(thing)
-        geom = self._object_geoms[thing.slot][shape]
+        item = SceneObject(slot=len(self.objects), colour=colour, shape=shape)
+        self.objects.append(item)
+        geom = self._object_geoms[item.slot][shape]
         self._switch_geom(geom, on=True)
         self.model.geom_rgba[geom] = _rgba(colour, tint, shade=1.0)
-        self.model.body_gravcomp[self._object_body[thing.slot]] = 0.0
-        address = self._object_qpos[thing.slot]
+        self.model.body_gravcomp[self._object_body[item.slot]] = 0.0
+        address = self._object_qpos[item.slot]
         self.data.qpos[address : address + 7] = [
-            *xy, thing.form.half_height, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+            *xy, item.form.half_height, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         ]  # fmt: skip
-        return thing
+        return item
 
     def add_mat(self, *, colour: str, xy: Float[np.ndarray, "2"], tint: Float[np.ndarray, "3"]) -> int:
         """Lay a mat on the table and return its index."""
