@@ -24,7 +24,7 @@ class EpisodeRow:
     instruction_mode: str  # which instruction the policy was given: "original", "blank" or "swapped"
     instruction: str  # of the goal that decided about success
     given_instruction: str
-    level: str  # of randomisation, from the environment's configuration
+    level: str  # of randomization, from the environment's configuration
     steps: int  # control periods
     success: bool
     num_clipped: int  # actions beyond the limits of the environment or of the safety filter

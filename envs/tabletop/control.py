@@ -80,7 +80,7 @@ def _compile_arm() -> mujoco.MjModel:
 
 
 class ArmController:
-    """Keeps the commanded pose and drives the arm's servos towards it."""
+    """Keeps the commanded pose and drives the arm's servos toward it."""
 
     def __init__(self, *, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._model, self._data = model, data
@@ -181,7 +181,7 @@ class ArmController:
         self._run_servos(self._configuration.q.copy(), finger_start)
 
     def _track_commanded(self) -> None:
-        """Move the joint targets towards the commanded pose, by as much as one period allows."""
+        """Move the joint targets toward the commanded pose, by as much as one period allows."""
         before = self._configuration.q.copy()
         for _ in range(_IK_ITERATIONS):
             self._solve(period_s=1.0 / CONTROL_HZ / _IK_ITERATIONS)

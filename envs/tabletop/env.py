@@ -62,7 +62,7 @@ def make_robot_spec(*, image_size: int, cameras: tuple[str, ...]) -> RobotSpec:
 
 
 class TabletopEnv(ManipulationEnv):
-    """A Franka FR3 at a table with objects of several colours and shapes.
+    """A Franka FR3 at a table with objects of several colors and shapes.
 
     Actions move the commanded pose by x, y, z [m] and roll, pitch, yaw [rad] about the base's axes and set
     the gripper's opening in [0, 1], at 20 Hz. The state is the point between the fingertips [m], sine and

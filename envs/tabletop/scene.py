@@ -17,7 +17,7 @@ CONTROL_HZ = 20.0
 NUM_SUBSTEPS = 16
 TIMESTEP_S = 1.0 / CONTROL_HZ / NUM_SUBSTEPS
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.09, 0.09),
     "green": (0.10, 0.62, 0.16),
     "blue": (0.10, 0.25, 0.90),
@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """An object's form. Sizes are MuJoCo's, in metres; `width` is across the fingers at yaw 0."""
+    """An object's form. Sizes are MuJoCo's, in meters; `width` is across the fingers at yaw 0."""
 
     geom: mujoco.mjtGeom
     size: tuple[float, float, float]
@@ -228,7 +228,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         frictionloss=0.6,
         armature=0.3,
     )
-    half_width, grey = DRAWER_SPACING / 2 - 0.008, [0.75, 0.75, 0.77, 1]
+    half_width, gray = DRAWER_SPACING / 2 - 0.008, [0.75, 0.75, 0.77, 1]
     drawer.add_geom(
         name=f"drawer{i}_front",
         type=_BOX,
@@ -250,7 +250,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         type=_BOX,
         pos=[face + KNOB_OFFSET / 2, 0, KNOB_HEIGHT],
         size=[KNOB_OFFSET / 2, 0.006, 0.006],
-        rgba=grey,
+        rgba=gray,
         mass=0.02,
         **_DRAWN_ONLY,
     )
@@ -259,7 +259,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         type=_BOX,
         pos=[face + KNOB_OFFSET, 0, KNOB_HEIGHT],
         size=list(KNOB_HALF_SIZE),
-        rgba=grey,
+        rgba=gray,
         mass=0.05,
         **_STATIC_CONTACT,
     )

@@ -1,4 +1,4 @@
-"""A Franka arm for the programs that drive robots: built from configuration, placed in a live view of a scene."""
+"""A Franka arm for the programs that drive robots: built from configuration, placed in a live view."""
 
 import contextlib
 import time

@@ -13,11 +13,11 @@ from typing import Protocol, runtime_checkable
 
 from envs.evaluation.results import Evaluation, VideoRecord
 from envs.evaluation.statistics import Interval, wilson_interval
-from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
+from experiments.reports.charts import COLORS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
 from vla.files import atomic_write_text
 
-_MODE_COLOURS = {"original": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
+_MODE_COLORS = {"original": COLORS[0], "swapped": COLORS[1], "blank": COLORS[2]}
 
 
 @runtime_checkable
@@ -194,8 +194,8 @@ class Success:
         return self._bar(name, evaluation.mean_success_rate, interval, successes, episodes)
 
     def _bar(self, name: str, rate: float, interval: Interval, successes: int, episodes: int) -> str:
-        colour = _MODE_COLOURS[self.evaluations[name].plan.instruction_mode]
-        bar = rate_bar(rate, interval.low, interval.high, colour=colour, target=self.targets.get(name))
+        color = _MODE_COLORS[self.evaluations[name].plan.instruction_mode]
+        bar = rate_bar(rate, interval.low, interval.high, color=color, target=self.targets.get(name))
         counts = f"<small>{interval.in_percent()} &middot; {successes}/{episodes}</small>"
         return f"<td>{bar}<strong>{100 * rate:.0f} %</strong> {counts}</td>"
 

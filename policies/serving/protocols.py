@@ -1,4 +1,4 @@
-"""The two languages of the server: what a client's frame means, and how answers and errors are spelt.
+"""The two languages of the server: what a client's frame means, and how answers and errors are spelled.
 
 openpi: the server greets with one binary frame of metadata; then each binary frame is an observation and is
 answered by one binary frame with `actions`, or by a text frame, which clients raise as an error.

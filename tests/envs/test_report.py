@@ -128,7 +128,7 @@ def test_ticks_span_the_range(low, high):
 
 
 def test_a_bar_shows_rate_interval_and_aim():
-    bar = rate_bar(0.9, 0.78, 0.96, colour="#000", target=0.85)
+    bar = rate_bar(0.9, 0.78, 0.96, color="#000", target=0.85)
     assert "width:90.0%" in bar
     assert "left:78.0%;width:18.0%" in bar
     assert "left:85.0%" in bar

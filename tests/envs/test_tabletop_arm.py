@@ -86,7 +86,7 @@ def test_home_pose_lies_within_the_limits():
     assert (np.array(HOME_JOINTS) < PUBLISHED_HIGH).all()
 
 
-def test_gripper_opens_eight_centimetres():
+def test_gripper_opens_eight_centimeters():
     env = TabletopEnv(task="reach")
     env.start_episode(seed=0)
     action = np.zeros(7, np.float32)

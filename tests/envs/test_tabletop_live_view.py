@@ -42,7 +42,7 @@ def view():
 
 
 @pytest.mark.parametrize(("joints", "position", "x_axis", "z_axis"), FRANKY_SIM)
-def test_the_hand_is_where_franky_sim_says_to_a_millimetre(view, joints, position, x_axis, z_axis):
+def test_the_hand_is_where_franky_sim_says_to_a_millimeter(view, joints, position, x_axis, z_axis):
     view.begin(seed=1)
     view.show(np.array(joints), 1.0)
     np.testing.assert_allclose(view.hand().position, position, atol=1e-4)

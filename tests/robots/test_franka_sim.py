@@ -41,7 +41,7 @@ def setup(run):
             )
 
 
-def test_the_hand_is_where_the_robot_says_to_a_millimetre(setup):
+def test_the_hand_is_where_the_robot_says_to_a_millimeter(setup):
     for turn in (0.0, 0.4, -0.5):
         setup.arm.go_to([turn, -0.4, 0.2, -2.2, 0.1, 1.9, 0.7])
         wait_at_rest(setup.arm)  # until then franky-sim reports the pose of the desired joints

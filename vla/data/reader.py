@@ -156,7 +156,7 @@ class Dataset:
         ]
 
     def _read_video(self, camera: str, start: int, images: np.ndarray) -> None:
-        """Fill `images`; neighbouring episodes in one file are decoded in one pass."""
+        """Fill `images`; neighboring episodes in one file are decoded in one pass."""
         offsets = self.episodes[f"videos/{camera_key(camera)}/from_timestamp"].to_numpy()
         paths = self._videos[camera]
         stop = start + len(images)

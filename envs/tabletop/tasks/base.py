@@ -33,7 +33,7 @@ class Start:
 class Task(abc.ABC):
     """A kind of goal. Stateless: the scene is in `SceneState`, the choice in `Goal`.
 
-    `same_color_share` is the share of the objects that take another's colour, so that the shape word matters.
+    `same_color_share` is the share of the objects that take another's color, so that the shape word matters.
     """
 
     name: ClassVar[str]
@@ -73,9 +73,9 @@ def add_objects(
     places: Float64[np.ndarray, "count 2"],
 ) -> None:
     """Stand objects at places, each turned a little."""
-    for (colour, shape), xy in zip(names, places, strict=True):
+    for (color, shape), xy in zip(names, places, strict=True):
         yaw = float(rng.uniform(-0.35, 0.35))
-        scene.add_object(colour=colour, shape=shape, xy=xy, yaw=yaw, tint=draw_tint(rng, level))
+        scene.add_object(color=color, shape=shape, xy=xy, yaw=yaw, tint=draw_tint(rng, level))
 
 
 def grasp_of(scene: SceneState, slot: int) -> Grasp:

@@ -1,4 +1,4 @@
-"""Open or close one of two drawers, named by its colour."""
+"""Open or close one of two drawers, named by its color."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from envs.tabletop.experts import CLOSED, HOVER_M, Grasp, Hand, approach, holds, move, ramp
 from envs.tabletop.layout import draw_names, scatter
 from envs.tabletop.randomization import Level, draw_tint
-from envs.tabletop.scene import COLOURS, KNOB_HALF_SIZE, NUM_DRAWERS
+from envs.tabletop.scene import COLORS, KNOB_HALF_SIZE, NUM_DRAWERS
 from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import Goal, Start, Task, add_objects
 
@@ -22,7 +22,7 @@ _CONTACT_M = KNOB_HALF_SIZE[0] + _FINGER_HALF_DEPTH_M  # of the hand's middle fr
 class _DrawerTask(Task):
     def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Name the drawer."""
-        return {"drawer": f"{scene.drawer_colours[goal.target]} drawer"}
+        return {"drawer": f"{scene.drawer_colors[goal.target]} drawer"}
 
     def draw_start(self, rng: np.random.Generator) -> Start:
         """Draw where the hand begins: above the table in front of the cabinet."""
@@ -32,13 +32,13 @@ class _DrawerTask(Task):
 
     def _add_cabinet(self, scene: SceneState, rng: np.random.Generator, level: Level) -> list[Goal]:
         front = np.array([rng.uniform(0.345, 0.375), rng.uniform(-0.05, 0.05)])
-        colours = [str(colour) for colour in rng.permutation(list(COLOURS))[:NUM_DRAWERS]]
-        scene.add_cabinet(front=front, colours=colours, tint=draw_tint(rng, level))
+        colors = [str(color) for color in rng.permutation(list(COLORS))[:NUM_DRAWERS]]
+        scene.add_cabinet(front=front, colors=colors, tint=draw_tint(rng, level))
         # One or two objects further out, where no drawer comes.
         count = int(rng.integers(1, 3))
         places = scatter(rng, count=count, low=(0.60, -0.20), high=(0.66, 0.20), spacing=0.12)
-        free = [colour for colour in COLOURS if colour not in colours]
-        names = draw_names(rng, count=count, same_color_share=self.same_color_share, colours=free)
+        free = [color for color in COLORS if color not in colors]
+        names = draw_names(rng, count=count, same_color_share=self.same_color_share, colors=free)
         add_objects(scene, rng, level, names, places)
         return [Goal(target=i) for i in range(NUM_DRAWERS)]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64
 from envs.tabletop.experts import CLOSED, Hand, approach, carry, holds, move, retreat
 from envs.tabletop.layout import MIN_SPACING_M, draw_names, scatter, scatter_with_free_ways
 from envs.tabletop.randomization import Level, draw_tint
-from envs.tabletop.scene import COLOURS, MAT_HALF_SIZE, NUM_MATS
+from envs.tabletop.scene import COLORS, MAT_HALF_SIZE, NUM_MATS
 from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import (
     Goal,
@@ -31,9 +31,9 @@ def _is_on_mat(scene: SceneState, slot: int, mat: int) -> bool:
     return bool(low and (offset < MAT_HALF_SIZE).all())
 
 
-def _draw_mat_colours(rng: np.random.Generator, stage_names: list[tuple[str, str]], count: int) -> list[str]:
-    free = [colour for colour in COLOURS if colour not in {colour for colour, _ in stage_names}]
-    return [str(colour) for colour in rng.permutation(free)[:count]]
+def _draw_mat_colors(rng: np.random.Generator, stage_names: list[tuple[str, str]], count: int) -> list[str]:
+    free = [color for color in COLORS if color not in {color for color, _ in stage_names}]
+    return [str(color) for color in rng.permutation(free)[:count]]
 
 
 def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 2"]:
@@ -72,8 +72,8 @@ class Push(Task):
             )
         names = self._draw_names(rng)
         add_objects(scene, rng, level, names, places)
-        for colour, xy in zip(_draw_mat_colours(rng, names, NUM_MATS), mats, strict=True):
-            scene.add_mat(colour=colour, xy=xy, tint=draw_tint(rng, level))
+        for color, xy in zip(_draw_mat_colors(rng, names, NUM_MATS), mats, strict=True):
+            scene.add_mat(color=color, xy=xy, tint=draw_tint(rng, level))
         return [Goal(object_slot=slot, target=mat) for slot in range(3) for mat in range(NUM_MATS)]
 
     def _draw_names(self, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -86,7 +86,7 @@ class Push(Task):
         """Name the object and the mat."""
         return {
             "object": scene.objects[goal.object_slot].name,
-            "mat": f"{scene.mat_colours[goal.target]} mat",
+            "mat": f"{scene.mat_colors[goal.target]} mat",
         }
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
@@ -128,18 +128,18 @@ class Place(Task):
         names = draw_names(rng, count=3, same_color_share=self.same_color_share)
         add_objects(scene, rng, level, names, places)
         targets: list[int] = []
-        colours = _draw_mat_colours(rng, names, NUM_MATS)
+        colors = _draw_mat_colors(rng, names, NUM_MATS)
         for i, xy in enumerate(receptacles):
             if has_bowl and i == 0:
                 scene.add_bowl(xy=xy)
                 targets.append(BOWL)
             else:
-                targets.append(scene.add_mat(colour=colours[i], xy=xy, tint=draw_tint(rng, level)))
+                targets.append(scene.add_mat(color=colors[i], xy=xy, tint=draw_tint(rng, level)))
         return [Goal(object_slot=slot, target=target) for slot in range(3) for target in targets]
 
     def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Name the object and say where it belongs."""
-        where = "in the bowl" if goal.target == BOWL else f"on the {scene.mat_colours[goal.target]} mat"
+        where = "in the bowl" if goal.target == BOWL else f"on the {scene.mat_colors[goal.target]} mat"
         return {"object": scene.objects[goal.object_slot].name, "where": where}
 
     def _is_there(self, scene: SceneState, goal: Goal) -> bool:
