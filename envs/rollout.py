@@ -6,8 +6,6 @@ the safety filter. Time is simulated, and an inference takes none of it. A frame
 only if some decision looks at it, by the policy's `frame_offsets`; before the start of the episode the first
 frame stands in. What an episode looks like depends on its request alone, never on the number of workers or on
 what else is running.
-
-This file knows no files and no statistics; evaluation.py does.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Records demonstrations of the scripted experts into one dataset. Knows no simulator and no file format.
+"""Records demonstrations of the scripted experts into one dataset.
 
     python -m experiments.collect tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
 

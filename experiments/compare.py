@@ -2,7 +2,7 @@
 
     python -m experiments.compare a=outputs/evaluate/first b=outputs/evaluate/second
 
-Says how much they differ, with an interval, and when they cannot be told apart. Knows no policies.
+Reports how much they differ, with an interval, and whether the difference is significant.
 """
 
 import dataclasses

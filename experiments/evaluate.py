@@ -40,7 +40,7 @@ class TorchImported(RuntimeError):
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and the hash that identifies it for good."""
+    """A policy, and the hash that identifies it."""
 
     policy: Policy
     policy_id: str

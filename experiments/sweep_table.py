@@ -4,7 +4,7 @@
     python -m experiments.sweep_table runs=[outputs/train/rates]
 
 A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's directory stands for all its
-runs. The first run is what the others are compared with. Knows no policies and runs nothing.
+runs. The first run is what the others are compared with.
 """
 
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def split_unevaluated(runs: list[Path], mode: str) -> tuple[list[Path], list[Pat
 
 
 def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
-    """Return a row a run.
+    """Return one row per run.
 
     Raises:
         FileNotFoundError: a run has no evaluation in this instruction mode.

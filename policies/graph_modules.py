@@ -2,7 +2,7 @@
 
 A runtime of graphs spends about a microsecond on each node, and autoregressive decoding runs all of them for
 every token. Training keeps its own modules, which are written to be read; whether both agree is checked by
-every export. Knows no files and no runtime by name.
+every export.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""The record of an evaluation: one JSON line an episode, written as it ends and never rewritten.
+"""The record of an evaluation: one JSON line per episode, written as it ends and never rewritten.
 
 A program that is killed leaves a file that can be read and continued: at worst its last line is torn, and a
-torn line is dropped. This file knows no policies and runs nothing.
+torn line is dropped.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Measures the success of a policy: runs planned episodes, keeps their record and films some of them.
 
-A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (a row as each
+A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (one row as each
 episode ends), `actions/` (what was executed, for replays), `results.json` and `videos/`. Running it again
-continues where it stopped. This file knows nothing about how policies are made; see rollout.py for episodes
-and results.py for what comes out.
+continues where it stopped. See rollout.py for episodes and results.py for
+what comes out.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def evaluate(
         policy: what to evaluate.
         plan: which episodes.
         run_dir: made if it does not exist; continued if it holds rows of the same policy and plan.
-        policy_id: what identifies the policy for good, such as the hash of its checkpoint.
+        policy_id: what identifies the policy, such as the hash of its checkpoint.
         env_factory: ``module:function`` that makes an environment from a configuration.
         show_progress: print a progress bar with the running success rate.
 
@@ -201,7 +201,7 @@ def _save_actions(path: Path, actions: Float32[np.ndarray, "time action"]) -> No
 
 
 def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:
-    """Choose `videos_per_task` rows a task: failures first, but one success if there is room for two."""
+    """Choose `videos_per_task` rows per task: failures first, but one success if there is room for two."""
     count = evaluation.plan.videos_per_task
     chosen = []
     for task in evaluation.plan.env_configs:
@@ -214,7 +214,7 @@ def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:
 
 
 def _film_some(evaluation: Evaluation, env_factory: str) -> list[VideoRecord]:
-    """Film the chosen episodes and tell what was filmed. Actions of very old rows may be gone; skip those."""
+    """Film the chosen episodes and return what was filmed. Rows whose actions were deleted are left out."""
     run_dir, plan = evaluation.run_dir, evaluation.plan
     (run_dir / "videos").mkdir(exist_ok=True)
     rows = [row for row in _to_film(evaluation) if _actions_path(run_dir, row.task, row.seed).exists()]

@@ -301,7 +301,7 @@ def load_evaluation(run_dir: Path) -> Evaluation:
 
 
 def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
-    """Return a table for a terminal: success by task with Wilson 95 % intervals, a column an evaluation.
+    """Return a table for a terminal: success by task with Wilson 95 % intervals, one column per evaluation.
 
     Args:
         evaluation: gives the tasks.
@@ -327,7 +327,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _group_rows(columns: Sequence[Evaluation]) -> list[list[str]]:
-    """Return a row a group and one for their mean, if the family of the first column has groups."""
+    """Return one row per group and one for their mean, if the family of the first column has groups."""
     groups = columns[0].task_groups
     if groups is None:
         return []

@@ -1,7 +1,7 @@
 """What a policy is told in Meta-World: wordings of our own for each of the 50 tasks.
 
 No two tasks share a wording, so language alone tells them apart, also where they share a scene. Held-out
-wordings are for evaluation: no demonstration has them. Knows no simulator.
+wordings are for evaluation: no demonstration has them.
 """
 
 from envs.wordings import choose_wordings

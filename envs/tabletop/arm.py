@@ -4,7 +4,7 @@ Link lengths, joint limits and velocity limits are those of Franka Robotics' FR3
 interface specifications", frankaemika.github.io/docs/control_parameters.html, Denavit-Hartenberg parameters
 in Craig's convention). Masses are round numbers near the real ones; gravity is compensated as the real
 controller does. Shapes are capsules, cylinders and boxes, so that a camera frame is cheap; only the hand and
-the fingers collide. It knows nothing about tables, objects or control.
+the fingers collide.
 """
 
 from dataclasses import dataclass

@@ -209,7 +209,7 @@ class Videos:
     note: str = ""
 
     def to_html(self) -> str:
-        """Return a card an episode: video, filmstrip, what was asked and how it ended."""
+        """Return one card per episode: video, filmstrip, instruction and outcome."""
         records = sorted(self.evaluation.videos, key=lambda record: record.success)
         if not records:
             return "<p>No episode was filmed.</p>"
@@ -221,7 +221,7 @@ def _card(run_dir: Path, record: VideoRecord) -> str:
     video = _embedded(run_dir / record.video, "video/mp4")
     strip = _embedded(run_dir / record.filmstrip, "image/jpeg")
     verdict = "success" if record.success else "failure"
-    told = html.escape(record.given_instruction or "(nothing)")
+    given = html.escape(record.given_instruction or "(nothing)")
     goal = (
         ""
         if record.given_instruction == record.instruction
@@ -230,7 +230,7 @@ def _card(run_dir: Path, record: VideoRecord) -> str:
     differs = "" if record.replay_agrees else " &middot; the replay ended differently"
     return (
         f'<article class="{verdict}"><video controls loop muted playsinline preload="metadata" src="{video}">'
-        f'</video><p><span class="badge">{verdict}</span> <q>{told}</q>{goal}</p>'
+        f'</video><p><span class="badge">{verdict}</span> <q>{given}</q>{goal}</p>'
         f'<p class="note">{html.escape(record.task)}, seed {record.seed}, {record.steps} steps{differs}</p>'
         f'<img alt="filmstrip of the episode" src="{strip}"></article>'
     )

@@ -67,9 +67,9 @@ def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
     """Return the success table and the videos."""
     named = {f"{mode} instruction": evaluation for mode, evaluation in results.items()}
     note = (
-        "Swapped: the policy is told to do something else, with another object of the scene (in Meta-World: "
-        "another task); blank: it is told nothing. Success is always that of the original instruction, so "
-        "both should be low, except where the scene leaves only one thing to do."
+        "Swapped: the policy is given the instruction of another goal in the scene (in Meta-World: of "
+        "another task); blank: an empty one. Success is always that of the original instruction, so both "
+        "should be low, except where the scene leaves only one thing to do."
     )
     sections: list[Section] = [
         Success(title="Success", evaluations=named, targets={}, note=note if len(named) > 1 else ""),
@@ -94,7 +94,7 @@ def _road_rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
 
 
 def training_section(metrics_path: Path) -> Charts:
-    """Return loss and token accuracy over training steps, held-out values beside them."""
+    """Return loss and token accuracy over training steps, held-out values next to them."""
     rows = read_metrics(metrics_path)
 
     def series(name: str, key: str) -> Series:
@@ -247,7 +247,7 @@ def dry_lines(grouped: Cells) -> list[str]:
     return [
         f"{schedule} at {delay:g} ms: chunks ran dry {sum(row.dry for row in rows)} times, in "
         f"{sum(row.dry > 0 for row in rows)} of {len(rows)} episodes; "
-        f"{sum(row.end != 'IDLE' for row in rows)} were stopped for good"
+        f"{sum(row.end != 'IDLE' for row in rows)} were stopped permanently"
         for schedule, by_delay in grouped.items()
         for delay, rows in by_delay.items()
         if any(row.dry for row in rows)

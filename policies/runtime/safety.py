@@ -146,7 +146,7 @@ class SafetyFilter:
         """Return the command nearest to a request that keeps every limit, now and until rest.
 
         Args:
-            action: one number a channel; anything else is refused.
+            action: one number per channel; anything else is refused.
             state: what the robot measures, for the tracking error of delta channels.
 
         Raises:

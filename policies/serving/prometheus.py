@@ -1,7 +1,6 @@
 """A server's numbers as Prometheus reads them: its text format, version 0.0.4, and when to send it.
 
-Every latency is a histogram since the start, in seconds; percentiles are left to whoever reads. Knows no
-network and counts nothing itself.
+Every latency is a histogram since the start, in seconds; percentiles are left to whoever reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,8 +71,8 @@ def _head(name: str, kind: str, text: str) -> list[str]:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: int | float) -> str:
-    told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"vla_server_{name}{{{told}}} {value!r}" if told else f"vla_server_{name} {value!r}"
+    shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    return f"vla_server_{name}{{{shown}}} {value!r}" if shown else f"vla_server_{name} {value!r}"
 
 
 def _escaped(text: str) -> str:

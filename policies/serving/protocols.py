@@ -5,7 +5,7 @@ answered by one binary frame with `actions`, or by a text frame, which clients r
 vla-eval: every frame is a map of type, payload, seq and timestamp; hello and observation are answered with
 the same seq, an error with type `error`.
 
-An instance belongs to one connection. It knows nothing of sockets, threads or policies.
+An instance belongs to one connection.
 """
 
 import json

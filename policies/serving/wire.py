@@ -6,7 +6,7 @@
 
 The reader is our own: it takes one pass, counts every object against `WireLimits` before it makes it, hands
 out arrays as read-only views of the message, and knows an explicit list of dtypes; there is no pickle. It
-knows nothing of observations or sockets, and leaves compressed images packed (see wire_images.py).
+leaves compressed images packed (see wire_images.py).
 """
 
 import math

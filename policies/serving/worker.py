@@ -2,7 +2,7 @@
 
 Jobs run in the order in which they came. A job that is canceled before its turn is dropped; one that runs
 cannot be stopped, so its result is thrown away. The thread is a daemon: a policy that never returns does not
-keep the program from ending. It knows nothing of policies or requests.
+keep the program from ending.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ PNG_COMPRESS_LEVEL = 1
 
 
 class DatasetWriter:
-    """Writes one dataset; `add_frame` for every control period, then `save_episode`, in the end `close`.
+    """Writes one dataset; `add_frame` for every control period, then `save_episode`, finally `close`.
 
     Args:
         root: directory of the dataset; a new one, an empty one, or one that this class began.

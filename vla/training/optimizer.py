@@ -1,7 +1,4 @@
-"""AdamW and Muon, a warm-up and cosine schedule, and an average of the weights.
-
-Knows nothing of batches, files or devices.
-"""
+"""AdamW and Muon, a warm-up and cosine schedule, and an average of the weights."""
 
 import math
 
