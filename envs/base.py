@@ -176,7 +176,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
             broken = [name for name, value in zip(names, given, strict=True) if not np.isfinite(value)]
             raise ValueError(f"action is not finite in {broken}: {given.tolist()}")
         clipped = np.clip(given, self.robot_spec.action_low, self.robot_spec.action_high)
-        # One part in 1e4 of slack: a bin centre rounded to float32 is not an excess.
+        # One part in 1e4 of slack: a bin center rounded to float32 is not an excess.
         slack = 1e-4 * (self.robot_spec.action_high - self.robot_spec.action_low)
         self.num_clipped += bool((np.abs(given - clipped) > slack).any())
         return clipped

@@ -2,8 +2,8 @@
 
 The expert is disturbed in a share of the episodes: what is executed is its action plus a disturbance, what is
 recorded is the action it meant, so a policy that learns from it has seen how to come back to the path. The
-disturbance, like the scene, follows from the episode's seed. Only episodes that succeed are handed over. This
-file knows no dataset format: the caller writes what it yields.
+disturbance, like the scene, follows from the episode's seed. Only episodes that succeed are handed over. The
+caller writes what it yields.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class _Demonstrate(Job):
 
     def run(self, workspace: Workspace, slot: int) -> DemonstrationEpisode | None:
         """Return the demonstration, or nothing when the expert failed."""
-        env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment a task
+        env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment per task
         env.start_episode(seed=self.seed)
         spec = env.robot_spec
         disturbances = self.disturbance.of_episode(spec, seed=self.seed)
@@ -94,7 +94,7 @@ def collect_episodes(
     on_failure: Callable[[str, int], None] | None = None,
     env_factory: str = MAKE_ENV,
 ) -> Generator[DemonstrationEpisode, None, None]:
-    """Record one demonstration a seed; tasks take turns, and the order does not depend on the workers.
+    """Record one demonstration per seed; tasks take turns, and the order does not depend on the workers.
 
     Args:
         env_configs: environment configuration by task.

@@ -1,9 +1,9 @@
 """What pushes an expert off its path while it is recorded (DART, arXiv:1703.09327).
 
 Two kinds, both added to the action that is executed and never to the one that is recorded: noise in every
-control period, and now and then a bump, a few periods of steady drift, after which the hand is centimetres
+control period, and now and then a bump, a few periods of steady drift, after which the hand is centimeters
 from where the expert meant it. Noise alone never leads as far off as a policy strays; bumps show the way
-back. Knows nothing of environments.
+back.
 """
 
 from collections.abc import Iterator

@@ -11,6 +11,8 @@ from typing import Any
 from envs.base import ManipulationEnv
 from vla.registry import Registry
 
+FORMER_NAMES = {"twin_share": "same_color_share"}  # of settings, in stored results and datasets
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskGroups:
@@ -78,6 +80,15 @@ def expand_tasks(family: str, tasks: Sequence[str]) -> list[str]:
 
         sets = {"mt10": MT10, "mt50": MT50}
     return [task for name in tasks for task in sets.get(name, (name,))]
+
+
+def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration of an environment under the current names of its settings.
+
+    >>> with_current_names({"family": "tabletop", "twin_share": 0.2})
+    {'family': 'tabletop', 'same_color_share': 0.2}
+    """
+    return {FORMER_NAMES.get(key, key): value for key, value in config.items()}
 
 
 def make_env(config: Mapping[str, Any]) -> ManipulationEnv:

@@ -3,7 +3,7 @@
 `Renderer` owns one OpenGL context for the life of an environment and draws any camera at any size up to the
 one it was made for; nothing is recreated between frames. EGL is preferred. OSMesa is the fallback, with one
 trap: a context that is freed while another is alive leaves the other drawing stale memory without an error,
-so `close` one renderer before making the next. It knows nothing about tasks, robots or scenes.
+so `close` one renderer before making the next.
 """
 
 import atexit
@@ -69,7 +69,7 @@ def _available_backend() -> str:
 def make_gl_context(width: int, height: int) -> Any:
     """Return a MuJoCo `GLContext`: the one that `MUJOCO_GL` names, else EGL if installed, else OSMesa.
 
-    Sets `LP_NUM_THREADS=0` (Mesa then draws in the calling thread, the fastest way with one process a core)
+    Sets `LP_NUM_THREADS=0` (Mesa then draws in the calling thread, the fastest way with one process per core)
     and `MUJOCO_GL`, unless the user has set them; both must be in place before OpenGL starts.
 
     Raises:

@@ -6,8 +6,6 @@ the safety filter. Time is simulated, and an inference takes none of it. A frame
 only if some decision looks at it, by the policy's `frame_offsets`; before the start of the episode the first
 frame stands in. What an episode looks like depends on its request alone, never on the number of workers or on
 what else is running.
-
-This file knows no files and no statistics; evaluation.py does.
 """
 
 import time
@@ -33,11 +31,7 @@ from policies.runtime.watchdog import Level, WatchdogLimits, assess_inference
 from vla.interface import Observation, Policy, SensorReading
 from vla.spec import RobotSpec
 
-CONDITIONS = (
-    "right",
-    "blank",
-    "swapped",
-)  # instruction given; the goal is always the original one
+INSTRUCTION_MODES = ("original", "blank", "swapped")  # which one the policy is given; the goal stays the same
 
 _SPARE_ENVS = 2  # per worker: kept alive next to those in use, so that a change of task costs less
 
@@ -49,15 +43,17 @@ class EpisodeRequest:
     task: str  # a name for people and files; the environment follows from env_config
     env_config: Mapping[str, Any]
     seed: int
-    condition: str = "right"
+    instruction_mode: str = "original"
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise ValueError(f"condition {self.condition!r} is none of {CONDITIONS}")
+        if self.instruction_mode not in INSTRUCTION_MODES:
+            raise ValueError(
+                f"instruction_mode is {self.instruction_mode!r}; choose from {INSTRUCTION_MODES}"
+            )
 
     def describe(self) -> str:
         """Return a short name for messages."""
-        return f"task {self.task}, seed {self.seed}, condition {self.condition}"
+        return f"task {self.task}, seed {self.seed}, {self.instruction_mode} instruction"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,10 +277,10 @@ def _accept_all(_actions: Float32[np.ndarray, "time action"]) -> None:
     """Without limits no chunk is refused."""
 
 
-def _given_instruction(env: ManipulationEnv, condition: str) -> str:
-    if condition == "blank":
+def _given_instruction(env: ManipulationEnv, mode: str) -> str:
+    if mode == "blank":
         return ""
-    return env.swapped_instruction() if condition == "swapped" else env.instruction
+    return env.swapped_instruction() if mode == "swapped" else env.instruction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,7 +295,7 @@ class _StartEpisode(Job):
         env = workspace.env(slot, self.request.env_config)
         env.start_episode(seed=self.request.seed)
         episode = _RunningEpisode(
-            env=env, given_instruction=_given_instruction(env, self.request.condition), road=self.road
+            env=env, given_instruction=_given_instruction(env, self.request.instruction_mode), road=self.road
         )
         workspace.running[slot] = episode
         return episode.run(None)

@@ -1,6 +1,6 @@
 """Videos and filmstrips of episodes, recorded by replaying the actions that were executed.
 
-An evaluation renders no frame for people. Afterwards the chosen episodes are run again from their seeds with
+An evaluation renders no frame for people. Afterward the chosen episodes are run again from their seeds with
 the recorded actions, which gives the same episode without asking the policy, and filmed.
 """
 

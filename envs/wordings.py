@@ -1,4 +1,4 @@
-"""Which of a task's instructions are used: those of training, or those that it never sees. Knows no tasks."""
+"""Which of a task's instructions are used: those of training, or those that it never sees."""
 
 from collections.abc import Mapping
 from typing import Annotated

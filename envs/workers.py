@@ -5,8 +5,7 @@ own, not by `multiprocessing`, whose spawned children import the parent's main m
 and Hydra). Parent and worker exchange pickled objects over a private socket pair; nothing is unpickled from
 files or from the network. A job that raises and a worker that dies both become a `WorkerError` in the parent.
 
-This file knows neither policies nor what the jobs do: see rollout.py, collection.py, videos.py and
-experiments/delay_episode.py.
+For the jobs see rollout.py, collection.py, videos.py and experiments/delay_episode.py.
 """
 
 import abc
@@ -123,7 +122,7 @@ class _Worker:
     def __init__(self, *, env_factory: str, max_envs: int) -> None:
         self.connection, theirs = Pipe()
         environment = os.environ | {
-            "LP_NUM_THREADS": "0",  # software rendering in the calling thread: one core a worker
+            "LP_NUM_THREADS": "0",  # software rendering in the calling thread: one core per worker
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }

@@ -1,11 +1,11 @@
-"""Measures the project's speed beside what the machine can do at most, measured in the same run.
+"""Measures the project's speed next to what the machine can do at most, measured in the same run.
 
     python -m experiments.benchmark simulation          (or data, training, threads, latency, serving)
     python -m experiments.benchmark training model=vla_small trainer.batch_size=64
-    python -m experiments.benchmark training peer_python=/path/to/lerobot/bin/python     (LeRobot beside it)
+    python -m experiments.benchmark training peer_python=/path/to/lerobot/bin/python     (LeRobot next to it)
 
-Prints a table and writes it as JSON and Markdown. Measure on a machine that does nothing else. Knows nothing
-of how things are timed: experiments/benchmarks does.
+Prints a table and writes it as JSON and Markdown. Measure on a machine that does nothing else. How each part
+is timed is in experiments/benchmarks.
 """
 
 import sys
@@ -70,7 +70,7 @@ def training(run: schema.BenchmarkRun) -> list[Row]:
 
 
 def threads(run: schema.BenchmarkRun) -> list[Row]:
-    """Time the trainer on one thread, on all and as it chooses, beside busy neighbors."""
+    """Time the trainer on one thread, on all and as it chooses, next to busy neighbors."""
     from experiments.benchmarks.threads import measure
 
     record_what_is_read(run)

@@ -1,6 +1,6 @@
 """Did two evaluations execute the very same actions? The closed-loop side of export parity.
 
-Knows neither torch nor onnxruntime: it reads the actions that evaluations keep for replays.
+It needs neither torch nor onnxruntime: it reads the actions that evaluations keep for replays.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class ExecutedComparison:
     same_outcome: int
 
     def sentence(self) -> str:
-        """Say it."""
+        """Return the counts as one sentence."""
         return (
             f"Closed loop: {self.identical} of {self.shared} shared episodes are equal action for action; "
             f"{self.same_outcome} end alike."

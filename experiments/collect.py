@@ -1,4 +1,4 @@
-"""Records demonstrations of the scripted experts into one dataset. Knows no simulator and no file format.
+"""Records demonstrations of the scripted experts into one dataset.
 
     python -m experiments.collect tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
 
@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from envs.base import require_choice
 from envs.collection import DemonstrationEpisode, collect_episodes
-from envs.registry import make_env
+from envs.registry import make_env, with_current_names
 from experiments.config import cli, schema
 from experiments.config.simulation import env_configs
 from experiments.reports.tables import format_table
+from vla.data.layout import INFO_PATH, read_info
 from vla.data.writer import DatasetWriter
 from vla.spec import RobotSpec
 
@@ -34,11 +35,11 @@ class Collection:
     def __init__(
         self, *, root: Path, env: Mapping[str, Any], tasks: Sequence[str], collect: schema.CollectSettings
     ) -> None:
-        if collect.twin_share is not None:
-            env = {**env, "twin_share": collect.twin_share}
+        if collect.recording_same_color_share is not None:
+            env = {**env, "same_color_share": collect.recording_same_color_share}
         self.settings, self.configs = collect, env_configs(env, tasks)
         spec = self._probe(tasks)
-        info = {"env": dict(env), **self._expert()}
+        info = {"env": _as_begun(root, dict(env)), **self._expert()}
         self.writer = DatasetWriter(
             root,
             robot_spec=spec,
@@ -136,6 +137,14 @@ class Collection:
             for task in self.configs
         ]
         return format_table(["task", "episodes", "failed now", "frames now"], rows)
+
+
+def _as_begun(root: Path, env: dict[str, Any]) -> dict[str, Any]:
+    """Return `env` under the names that the dataset in `root` began with, if it has the same settings."""
+    if not (root / INFO_PATH).exists():
+        return env
+    stored = read_info(root).get("vla", {}).get("extra_info", {}).get("env", {})
+    return stored if with_current_names(stored) == env else env
 
 
 def collect_dataset(

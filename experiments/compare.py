@@ -2,7 +2,7 @@
 
     python -m experiments.compare a=outputs/evaluate/first b=outputs/evaluate/second
 
-Says how much they differ, with an interval, and when they cannot be told apart. Knows no policies.
+Reports how much they differ, with an interval, and whether the difference is significant.
 """
 
 import dataclasses
@@ -14,26 +14,26 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.comparison import compare, format_comparison
-from envs.evaluation.results import Evaluation, load_evaluation
+from envs.evaluation.results import Evaluation, folder_of_mode, load_evaluation
 from experiments.config import cli, schema
 from vla.files import atomic_write_json
 
 schema.register("compare")
 
 
-def evaluation_folder(path: Path, condition: str) -> Path:
-    """Return `path` if it is an evaluation itself, else its folder for a condition, there or not."""
-    return path if (path / "plan.json").exists() else path / condition
+def evaluation_folder(path: Path, mode: str) -> Path:
+    """Return `path` if it is an evaluation itself, else its folder for an instruction mode, there or not."""
+    return path if (path / "plan.json").exists() else folder_of_mode(path, mode)
 
 
-def open_evaluation(path: Path, condition: str) -> Evaluation:
-    """Load the evaluation in `path`, or in its folder for a condition.
+def open_evaluation(path: Path, mode: str) -> Evaluation:
+    """Load the evaluation in `path`, or in its folder for an instruction mode.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is not finished; what is there would flatter it, as successes end before failures do.
     """
-    evaluation = load_evaluation(evaluation_folder(path, condition))
+    evaluation = load_evaluation(evaluation_folder(path, mode))
     if not evaluation.is_complete:
         raise ValueError(
             f"{evaluation.run_dir} is not finished: {len(evaluation.rows)} of "
@@ -67,8 +67,8 @@ def require_same_scenes(a: Evaluation, b: Evaluation, *, ignore: Sequence[str] =
 def main(config: DictConfig) -> None:
     """Compare."""
     run = schema.typed(config, schema.CompareRun)
-    a = open_evaluation(Path(run.a), run.condition)
-    b = open_evaluation(Path(run.b), run.condition)
+    a = open_evaluation(Path(run.a), run.instruction_mode)
+    b = open_evaluation(Path(run.b), run.instruction_mode)
     require_same_scenes(a, b)
     comparison = compare(a.rows, b.rows)
     print(format_comparison(comparison, name_a=run.a, name_b=run.b))

@@ -37,7 +37,7 @@ from experiments.config.control_setup import (
 )
 from experiments.config.robot import SimulatedRobot
 from experiments.config.schema import ControlRun
-from experiments.reports.control import live_line, summarise, write_control_page
+from experiments.reports.control import live_line, summarize, write_control_page
 from policies.runtime.clock import MonotonicClock, SimulatedClock
 from policies.runtime.controller import Controller
 from policies.runtime.inference import ThreadedInference
@@ -202,7 +202,7 @@ def main(config: DictConfig) -> None:
         title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
         command=cli.typed_command("control"),
     )
-    summary = summarise(recording)
+    summary = summarize(recording)
     atomic_write_json(run_dir / "summary.json", {"goal_reached": is_reached, **summary.to_json()})
     outcome = "reached" if is_reached else "not reached"
     rows = [

@@ -4,8 +4,8 @@
 
 The clock is simulated: an inference takes exactly the delay of its column, whatever this machine needs, so
 the table is the same everywhere. Episodes go through the controller that drives robots, limits included, in
-`num_workers` processes. A run that was interrupted continues when given the same out_dir. Knows nothing of
-how the bundle was made; what goes onto the page is in reports/pages.py.
+`num_workers` processes. A run that was interrupted continues when given the same out_dir. What goes onto
+the page is in reports/pages.py.
 """
 
 import contextlib

@@ -4,8 +4,8 @@
     python -m experiments.evaluate policy=bundle path=outputs/bundle tasks=[lift] env.level=heldout
     python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
 
-Each condition gets a folder of its own with `episodes.jsonl` and `results.json`, and continues where it
-stopped. A bundle runs without torch, which is checked at the end. Knows nothing of how policies were made.
+Each instruction mode has its own folder with `episodes.jsonl` and `results.json`, and continues where it
+stopped. A bundle runs without torch, which is checked at the end.
 """
 
 import dataclasses
@@ -19,7 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.evaluate import evaluate
-from envs.evaluation.results import Evaluation, EvaluationPlan, EvaluationSettings, format_table
+from envs.evaluation.results import (
+    Evaluation,
+    EvaluationPlan,
+    EvaluationSettings,
+    folder_of_mode,
+    format_table,
+)
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
@@ -34,7 +40,7 @@ class TorchImported(RuntimeError):
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and the hash that identifies it for good."""
+    """A policy, and the hash that identifies it."""
 
     policy: Policy
     policy_id: str
@@ -79,7 +85,7 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
 
-def evaluate_conditions(
+def evaluate_instruction_modes(
     policy: Policy,
     *,
     policy_id: str,
@@ -88,26 +94,26 @@ def evaluate_conditions(
     settings: schema.EvaluationRunSettings,
     run_dir: Path,
 ) -> dict[str, Evaluation]:
-    """Evaluate under every condition, each in `run_dir/<condition>`, and return the results by condition.
+    """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
-        ValueError: a condition, a task or the runtime is unknown, or `run_dir` holds something else.
+        ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
     """
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
-        condition: EvaluationPlan(
+        mode: EvaluationPlan(
             env_configs=configs,
-            condition=condition,
+            instruction_mode=mode,
             limits=limits,
-            **(shared if condition == "right" else {**shared, "videos_per_task": 0}),
+            **(shared if mode == "original" else {**shared, "videos_per_task": 0}),
         )
-        for condition in settings.conditions
+        for mode in settings.instruction_modes
     }
     return {
-        condition: evaluate(policy, plan, run_dir=run_dir / condition, policy_id=policy_id)
-        for condition, plan in plans.items()
+        mode: evaluate(policy, plan, run_dir=folder_of_mode(run_dir, mode), policy_id=policy_id)
+        for mode, plan in plans.items()
     }
 
 
@@ -118,7 +124,7 @@ def main(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
     loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
-    results = evaluate_conditions(
+    results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
         env=run.env,

@@ -28,7 +28,7 @@ from experiments.config.simulation import env_configs
 from experiments.franka.audit import MAX_LOST
 from experiments.franka.processes import Process, bundle_server, expert_server, franky_sim
 from experiments.franka.report import fault_table, report, trial_table
-from experiments.franka.scene import ArmClock, FrankaSetup, open_mirror
+from experiments.franka.scene import ArmClock, FrankaSetup, open_live_view
 from experiments.franka.trial import Trial, TrialSetup, TrialsFailed, run_trial
 from experiments.reports.pages import machine
 from experiments.reports.tables import save_results
@@ -165,11 +165,11 @@ def main(config: DictConfig) -> None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     arm_of(run)
     setpoints: list[Setpoint] = []
-    with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
+    with franky_sim() as address, open_live_view(env_configs(run.env, [TASK])[TASK]) as view:
         robot = dataclasses.replace(arm_of(run), address=address)
         with robot.open_arm(on_setpoint=setpoints.append) as arm:
             clock = MonotonicClock() if run.time == "wall" else ArmClock(arm)
-            setup = TrialSetup(run=run, robot=robot, arm=arm, mirror=mirror, clock=clock, setpoints=setpoints)
+            setup = TrialSetup(run=run, robot=robot, arm=arm, view=view, clock=clock, setpoints=setpoints)
             trials = run_trials(setup, out_dir)
             faults = run_faults(setup, out_dir)
     results = results_of(run, trials, faults)

@@ -18,11 +18,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.evaluation.results import Evaluation, format_table, load_evaluation
+from envs.evaluation.results import Evaluation, folder_of_mode, format_table, load_evaluation
 from experiments.closed_loop import compare_executed
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
-from experiments.evaluate import evaluate_conditions, load_policy
+from experiments.evaluate import evaluate_instruction_modes, load_policy
 from experiments.export import export_checkpoint
 from experiments.reports.pages import write_quickstart_page
 from experiments.reports.tables import format_table as format_rows
@@ -85,10 +85,10 @@ class Quickstart:
         )
 
     def evaluate(self) -> None:
-        """Evaluate the checkpoint on the reporting seeds under every condition."""
+        """Evaluate the checkpoint on the reporting seeds in every instruction mode."""
         device = self.run.evaluation.device
         loaded = load_policy("checkpoint", self.out_dir / "train", device=device)
-        results = evaluate_conditions(
+        results = evaluate_instruction_modes(
             loaded.policy,
             policy_id=loaded.policy_id,
             env=self.run.env,
@@ -128,19 +128,19 @@ class Quickstart:
         if subprocess.run(command, check=False, env=cli.child_environment()).returncode != 0:
             raise BundleEvaluationFailed("the evaluation of the bundle failed; its messages are above")
 
-    def results(self, folder: str, conditions: list[str]) -> dict[str, Evaluation]:
-        """Return the evaluations of a folder by condition."""
-        return {name: load_evaluation(self.out_dir / folder / name) for name in conditions}
+    def results(self, folder: str, modes: list[str]) -> dict[str, Evaluation]:
+        """Return the evaluations of a folder by instruction mode."""
+        return {mode: load_evaluation(folder_of_mode(self.out_dir / folder, mode)) for mode in modes}
 
     def summarize(self) -> None:
         """Print what came out, and where it lies."""
-        checkpoint = self.results("evaluation", self.run.evaluation.conditions)
-        bundle = self.results("bundle_evaluation", self.run.bundle_evaluation.conditions)
+        checkpoint = self.results("evaluation", self.run.evaluation.instruction_modes)
+        bundle = self.results("bundle_evaluation", self.run.bundle_evaluation.instruction_modes)
         print(f"Checkpoint, {self.run.evaluation.episodes_per_task} held-out scenes a task:")
         print(format_table(*checkpoint.values()))
         print(f"\nBundle (onnxruntime, no torch), {self.run.bundle_evaluation.episodes_per_task} a task:")
         print(format_table(*bundle.values()))
-        closed_loop = compare_executed(checkpoint["right"], bundle["right"]).sentence()
+        closed_loop = compare_executed(checkpoint["original"], bundle["original"]).sentence()
         print(closed_loop)
         print()
         seconds = self.stages.seconds

@@ -1,8 +1,6 @@
 """Remembers which stages of a long program are done, so that running it again continues where it stopped.
 
 Also compares the settings of a program that continues with those that it began with.
-
-Knows nothing of what the stages do.
 """
 
 import json

@@ -4,7 +4,7 @@
     python -m experiments.sweep_table runs=[outputs/train/rates]
 
 A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's directory stands for all its
-runs. The first run is what the others are compared with. Knows no policies and runs nothing.
+runs. The first run is what the others are compared with.
 """
 
 from dataclasses import dataclass
@@ -111,25 +111,25 @@ def _evaluation(run: Path) -> Path:
     return run / "evaluation" if (run / "evaluation").exists() else run
 
 
-def _is_evaluated(run: Path, condition: str) -> bool:
-    folder = evaluation_folder(_evaluation(run), condition)
+def _is_evaluated(run: Path, mode: str) -> bool:
+    folder = evaluation_folder(_evaluation(run), mode)
     return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
 
 
-def split_unevaluated(runs: list[Path], condition: str) -> tuple[list[Path], list[Path]]:
+def split_unevaluated(runs: list[Path], mode: str) -> tuple[list[Path], list[Path]]:
     """Return the runs of a sweep that can be in its table, and those not evaluated to the end yet.
 
     The first run is among the former whatever it holds, as without it there is nothing to compare with.
     """
-    waiting = [run for run in runs[1:] if not _is_evaluated(run, condition)]
+    waiting = [run for run in runs[1:] if not _is_evaluated(run, mode)]
     return [run for run in runs if run not in waiting], waiting
 
 
-def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
-    """Return a row a run.
+def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
+    """Return one row per run.
 
     Raises:
-        FileNotFoundError: a run has no evaluation under this condition.
+        FileNotFoundError: a run has no evaluation in this instruction mode.
         ValueError: an evaluation is not finished, or two runs met other scenes.
     """
     first, rows = overrides(runs[0]), list[SweepRow]()
@@ -137,7 +137,7 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
         mine = overrides(run)
         changed = [f"{key}={value}" for key, value in mine.items() if first.get(key) != value]
         changed += [f"{key} as by default" for key in first if key not in mine]
-        evaluation = open_evaluation(_evaluation(run), condition)
+        evaluation = open_evaluation(_evaluation(run), mode)
         paired = None
         if rows:
             require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)
@@ -162,8 +162,8 @@ def read_rows(runs: list[Path], condition: str) -> list[SweepRow]:
 def main(config: DictConfig) -> None:
     """Read, print, write."""
     run = schema.typed(config, schema.SweepTableRun)
-    evaluated, waiting = split_unevaluated(find_runs(run.runs), run.condition)
-    rows = read_rows(evaluated, run.condition)
+    evaluated, waiting = split_unevaluated(find_runs(run.runs), run.instruction_mode)
+    rows = read_rows(evaluated, run.instruction_mode)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     cells = [row.cells() for row in rows]
     results = [row.to_json() for row in rows]

@@ -23,7 +23,7 @@ from envs.evaluation.results import format_table
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
-from experiments.evaluate import evaluate_conditions, load_policy
+from experiments.evaluate import evaluate_instruction_modes, load_policy
 from vla.data.layout import read_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
@@ -72,7 +72,7 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
     Raises:
         ValueError: the environment shows other cameras, or draws in another quality.
     """
-    if not run.evaluation.conditions:
+    if not run.evaluation.instruction_modes:
         return
     quality_shown, cameras_shown = run.env.get("render_quality"), list(run.env.get("cameras", cameras))
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
@@ -82,13 +82,13 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
             raise ValueError(
                 f"{root} was drawn with render_quality={quality}, the evaluation after training would draw "
                 f"with {quality_shown}. Give env.render_quality={quality}, or skip the evaluation "
-                "with evaluation.conditions=[]"
+                "with evaluation.instruction_modes=[]"
             )
     if list(cameras) != cameras_shown:
         raise ValueError(
             f"the policy would learn from cameras {list(cameras)}, but the evaluation after it shows "
             f"{cameras_shown}. Choose with data.cameras and env.cameras, or skip the evaluation with "
-            "evaluation.conditions=[]"
+            "evaluation.instruction_modes=[]"
         )
 
 
@@ -126,7 +126,7 @@ def require_settings(run: schema.TrainRun) -> None:
 
 
 def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
-    """Return the sinks beside the JSON lines that the trainer always writes.
+    """Return the sinks next to the JSON lines that the trainer always writes.
 
     Raises:
         ValueError: wandb is not installed.
@@ -212,11 +212,11 @@ def record_if_asked(run: schema.TrainRun) -> None:
 
 
 def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: Path) -> None:
-    """Evaluate under every condition of the run, if it names any, and print a table."""
-    if not run.evaluation.conditions:
+    """Evaluate in every instruction mode of the run, if it names any, and print a table."""
+    if not run.evaluation.instruction_modes:
         return
     loaded = load_policy("checkpoint", result.checkpoint, device=run.evaluation.device)
-    results = evaluate_conditions(
+    results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
         env=run.env,

@@ -2,7 +2,7 @@
 
 Numbers go through a bounded queue to a thread that alone talks to wandb; when the queue is full, or after the
 first error, numbers are dropped with one warning. Offline unless an API key or a login is found. wandb is an
-optional extra: `pip install -e '.[wandb]'`. Knows nothing of training.
+optional extra: `pip install -e '.[wandb]'`.
 """
 
 import netrc

@@ -2,7 +2,7 @@
 
 A runtime of graphs spends about a microsecond on each node, and autoregressive decoding runs all of them for
 every token. Training keeps its own modules, which are written to be read; whether both agree is checked by
-every export. Knows no files and no runtime by name.
+every export.
 """
 
 import copy
@@ -19,7 +19,7 @@ from vla.model.vla import VLAModel
 
 
 class GraphNorm(nn.Module):
-    """`RMSNorm` in the order of operations that runtimes recognise and run as one."""
+    """`RMSNorm` in the order of operations that runtimes recognize and run as one."""
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
@@ -67,21 +67,21 @@ class GraphBinLogits(nn.Module):
 
     def __init__(self, head: BinLogits) -> None:
         super().__init__()
-        self.dims, self.num_bins = head.dims, head.centres.shape[0]
+        self.dims, self.num_bins = head.dims, head.centers.shape[0]
         self.weight = nn.Parameter(torch.cat((head.residual.weight, head.mean, head.log_width)))
         self.bias = nn.Parameter(torch.cat((head.residual.bias, head.mean_bias, head.log_width_bias)))
-        self.centres: Tensor
-        self.register_buffer("centres", head.centres, persistent=False)
+        self.centers: Tensor
+        self.register_buffer("centers", head.centers, persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n dims bins"]:
         """Return the logits of each dimension."""
         residual, mean, log_width = self._read(tokens)
         residual = residual.unflatten(-1, (self.dims, self.num_bins))
-        return _with_gaussian(residual, mean[..., None], log_width[..., None], self.centres)
+        return _with_gaussian(residual, mean[..., None], log_width[..., None], self.centers)
 
     def of_one_dimension(self, tokens: Float[Tensor, "batch width"]) -> Float[Tensor, "batch bins"]:
         """Return the logits of tokens that stand for one dimension each."""
-        return _with_gaussian(*self._read(tokens), self.centres)
+        return _with_gaussian(*self._read(tokens), self.centers)
 
     def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sizes = (self.dims * self.num_bins, self.dims, self.dims)
@@ -89,8 +89,8 @@ class GraphBinLogits(nn.Module):
         return residual, mean, log_width
 
 
-def _with_gaussian(residual: Tensor, mean: Tensor, log_width: Tensor, centres: Tensor) -> Tensor:
-    return residual - 0.5 * ((centres - mean) * torch.exp(-log_width.clamp(-4.5, 1.0))).square()
+def _with_gaussian(residual: Tensor, mean: Tensor, log_width: Tensor, centers: Tensor) -> Tensor:
+    return residual - 0.5 * ((centers - mean) * torch.exp(-log_width.clamp(-4.5, 1.0))).square()
 
 
 def graph_friendly(model: VLAModel) -> VLAModel:

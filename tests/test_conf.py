@@ -1,4 +1,4 @@
-"""Every configuration composes, every recipe builds, and no misspelt key passes."""
+"""Every configuration composes, every recipe builds, and no misspelled key passes."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from envs.registry import make_env
 from experiments.config import schema
-from experiments.config.cli import explain_config_error
+from experiments.config.cli import explain_config_error, explain_setting_error
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
 from experiments.train import build_model, require_settings
@@ -158,7 +158,7 @@ def test_model_sizes_are_what_their_names_promise(size, low, high):
         ("modle=vla_tiny", "model"),
     ],
 )
-def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest):
+def test_a_misspelled_key_on_the_command_line_names_the_nearest(override, nearest):
     with pytest.raises((HydraException, OmegaConfBaseException, SettingError)) as caught:
         schema.typed(composed("train", [override]), schema.TrainRun)
     first_line = explain_config_error(caught.value).splitlines()[0]
@@ -187,7 +187,10 @@ def test_a_misspelt_key_on_the_command_line_names_the_nearest(override, nearest)
         ("collect.num_workers=-1", r"collect\.num_workers is -1"),
         ("collect.disturbance.noise_std=inf", r"collect\.disturbance\.noise_std is inf"),
         ("evaluation.execute_horizon=0", r"evaluation\.execute_horizon is 0; it must be an integer >= 1"),
-        ("evaluation.conditions=[right,left]", r"evaluation\.conditions\[1\] is 'left'; choose from"),
+        (
+            "evaluation.instruction_modes=[original,left]",
+            r"evaluation\.instruction_modes\[1\] is 'left'; choose from",
+        ),
         ("env.image_size=-96", r"env\.image_size is -96; it must be an integer >= 8"),
         ("env.family=tabeltop", r"env\.family is 'tabeltop'; did you mean 'tabletop'"),
     ],
@@ -231,6 +234,7 @@ def test_an_unlimited_acceleration_is_a_setting():
         ("trainer.num_samples=null", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
         ("trainer.num_samples='???'", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
         ("trainer.num_steps=3", "unknown key 'num_steps'; it is now num_samples"),
+        ("evaluation.conditions=[right]", "unknown key 'conditions'; it is now instruction_modes"),
         ("trainer.time_budget_minutes=9", "unknown key 'time_budget_minutes'; it is now num_samples"),
     ],
 )
@@ -241,6 +245,20 @@ def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
 
 
 @pytest.mark.parametrize(
+    ("override", "first_line"),
+    [
+        ("env.twin_share=0.3", "unknown key 'twin_share'; it is now env.same_color_share"),
+        ("data.augmentation.colour=0.3", "unknown key 'colour'; it is now color"),
+        ("data.augmentation.brightnes=0.3", "unknown key 'data.augmentation.brightnes'; did you mean"),
+    ],
+)
+def test_an_old_key_of_a_part_says_what_it_is_now(override, first_line):
+    with pytest.raises(SettingError) as caught:
+        schema.typed(composed("train", [override]), schema.TrainRun)
+    assert explain_setting_error(caught.value).startswith(first_line)
+
+
+@pytest.mark.parametrize(
     ("text", "nearest"),
     [
         ("trianer:\n  num_samples: 3\n", "trainer"),
@@ -248,7 +266,7 @@ def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
         ("model:\n  haed: 3\n", "head"),
     ],
 )
-def test_a_misspelt_key_in_a_recipe_names_the_nearest(tmp_path, text, nearest):
+def test_a_misspelled_key_in_a_recipe_names_the_nearest(tmp_path, text, nearest):
     recipe = tmp_path / "experiment" / "wrong.yaml"
     recipe.parent.mkdir()
     recipe.write_text(f"# @package _global_\n{text}")
@@ -259,13 +277,13 @@ def test_a_misspelt_key_in_a_recipe_names_the_nearest(tmp_path, text, nearest):
     assert "experiment/wrong" in explanation
 
 
-def test_a_misspelt_recipe_or_group_option_lists_what_exists():
+def test_a_misspelled_recipe_or_group_option_lists_what_exists():
     with pytest.raises(HydraException) as caught:
         composed("train", ["model=vla_tinny"])
     assert "vla_tiny" in explain_config_error(caught.value)
 
 
-def test_a_misspelt_key_ends_the_program_with_code_2():
+def test_a_misspelled_key_ends_the_program_with_code_2():
     command = [sys.executable, "-m", "experiments.collect", "collect.episode_per_task=3"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 2

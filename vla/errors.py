@@ -1,4 +1,4 @@
-"""The root of the errors that are for the user, and the hint that they give for a misspelt name."""
+"""The root of the errors that are for the user, and the hint that they give for a misspelled name."""
 
 import difflib
 from collections.abc import Iterable

@@ -189,7 +189,7 @@ class JsonLinesAppender:
 
 @contextlib.contextmanager
 def staging_directory(final: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `final`, to be filled and handed to `publish_directory`.
+    """Yield an empty directory next to `final`, to be filled and handed to `publish_directory`.
 
     It lies in the same file system, so that publishing is one rename; it is removed if it was not published.
     """
@@ -209,7 +209,7 @@ def publish_directory(staging: Path, final: Path, *, replace: bool = False) -> N
         staging: the finished directory, in the file system of `final`.
         final: the name under which readers look.
         replace: put it in the place of an existing `final`. Between two renames no directory has the final
-            name; the old one then still lies beside it as ``.<name>.<random>.old``.
+            name; the old one then still lies next to it as ``.<name>.<random>.old``.
 
     Raises:
         FileExistsError: `final` exists and `replace` is false, or `final` is a file.

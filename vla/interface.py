@@ -31,7 +31,7 @@ class ArraySpec(NamedTuple):
 
 
 class ModelSpecs(NamedTuple):
-    """All that a model is told about the arrays around it; no size travels by hand."""
+    """All that a model knows of its input and output arrays; no size is passed by hand."""
 
     inputs: Mapping[str, ArraySpec]  # what `Processor.encode` makes
     targets: Mapping[str, ArraySpec]  # what the action codec learns from and decodes
@@ -64,7 +64,7 @@ class ModelSpecs(NamedTuple):
 
 
 class ObservationError(VLAError):
-    """An observation lacks something that the robot spec promises, or holds it in the wrong form."""
+    """An observation lacks something that the robot spec declares, or holds it in the wrong form."""
 
 
 class DecodeError(VLAError):
@@ -180,6 +180,6 @@ class Robot(Protocol):
 
         May be called from any thread, more than once, when cameras fail, and while `observe` or `command`
         waits in another thread: it waits for no sensor. A command that is under way then is not sent any
-        more; later ones are, so whoever stops a robot for good stops sending them.
+        more; later ones are, so a caller that stops a robot permanently stops sending them.
         """
         ...

@@ -94,7 +94,7 @@ class Comparison:
 
 
 def compare(rows_a: Sequence[EpisodeRow], rows_b: Sequence[EpisodeRow]) -> Comparison:
-    """Pair the rows of two evaluations by task, seed and condition, and count.
+    """Pair the rows of two evaluations by task, seed and instruction mode, and count.
 
     Raises:
         ValueError: nothing pairs, an episode occurs twice, or paired episodes had different instructions,
@@ -129,7 +129,7 @@ _Key = tuple[str, int, str]
 def _by_key(rows: Sequence[EpisodeRow]) -> dict[_Key, EpisodeRow]:
     keyed: dict[_Key, EpisodeRow] = {}
     for row in rows:
-        key = (row.task, row.seed, row.condition)
+        key = (row.task, row.seed, row.instruction_mode)
         if key in keyed:
             raise ValueError(
                 f"task {row.task}, seed {row.seed} occurs twice; compare one evaluation with one"
@@ -141,9 +141,9 @@ def _by_key(rows: Sequence[EpisodeRow]) -> dict[_Key, EpisodeRow]:
 def _describe(rows: Sequence[EpisodeRow]) -> str:
     if not rows:
         return "no rows"
-    tasks, conditions = sorted({row.task for row in rows}), sorted({row.condition for row in rows})
+    tasks, modes = sorted({row.task for row in rows}), sorted({row.instruction_mode for row in rows})
     seeds = [row.seed for row in rows]
-    return f"tasks {tasks}, conditions {conditions}, seeds {min(seeds)} to {max(seeds)}"
+    return f"tasks {tasks}, instruction modes {modes}, seeds {min(seeds)} to {max(seeds)}"
 
 
 def format_comparison(comparison: Comparison, *, name_a: str = "A", name_b: str = "B") -> str:

@@ -1,7 +1,7 @@
-"""The record of an evaluation: one JSON line an episode, written as it ends and never rewritten.
+"""The record of an evaluation: one JSON line per episode, written as it ends and never rewritten.
 
 A program that is killed leaves a file that can be read and continued: at worst its last line is torn, and a
-torn line is dropped. This file knows no policies and runs nothing.
+torn line is dropped.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from typing import Any
 
 from vla.files import read_json_lines
 
+FORMER_NAMES = {"right": "original"}  # of instruction modes, in stored results
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpisodeRow:
@@ -19,10 +21,10 @@ class EpisodeRow:
 
     task: str
     seed: int
-    condition: str  # what the policy was told: "right", "blank" or "swapped" instruction
+    instruction_mode: str  # which instruction the policy was given: "original", "blank" or "swapped"
     instruction: str  # of the goal that decided about success
     given_instruction: str
-    level: str  # of randomisation, from the environment's configuration
+    level: str  # of randomization, from the environment's configuration
     steps: int  # control periods
     success: bool
     num_clipped: int  # actions beyond the limits of the environment or of the safety filter
@@ -44,9 +46,23 @@ class EpisodeRow:
                 `stop_reason`.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
-        if set(data) | {"stop_reason"} != expected:
+        current = with_instruction_mode(data)
+        if set(current) | {"stop_reason"} != expected:
             raise ValueError(f"an episode row has the keys {sorted(expected)}, not {sorted(data)}")
-        return cls(**data)
+        return cls(**current)
+
+
+def with_instruction_mode(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored JSON under the current key: `instruction_mode` was called `condition`.
+
+    >>> with_instruction_mode({"seed": 1, "condition": "right"})
+    {'seed': 1, 'instruction_mode': 'original'}
+    """
+    current = dict(stored)
+    if "condition" in current:
+        mode = current.pop("condition")
+        current["instruction_mode"] = FORMER_NAMES.get(mode, mode)
+    return current
 
 
 def read_rows(path: Path) -> list[EpisodeRow]:

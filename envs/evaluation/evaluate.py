@@ -1,9 +1,9 @@
 """Measures the success of a policy: runs planned episodes, keeps their record and films some of them.
 
-A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (a row as each
+A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (one row as each
 episode ends), `actions/` (what was executed, for replays), `results.json` and `videos/`. Running it again
-continues where it stopped. This file knows nothing about how policies are made; see rollout.py for episodes
-and results.py for what comes out.
+continues where it stopped. See rollout.py for episodes and results.py for
+what comes out.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def evaluate(
         policy: what to evaluate.
         plan: which episodes.
         run_dir: made if it does not exist; continued if it holds rows of the same policy and plan.
-        policy_id: what identifies the policy for good, such as the hash of its checkpoint.
+        policy_id: what identifies the policy, such as the hash of its checkpoint.
         env_factory: ``module:function`` that makes an environment from a configuration.
         show_progress: print a progress bar with the running success rate.
 
@@ -118,10 +118,11 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
                 f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}"
             )
     rows = read_rows(log_path) if log_path.exists() else []
-    strange = [row for row in rows if row.policy_id != policy_id or row.condition != plan.condition]
+    expected = (policy_id, plan.instruction_mode)
+    strange = [row for row in rows if (row.policy_id, row.instruction_mode) != expected]
     if strange or (rows and not plan_path.exists()):
         raise EvaluationMismatch(
-            f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or condition "
+            f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or instruction mode "
             f"and {'a' if plan_path.exists() else 'no'} plan.json; {advice}"
         )
     return rows
@@ -155,7 +156,7 @@ def _run_missing(
     bar = tqdm(
         total=len(rows) + len(missing),
         initial=len(rows),
-        desc=f"evaluate, {plan.condition} instruction",
+        desc=f"evaluate, {plan.instruction_mode} instruction",
         unit="episode",
         disable=not show_progress,
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
@@ -176,7 +177,7 @@ def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> Epi
     return EpisodeRow(
         task=result.request.task,
         seed=result.request.seed,
-        condition=result.request.condition,
+        instruction_mode=result.request.instruction_mode,
         instruction=result.instruction,
         given_instruction=result.given_instruction,
         level=str(result.request.env_config.get("level", "")),
@@ -200,7 +201,7 @@ def _save_actions(path: Path, actions: Float32[np.ndarray, "time action"]) -> No
 
 
 def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:
-    """Choose `videos_per_task` rows a task: failures first, but one success if there is room for two."""
+    """Choose `videos_per_task` rows per task: failures first, but one success if there is room for two."""
     count = evaluation.plan.videos_per_task
     chosen = []
     for task in evaluation.plan.env_configs:
@@ -213,7 +214,7 @@ def _to_film(evaluation: Evaluation) -> list[EpisodeRow]:
 
 
 def _film_some(evaluation: Evaluation, env_factory: str) -> list[VideoRecord]:
-    """Film the chosen episodes and tell what was filmed. Actions of very old rows may be gone; skip those."""
+    """Film the chosen episodes and return what was filmed. Rows whose actions were deleted are left out."""
     run_dir, plan = evaluation.run_dir, evaluation.plan
     (run_dir / "videos").mkdir(exist_ok=True)
     rows = [row for row in _to_film(evaluation) if _actions_path(run_dir, row.task, row.seed).exists()]

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from envs.evaluation.episodes import EpisodeRow, read_rows
+from envs.evaluation.episodes import FORMER_NAMES, EpisodeRow, read_rows, with_instruction_mode
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
-from envs.registry import TaskGroups, task_groups
-from envs.rollout import CONDITIONS, EpisodeRequest
+from envs.registry import TaskGroups, task_groups, with_current_names
+from envs.rollout import INSTRUCTION_MODES, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
 from vla.provenance import software_versions
@@ -42,7 +42,7 @@ class EvaluationSettings:
     ] = None
     num_workers: Annotated[int, Range(1), "processes with environments"] = 2
     envs_per_worker: Annotated[int, Range(1), "episodes that one process plays at a time"] = 4
-    videos_per_task: Annotated[int, Range(0), "episodes filmed afterwards, failures first"] = 2
+    videos_per_task: Annotated[int, Range(0), "episodes filmed afterward, failures first"] = 2
 
     def __post_init__(self) -> None:
         check_attributes(self, where="evaluation")
@@ -53,7 +53,7 @@ class EvaluationPlan(EvaluationSettings):
     """Which episodes to run."""
 
     env_configs: Mapping[str, dict[str, Any]]  # task name to the configuration of its environment
-    condition: Annotated[str, Choices(*CONDITIONS), "what the policy is told"] = "right"
+    instruction_mode: Annotated[str, Choices(*INSTRUCTION_MODES), "instruction of the policy"] = "original"
     limits: SafetyLimits | None = None  # of the runtime "robot"; None: without safety filter and conversion
 
     def __post_init__(self) -> None:
@@ -79,7 +79,10 @@ class EvaluationPlan(EvaluationSettings):
             ValueError: a value makes no sense.
         """
         limits = data.get("limits")
-        return cls(**{**data, "limits": None if limits is None else SafetyLimits.from_json(limits)})
+        current = with_instruction_mode(data)
+        current["limits"] = None if limits is None else SafetyLimits.from_json(limits)
+        current["env_configs"] = {t: with_current_names(c) for t, c in data["env_configs"].items()}
+        return cls(**current)
 
     @property
     def road(self) -> str:
@@ -93,7 +96,7 @@ class EvaluationPlan(EvaluationSettings):
     def requests(self) -> list[EpisodeRequest]:
         """Return all episodes, task by task."""
         return [
-            EpisodeRequest(task=task, env_config=config, seed=seed, condition=self.condition)
+            EpisodeRequest(task=task, env_config=config, seed=seed, instruction_mode=self.instruction_mode)
             for task, config in self.env_configs.items()
             for seed in range(self.first_seed, self.first_seed + self.episodes_per_task)
         ]
@@ -261,6 +264,14 @@ class Evaluation:
         return {f"{groups.kind}s": summed}
 
 
+def folder_of_mode(path: Path, mode: str) -> Path:
+    """Return the folder of an evaluation by instruction mode; one of a former name if it exists."""
+    for former, current in FORMER_NAMES.items():
+        if current == mode and (path / former / "plan.json").exists():
+            return path / former
+    return path / mode
+
+
 def load_evaluation(run_dir: Path) -> Evaluation:
     """Read an evaluation from its directory, finished or not.
 
@@ -290,14 +301,14 @@ def load_evaluation(run_dir: Path) -> Evaluation:
 
 
 def format_table(evaluation: Evaluation, *controls: Evaluation) -> str:
-    """Return a table for a terminal: success by task with Wilson 95 % intervals, a column an evaluation.
+    """Return a table for a terminal: success by task with Wilson 95 % intervals, one column per evaluation.
 
     Args:
         evaluation: gives the tasks.
-        controls: further columns, such as the blank and the swapped condition of the same policy.
+        controls: further columns, such as the same policy with blank and swapped instructions.
     """
     columns = (evaluation, *controls)
-    header = ["task", *(f"{column.plan.condition} instruction" for column in columns)]
+    header = ["task", *(f"{column.plan.instruction_mode} instruction" for column in columns)]
     table = [header]
     for task in evaluation.tasks:
         table.append([task, *(_cell(column.tasks.get(task)) for column in columns)])
@@ -316,7 +327,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _group_rows(columns: Sequence[Evaluation]) -> list[list[str]]:
-    """Return a row a group and one for their mean, if the family of the first column has groups."""
+    """Return one row per group and one for their mean, if the family of the first column has groups."""
     groups = columns[0].task_groups
     if groups is None:
         return []

@@ -3,8 +3,7 @@
 Meta-World's robot has 66,500 triangles, most of them smaller than a pixel, and a software OpenGL pays for
 each. The drawn model is a copy whose robot is simplified by vertex clustering (Rossignac and Borrel 1993):
 vertices in the same cell of a grid become one, and triangles that collapse are left out. Copy and original
-have the same bodies, geoms and sites, so the simulation's `MjData` can be drawn with the copy. It knows no
-tasks.
+have the same bodies, geoms and sites, so the simulation's `MjData` can be drawn with the copy.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """What a policy is told in Meta-World: wordings of our own for each of the 50 tasks.
 
 No two tasks share a wording, so language alone tells them apart, also where they share a scene. Held-out
-wordings are for evaluation: no demonstration has them. Knows no simulator.
+wordings are for evaluation: no demonstration has them.
 """
 
 from envs.wordings import choose_wordings
@@ -140,7 +140,7 @@ TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "plate-slide-back": (
         "slide the plate back out of the goal",
         "pull the plate backwards out of the net",
-        "drag the plate back towards the robot",
+        "drag the plate back toward the robot",
     ),
     "plate-slide-back-side": (
         "slide the plate sideways out of the goal",
@@ -159,7 +159,7 @@ TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "push-back": (
         "pull the puck back to the goal",
-        "drag the puck towards the robot",
+        "drag the puck toward the robot",
         "slide the block back to the goal",
     ),
     "push-wall": (

@@ -1,6 +1,6 @@
 """The 50 tasks of Meta-World as data: the published sets and difficulty tiers, and which share a scene.
 
-Names are Meta-World's own without their version ("-v3"). Knows no simulator, so it needs none installed.
+Names are Meta-World's own without their version ("-v3"). Needs no simulator installed.
 """
 
 # Seo et al. 2022 (arXiv:2206.14244), the tiers by which SmolVLA and its successors report MT50.
@@ -73,7 +73,7 @@ _LOOKALIKES: dict[str, str] = {
 
 
 def swapped_task(task: str) -> str:
-    """Return the task whose instruction is given in the swapped condition.
+    """Return the task whose instruction is given as the swapped one.
 
     It is one of the same scene where there is one, else one of a similar scene.
 

@@ -4,7 +4,7 @@ Link lengths, joint limits and velocity limits are those of Franka Robotics' FR3
 interface specifications", frankaemika.github.io/docs/control_parameters.html, Denavit-Hartenberg parameters
 in Craig's convention). Masses are round numbers near the real ones; gravity is compensated as the real
 controller does. Shapes are capsules, cylinders and boxes, so that a camera frame is cheap; only the hand and
-the fingers collide. It knows nothing about tables, objects or control.
+the fingers collide.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ SERVO_LAG_S = 0.036  # by which every joint trails a moving target
 _DAMPING = tuple(SERVO_LAG_S * stiffness for stiffness in _STIFFNESS)  # [Nms/rad]
 _ARMATURE = (0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1)  # motor inertia seen at the joint [kg m2], estimated
 _GRIP_FORCE = 8.0  # of each finger [N]
-_WHITE, _GREY, _DARK = (0.88, 0.89, 0.91, 1.0), (0.55, 0.57, 0.60, 1.0), (0.20, 0.21, 0.23, 1.0)
+_WHITE, _GRAY, _DARK = (0.88, 0.89, 0.91, 1.0), (0.55, 0.57, 0.60, 1.0), (0.20, 0.21, 0.23, 1.0)
 _CAPSULE, _CYLINDER, _BOX = (
     mujoco.mjtGeom.mjGEOM_CAPSULE,
     mujoco.mjtGeom.mjGEOM_CYLINDER,
@@ -69,13 +69,13 @@ LINK_FRAMES = (
     LinkFrame(a=0.088, d=0.0, alpha=_QUARTER),
 )
 
-# By link: shape, from, to [m, in the joint's frame], radius [m], colour. Drawn only.
+# By link: shape, from, to [m, in the joint's frame], radius [m], color. Drawn only.
 _Point = tuple[float | int, float | int, float | int]  # [m]
 _Segment = tuple[mujoco.mjtGeom, _Point, _Point, float, tuple]
 _SHAPES: tuple[tuple[_Segment, ...], ...] = (
     ((_CYLINDER, (0, 0, -0.19), (0, 0, -0.03), 0.06, _WHITE),),
     (
-        (_CYLINDER, (0, 0, -0.075), (0, 0, 0.075), 0.062, _GREY),
+        (_CYLINDER, (0, 0, -0.075), (0, 0, 0.075), 0.062, _GRAY),
         (_CAPSULE, (0, 0, 0), (0, -0.17, 0), 0.06, _WHITE),
     ),
     (
@@ -83,7 +83,7 @@ _SHAPES: tuple[tuple[_Segment, ...], ...] = (
         (_CAPSULE, (0, 0, -0.04), (0.0825, 0, 0), 0.05, _WHITE),
     ),
     (
-        (_CYLINDER, (0, 0, -0.07), (0, 0, 0.07), 0.055, _GREY),
+        (_CYLINDER, (0, 0, -0.07), (0, 0, 0.07), 0.055, _GRAY),
         (_CAPSULE, (0, 0, 0), (-0.0825, 0.10, 0), 0.05, _WHITE),
     ),
     (
@@ -91,7 +91,7 @@ _SHAPES: tuple[tuple[_Segment, ...], ...] = (
         (_CAPSULE, (0, 0.02, -0.13), (0, 0.02, -0.02), 0.042, _WHITE),
     ),
     (
-        (_CYLINDER, (0, 0, -0.06), (0, 0, 0.06), 0.048, _GREY),
+        (_CYLINDER, (0, 0, -0.06), (0, 0, 0.06), 0.048, _GRAY),
         (_CAPSULE, (0, 0, 0), (0.088, 0, 0), 0.042, _WHITE),
     ),
     (
@@ -133,12 +133,12 @@ def add_arm(spec: mujoco.MjSpec, *, movable_fingers: bool) -> None:
 
 
 def _add_segment(body: mujoco.MjsBody, segment: _Segment, *, mass: float) -> None:
-    shape, start, end, radius, colour = segment
+    shape, start, end, radius, color = segment
     body.add_geom(
         type=shape,
         fromto=[*start, *end],
         size=[radius, 0, 0],
-        rgba=list(colour),
+        rgba=list(color),
         mass=mass,
         contype=0,
         conaffinity=0,

@@ -1,9 +1,9 @@
 """Turns end-effector deltas into joint targets by differential inverse kinematics, within every limit.
 
-The arm follows a commanded pose, which actions move. The commanded pose stays inside the workspace and on a
-leash of the measured pose, so that a blocked arm cannot wind it up. Each control period, mink solves for
-joint velocities that respect the joint position and velocity limits; the servos get a ramp to the result.
-It knows the arm alone: no objects, no tasks.
+The arm follows a commanded pose, which actions move. The commanded pose stays inside the workspace and near
+the measured pose (`MAX_TRACKING_ERROR_M`), so that a blocked arm cannot wind it up. Each control period, mink
+solves for joint velocities that respect the joint position and velocity limits; the servos get a ramp to the
+result.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from envs.tabletop.scene import CONTROL_HZ, NUM_SUBSTEPS
 WORKSPACE_LOW = np.array([0.32, -0.34, 0.014])  # of the commanded point between the fingertips [m]
 WORKSPACE_HIGH = np.array([0.68, 0.34, 0.34])
 ANGLE_LIMITS = np.array([0.5, 0.5, 1.6])  # of roll, pitch and yaw, zero pointing straight down [rad]
-LEASH_M = 0.05
+MAX_TRACKING_ERROR_M = 0.05  # between commanded and measured position
+MAX_TRACKING_ERROR_RAD = 0.3  # between commanded and measured roll, pitch and yaw, each
 MAX_ACCELERATION = 20.0  # of every joint's target [rad/s2]
-LEASH_RAD = 0.3
 # Of the published joint speeds; the rest is room for the servos' overshoot, largest in the weak wrist.
 _SPEED_SHARES = (0.75, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5)
 _FINGER_STEP = 0.008  # largest change of a finger's target in one period [m]: fully open to closed in 0.25 s
@@ -80,7 +80,7 @@ def _compile_arm() -> mujoco.MjModel:
 
 
 class ArmController:
-    """Keeps the commanded pose and drives the arm's servos towards it."""
+    """Keeps the commanded pose and drives the arm's servos toward it."""
 
     def __init__(self, *, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._model, self._data = model, data
@@ -165,10 +165,11 @@ class ArmController:
         position = self.commanded.position + action[:3]
         stretch = position - measured.position
         distance = float(np.linalg.norm(stretch))
-        if distance > LEASH_M:
-            position = measured.position + stretch * (LEASH_M / distance)
+        if distance > MAX_TRACKING_ERROR_M:
+            position = measured.position + stretch * (MAX_TRACKING_ERROR_M / distance)
         angles = self.commanded.angles + action[3:6]
-        angles = measured.angles + np.clip(angles - measured.angles, -LEASH_RAD, LEASH_RAD)
+        turn = np.clip(angles - measured.angles, -MAX_TRACKING_ERROR_RAD, MAX_TRACKING_ERROR_RAD)
+        angles = measured.angles + turn
         self.commanded = Pose(
             position=np.clip(position, WORKSPACE_LOW, WORKSPACE_HIGH),
             angles=np.clip(angles, -ANGLE_LIMITS, ANGLE_LIMITS),
@@ -180,7 +181,7 @@ class ArmController:
         self._run_servos(self._configuration.q.copy(), finger_start)
 
     def _track_commanded(self) -> None:
-        """Move the joint targets towards the commanded pose, by as much as one period allows."""
+        """Move the joint targets toward the commanded pose, by as much as one period allows."""
         before = self._configuration.q.copy()
         for _ in range(_IK_ITERATIONS):
             self._solve(period_s=1.0 / CONTROL_HZ / _IK_ITERATIONS)

@@ -14,7 +14,7 @@ from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
 from envs.tabletop.instructions import phrase, wordings
 from envs.tabletop.randomization import Level, apply_look, checked_level, paint_textures
 from envs.tabletop.scene import CONTROL_HZ, build_model
-from envs.tabletop.stage import Stage
+from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import Goal, Task
 from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
@@ -62,7 +62,7 @@ def make_robot_spec(*, image_size: int, cameras: tuple[str, ...]) -> RobotSpec:
 
 
 class TabletopEnv(ManipulationEnv):
-    """A Franka FR3 at a table with objects of several colours and shapes.
+    """A Franka FR3 at a table with objects of several colors and shapes.
 
     Actions move the commanded pose by x, y, z [m] and roll, pitch, yaw [rad] about the base's axes and set
     the gripper's opening in [0, 1], at 20 Hz. The state is the point between the fingertips [m], sine and
@@ -91,8 +91,8 @@ class TabletopEnv(ManipulationEnv):
             str, Choices(*get_args(Level)), "none is one look; the others vary textures, light and camera"
         ] = "train",
         wording: Wording = "train",
-        twin_share: Annotated[
-            float, Range(0, 1), "of the objects that take another's color: only the shape word tells them"
+        same_color_share: Annotated[
+            float, Range(0, 1), "share of the objects that take another's color"
         ] = 0.2,
         max_steps: Annotated[
             int | None, Range(1), "control periods until an episode is truncated; null: the task's own"
@@ -102,11 +102,11 @@ class TabletopEnv(ManipulationEnv):
         render_mode: str | None = None,
     ) -> None:
         require_choice("task", task, TASKS)
-        given = {"image_size": image_size, "cameras": cameras, "twin_share": twin_share}
+        given = {"image_size": image_size, "cameras": cameras, "same_color_share": same_color_share}
         check_settings(TabletopEnv, given, where="env")
         if not cameras:
             raise ValueError(f"env.cameras is empty; name at least one of {CAMERAS}")
-        self._task = _TASKS[task](twin_share=twin_share)
+        self._task = _TASKS[task](same_color_share=same_color_share)
         super().__init__(
             robot_spec=make_robot_spec(image_size=image_size, cameras=tuple(cameras)),
             task=task,
@@ -121,7 +121,7 @@ class TabletopEnv(ManipulationEnv):
         paint_textures(self._model)
         apply_quality(self._model, render_quality)
         self._data = mujoco.MjData(self._model)
-        self._stage = Stage(model=self._model, data=self._data)
+        self._scene = SceneState(model=self._model, data=self._data)
         self._arm = ArmController(model=self._model, data=self._data)
         self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
         self._goals: list[Goal] = []  # all that may be asked for in this scene
@@ -135,9 +135,9 @@ class TabletopEnv(ManipulationEnv):
         wordings(self.task, wording)
         # The task is part of the seed: the same seed gives different scenes in different tasks.
         rng = np.random.default_rng([int(self.np_random.integers(2**32)), TASKS.index(self.task)])
-        self._stage.clear()
+        self._scene.clear()
         apply_look(self._model, rng, self.level)
-        self._goals = goals = self._task.lay_out(self._stage, rng, self.level)
+        self._goals = goals = self._task.lay_out(self._scene, rng, self.level)
         start = self._task.draw_start(rng)
         self._arm.place_at(position=start.position, yaw=start.yaw, opening=1.0)
         mujoco.mj_forward(self._model, self._data)
@@ -147,17 +147,17 @@ class TabletopEnv(ManipulationEnv):
         others = [
             goal
             for goal in goals
-            if goal != self._goal and not self._task.is_reached(self._stage, hand, goal)
+            if goal != self._goal and not self._task.is_reached(self._scene, hand, goal)
         ]
         other = others[int(rng.integers(len(others)))]
-        self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._stage, other))
-        return phrase(self.task, wording, index, self._task.words(self._stage, self._goal))
+        self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._scene, other))
+        return phrase(self.task, wording, index, self._task.words(self._scene, self._goal))
 
     def _apply(self, action: Float32[np.ndarray, " action"]) -> None:
         self._arm.apply(action.astype(np.float64))
 
     def _goal_holds(self) -> bool:
-        return self._task.is_reached(self._stage, self.hand(), self._goal)
+        return self._task.is_reached(self._scene, self.hand(), self._goal)
 
     def hand(self) -> Hand:
         """Return where the hand is, measured."""
@@ -170,14 +170,14 @@ class TabletopEnv(ManipulationEnv):
 
     def expert_action_of(self, hand: Hand) -> Float32[np.ndarray, " action"]:
         """Return the scripted expert's action for a hand that is somewhere else in the present scene."""
-        return self._task.expert(self._stage, hand, self._goal)
+        return self._task.expert(self._scene, hand, self._goal)
 
     def goal_holds(self) -> bool:
         """Whether the goal is fulfilled at this moment."""
         return self._goal_holds()
 
     def scene(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        """Return the model and its state: for those who move the arm by other means (mirror.py)."""
+        """Return the model and its state: for those who move the arm by other means (live_view.py)."""
         return self._model, self._data
 
     def swapped_instruction(self) -> str:

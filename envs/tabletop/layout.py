@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float64
 
-from envs.tabletop.scene import COLOURS, SHAPES
+from envs.tabletop.scene import COLORS, SHAPES
 
 MIN_SPACING_M = 0.105  # between the middles of two objects; an open gripper fits between
 _MAX_TRIES = 2000
@@ -83,16 +83,16 @@ def scatter_with_free_ways(
 
 
 def draw_names(
-    rng: np.random.Generator, *, count: int, twin_share: float, colours: list[str] | None = None
+    rng: np.random.Generator, *, count: int, same_color_share: float, colors: list[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Draw distinct (colour, shape) pairs, of which about a share of `twin_share` take another's colour."""
-    palette = list(COLOURS) if colours is None else colours
+    """Draw distinct (color, shape) pairs; about `same_color_share` of them take another's color."""
+    palette = list(COLORS) if colors is None else colors
     names: list[tuple[str, str]] = []
     while len(names) < count:
-        used = [colour for colour, _ in names]
-        fresh = [colour for colour in palette if colour not in used]
-        twin = bool(used) and (rng.random() < twin_share or not fresh)
-        name = (str(rng.choice(used if twin else fresh)), str(rng.choice(list(SHAPES))))
+        used = [color for color, _ in names]
+        fresh = [color for color in palette if color not in used]
+        takes_used = bool(used) and (rng.random() < same_color_share or not fresh)
+        name = (str(rng.choice(used if takes_used else fresh)), str(rng.choice(list(SHAPES))))
         if name not in names:
             names.append(name)
     return names

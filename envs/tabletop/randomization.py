@@ -1,7 +1,7 @@
-"""How the scene looks in an episode: table texture and colour, light, camera, by level.
+"""How the scene looks in an episode: table texture and color, light, camera, by level.
 
 Level "none" is one fixed look, "train" is the range that demonstrations are recorded in, "heldout" has
-textures, table colours and lights that "train" never has. Where things stand is the tasks' business.
+textures, table colors and lights that "train" never has. Where things stand is the tasks' business.
 """
 
 from typing import Literal, cast, get_args
@@ -49,29 +49,29 @@ def paint_textures(model: mujoco.MjModel) -> None:
 
 
 def _pattern(index: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Return one grey pattern; the table's colour is multiplied in later."""
+    """Return one gray pattern; the table's color is multiplied in later."""
     rng = np.random.default_rng(1000 + index)
     v, u = np.mgrid[0:TEXTURE_PIXELS, 0:TEXTURE_PIXELS] / TEXTURE_PIXELS
     waves = _smooth_noise(rng)
     grain = rng.uniform(-1, 1, u.shape)
     if index == 0:  # plain
-        grey = np.full_like(u, 0.95)
+        gray = np.full_like(u, 0.95)
     elif index == 1:  # speckles
-        grey = 0.88 + 0.10 * grain
+        gray = 0.88 + 0.10 * grain
     elif index == 2:  # checker
-        grey = 0.86 + 0.10 * np.where((np.floor(u * 8) + np.floor(v * 8)) % 2 > 0, 1.0, -1.0)
+        gray = 0.86 + 0.10 * np.where((np.floor(u * 8) + np.floor(v * 8)) % 2 > 0, 1.0, -1.0)
     elif index == 3:  # planks along x
-        grey = 0.88 + 0.06 * np.sin(2 * np.pi * (6 * v + 0.3 * waves)) + 0.03 * grain
-        grey = np.where((v * 6) % 1 < 0.06, 0.65, grey)
+        gray = 0.88 + 0.06 * np.sin(2 * np.pi * (6 * v + 0.3 * waves)) + 0.03 * grain
+        gray = np.where((v * 6) % 1 < 0.06, 0.65, gray)
     elif index == 4:  # clouds
-        grey = 0.86 + 0.12 * waves
+        gray = 0.86 + 0.12 * waves
     elif index == 5:  # diagonal stripes
-        grey = 0.82 + 0.16 * np.sign(np.sin(2 * np.pi * 9 * (u + v)))
+        gray = 0.82 + 0.16 * np.sign(np.sin(2 * np.pi * 9 * (u + v)))
     elif index == 6:  # marble
-        grey = 0.85 + 0.14 * np.sin(2 * np.pi * (3 * u + 1.6 * waves))
+        gray = 0.85 + 0.14 * np.sin(2 * np.pi * (3 * u + 1.6 * waves))
     else:  # dots
-        grey = np.where(((u * 12) % 1 - 0.5) ** 2 + ((v * 12) % 1 - 0.5) ** 2 < 0.07, 0.62, 0.97)
-    return np.repeat((np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        gray = np.where(((u * 12) % 1 - 0.5) ** 2 + ((v * 12) % 1 - 0.5) ** 2 < 0.07, 0.62, 0.97)
+    return np.repeat((np.clip(gray, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _smooth_noise(rng: np.random.Generator) -> Float64[np.ndarray, "h w"]:
@@ -114,20 +114,20 @@ def _looking_at(
 
 def _set_table(model: mujoco.MjModel, rng: np.random.Generator, level: Level) -> None:
     if level == "none":
-        texture, colour, floor = 1, np.array([0.72, 0.69, 0.64]), 0.35
+        texture, color, floor = 1, np.array([0.72, 0.69, 0.64]), 0.35
     elif level == "train":  # light, warm or neutral
         texture = int(rng.choice(TRAIN_TEXTURES))
         value, warmth = rng.uniform(0.50, 0.88), rng.uniform(-0.06, 0.16)
-        colour = value * np.array([1.0, 1.0 - warmth / 2, 1.0 - warmth])
+        color = value * np.array([1.0, 1.0 - warmth / 2, 1.0 - warmth])
         floor = rng.uniform(0.2, 0.5)
     else:  # darker and cool
         texture = int(rng.choice(HELDOUT_TEXTURES))
         value, coolness = rng.uniform(0.40, 0.56), rng.uniform(0.12, 0.26)
-        colour = value * np.array([1.0 - coolness, 1.0 - coolness / 3, 1.0])
+        color = value * np.array([1.0 - coolness, 1.0 - coolness / 3, 1.0])
         floor = rng.uniform(0.5, 0.7)
     material = model.material(f"table{texture}").id
     model.geom_matid[model.geom("table").id] = material
-    model.mat_rgba[material] = [*colour, 1.0]
+    model.mat_rgba[material] = [*color, 1.0]
     model.geom_rgba[model.geom("floor").id] = [floor, floor, floor * 1.05, 1.0]
 
 
@@ -150,5 +150,5 @@ def _set_light(model: mujoco.MjModel, rng: np.random.Generator, level: Level) ->
 
 
 def draw_tint(rng: np.random.Generator, level: Level) -> Float64[np.ndarray, "3"]:
-    """Return a small change of an object's colour: red, green, blue."""
+    """Return a small change of an object's color: red, green, blue."""
     return np.zeros(3) if level == "none" else rng.uniform(-TINT, TINT, 3)

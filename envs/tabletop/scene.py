@@ -1,7 +1,8 @@
 """The one model that all tabletop tasks share: table, object slots, mats, bowl and a cabinet of two drawers.
 
-It is compiled once an environment. Every object slot carries one geom of each shape, of which `Stage` (see
-stage.py) shows one at a time, so that an episode may have any shapes and colours without compiling again.
+It is compiled once per environment. Every object slot carries one geom of each shape, of which `SceneState`
+(see scene_state.py) shows one at a time, so that an episode may have any shapes and colors without compiling
+again.
 Origin: the robot's base, on the table top; x points away from the robot, y to its left, z up.
 """
 
@@ -16,7 +17,7 @@ CONTROL_HZ = 20.0
 NUM_SUBSTEPS = 16
 TIMESTEP_S = 1.0 / CONTROL_HZ / NUM_SUBSTEPS
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.09, 0.09),
     "green": (0.10, 0.62, 0.16),
     "blue": (0.10, 0.25, 0.90),
@@ -28,7 +29,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """An object's form. Sizes are MuJoCo's, in metres; `width` is across the fingers at yaw 0."""
+    """An object's form. Sizes are MuJoCo's, in meters; `width` is across the fingers at yaw 0."""
 
     geom: mujoco.mjtGeom
     size: tuple[float, float, float]
@@ -227,7 +228,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         frictionloss=0.6,
         armature=0.3,
     )
-    half_width, grey = DRAWER_SPACING / 2 - 0.008, [0.75, 0.75, 0.77, 1]
+    half_width, gray = DRAWER_SPACING / 2 - 0.008, [0.75, 0.75, 0.77, 1]
     drawer.add_geom(
         name=f"drawer{i}_front",
         type=_BOX,
@@ -249,7 +250,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         type=_BOX,
         pos=[face + KNOB_OFFSET / 2, 0, KNOB_HEIGHT],
         size=[KNOB_OFFSET / 2, 0.006, 0.006],
-        rgba=grey,
+        rgba=gray,
         mass=0.02,
         **_DRAWN_ONLY,
     )
@@ -258,7 +259,7 @@ def _add_drawer(cabinet: mujoco.MjsBody, i: int) -> None:
         type=_BOX,
         pos=[face + KNOB_OFFSET, 0, KNOB_HEIGHT],
         size=list(KNOB_HALF_SIZE),
-        rgba=grey,
+        rgba=gray,
         mass=0.05,
         **_STATIC_CONTACT,
     )

@@ -1,6 +1,6 @@
 """What can run the model besides torch itself, each as a policy of one thread and one observation at a time.
 
-All answer the same questions, so that each can be compared with torch, token by token. Knows no clock.
+All answer the same questions, so that each can be compared with torch, token by token.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""How fast demonstrations become training batches, beside the memory that has to be moved for them.
+"""How fast demonstrations become training batches, next to the memory that has to be moved for them.
 
 Knows datasets and the batch maker of the trainer; no models.
 """

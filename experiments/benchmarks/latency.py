@@ -2,7 +2,7 @@
 
 Each head of a model, in every backend that is installed, next to a floor: the matrix products at the best
 rate that this thread reaches plus reading the weights at its bandwidth. Weights are random, which costs the
-same and makes tokens depend on everything. Knows no robots.
+same and makes tokens depend on everything.
 """
 
 import dataclasses

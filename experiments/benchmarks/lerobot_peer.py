@@ -5,7 +5,7 @@
 LeRobot's requirements clash with ours, so `peers` runs this very file by an interpreter that has LeRobot and
 reads the JSON that it prints. ACT with a width of 256 is the smallest policy that LeRobot offers; most of
 its weights are a ResNet18, which starts from noise here, as nothing is downloaded. Random numbers stand for
-data. Knows nothing of our model: as a program this file imports nothing of ours.
+data. As a program this file imports none of our modules.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products and memory traffic, measured now. Knows no models."""
+"""What the machine can do at most: matrix products and memory traffic, measured now."""
 
 import numpy as np
 import onnxruntime

@@ -1,7 +1,7 @@
-"""Times things and tells the times beside the limits that were measured in the same run.
+"""Times things and reports the times next to the limits that were measured in the same run.
 
 CPU time is that of this process; the smallest of several repeats counts, as everything else on a machine only
-adds to it. Knows nothing of what is timed.
+adds to it.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Other projects' policies on the work that ours is timed on, each in an interpreter of its own.
 
-Knows how they are asked and told of in the table; `lerobot_peer` knows LeRobot.
+This file runs them and puts them into the table; `lerobot_peer` imports LeRobot.
 """
 
 import json

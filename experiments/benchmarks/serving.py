@@ -1,7 +1,7 @@
 """What the policy server adds to a policy: round trips of one 224 px image on loopback, by the real protocol.
 
 The policy answers at once, so all that is measured is the server, the client and the wire between them. The
-server runs in a process of its own. Beside it: as many bytes there and back over a bare socket.
+server runs in a process of its own. Next to it: as many bytes there and back over a bare socket.
 """
 
 import asyncio

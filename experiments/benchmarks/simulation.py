@@ -1,7 +1,7 @@
-"""How fast Meta-World is here, beside bare physics, a bare picture, and the package as it comes.
+"""How fast Meta-World is here, next to bare physics, a bare picture, and the package as it comes.
 
 All times are CPU time of one process. The same seed and the same scripted expert run in our environment and
-in the package's own, which draws as gymnasium does by default. Knows nothing of policies.
+in the package's own, which draws as gymnasium does by default.
 """
 
 import time
@@ -93,7 +93,7 @@ def _ms(name: str, seconds: float, limit: float | None = None, limit_name: str =
 
 
 def _as_it_comes(task: str, *, image_size: int, camera: str, seed: int) -> tuple[Episode, float]:
-    """Run an episode of the package's environment with a frame a step; return it and the time of a frame."""
+    """Run an episode of the package's environment, one frame per step; return it and the time of a frame."""
     ours = MetaWorldEnv(task=task)
     ours.start_episode(seed=seed)
     simulation = make_simulation(task, render_mode="rgb_array", camera_name=camera, image_size=image_size)

@@ -1,4 +1,4 @@
-"""Training speed on one thread, on all, and on the number that is chosen, beside busy neighbors.
+"""Training speed on one thread, on all, and on the number that is chosen, next to busy neighbors.
 
 Neighbors are processes that count, at a lower priority (nice 5), as a browser would be. Every number
 is of a whole training of `trainer.max_minutes`, comparisons between threads included.
@@ -60,7 +60,7 @@ def measure(run: TrainRun, *, repeats: int) -> list[Row]:
         by_hand = ", ".join(f"{number}: {value:.3g}" for number, value in fixed.items())
         rows.append(
             Row(
-                name=f"training beside {count} busy neighbors",
+                name=f"training next to {count} busy neighbors",
                 value=chosen,
                 unit="samples/s",
                 limit=max(fixed.values()),

@@ -1,7 +1,7 @@
 """Runs a Hydra main as a well-behaved program: short errors, nearest key, signals, exit codes.
 
-Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 Ctrl-C, 143 SIGTERM. It knows nothing
-of what a program does; control.py adds codes of its own. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
+Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 Ctrl-C, 143 SIGTERM. control.py
+adds its own codes. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
 """
 
 import os
@@ -26,11 +26,16 @@ from vla.registry import SettingError, did_you_mean
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 _UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
+_UNKNOWN_SETTING = re.compile(r"unknown key '(?:[^']*\.)?([^'.]+)'")
 _FULL_ERROR, _SET_HERE = "HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR"
 _NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full_key: (\S+)", re.IGNORECASE)
 RENAMED = {
     "num_steps": "num_samples (a step trains on batch_size of them)",
     "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
+    "twin_share": "env.same_color_share, and collect.recording_same_color_share while recording",
+    "colour": "color",
+    "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
+    "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }
 _GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
 
@@ -60,7 +65,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     except SettingError as error:
         if wants_traceback:
             traceback.print_exc()
-        _end(EXIT_CONFIG, str(error))
+        _end(EXIT_CONFIG, explain_setting_error(error))
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             traceback.print_exc()
@@ -141,8 +146,16 @@ def _end(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
+def explain_setting_error(error: SettingError) -> str:
+    """Return the message of a wrong setting, preceded by the key's current name when it was renamed."""
+    unknown = _UNKNOWN_SETTING.search(str(error))
+    if unknown and unknown[1] in RENAMED:
+        return f"unknown key {unknown[1]!r}; it is now {RENAMED[unknown[1]]}\n{error}"
+    return str(error)
+
+
 def explain_config_error(error: BaseException) -> str:
-    """Return Hydra's message, preceded by the nearest key when a key was misspelt."""
+    """Return Hydra's message, preceded by the nearest key when a key was misspelled."""
     text = "\n".join(_chain(error))
     unknown = _UNKNOWN_KEY.search(text)
     if unknown:

@@ -1,7 +1,7 @@
 """From the settings that constructors declare (vla/registry.py) to Hydra: its schemas, and help texts.
 
-A schema has the keys, the types and the defaults, so that Hydra refuses a misspelt key and converts what the
-command line gives. Ranges and choices are checked afterwards, by `check_settings`. A part that is chosen by
+A schema has the keys, the types and the defaults, so that Hydra refuses a misspelled key and converts what
+the command line gives. Ranges and choices are checked afterward, by `check_settings`. A part chosen by
 name, and any dictionary, takes every key in Hydra; the check refuses wrong ones.
 """
 

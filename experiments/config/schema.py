@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from envs.disturbance import Disturbance
 from envs.evaluation.results import EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
-from envs.rollout import CONDITIONS
+from envs.rollout import INSTRUCTION_MODES
 from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
@@ -29,7 +29,7 @@ from vla.registry import Choices, Range, Registry, check_settings
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
-Condition = Annotated[str, Choices(*CONDITIONS), "what the policy is told"]
+InstructionMode = Annotated[str, Choices(*INSTRUCTION_MODES), "which instruction the policy is given"]
 FirstSeed = Annotated[int, Range(0), "of the first episode; the next have the next seeds"]
 ExecuteHorizon = Annotated[int, Range(1), "control periods from one inference to the next, at least"]
 NumThreads = Annotated[int, Range(1), "of one inference"]
@@ -49,8 +49,8 @@ class CollectSettings:
     extra_steps: Annotated[
         int, Range(0), "control periods recorded after success: what to do right at the goal"
     ] = 0
-    twin_share: Annotated[
-        float | None, Range(0, 1), "while recording, in place of the env's: more lessons in shapes"
+    recording_same_color_share: Annotated[
+        float | None, Range(0, 1), "same_color_share of env while recording; null: as in env"
     ] = None
     pixel_format: Annotated[
         str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
@@ -86,9 +86,9 @@ class ProcessorConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRunSettings(EvaluationSettings):
-    """How a policy is measured: each condition is an evaluation."""
+    """How a policy is measured: each instruction mode is an evaluation."""
 
-    conditions: Annotated[list[Condition], "each is an evaluation"]
+    instruction_modes: Annotated[list[InstructionMode], "each is an evaluation"]
     device: Annotated[str, Choices("auto", "cpu", "cuda"), "for checkpoints; a bundle runs on the CPU"] = (
         "auto"
     )
@@ -161,7 +161,7 @@ class CompareRun(Program):
 
     a: Annotated[str, "an evaluation"]
     b: Annotated[str, "the evaluation to compare it with"]
-    condition: Condition = "right"
+    instruction_mode: InstructionMode = "original"
 
 
 @dataclass(kw_only=True)
@@ -169,7 +169,7 @@ class SweepTableRun(Program):
     """`python -m experiments.sweep_table`."""
 
     runs: Annotated[list[str], "directories of runs, or of sweeps; the first run is the one to beat"]
-    condition: Condition = "right"
+    instruction_mode: InstructionMode = "original"
 
 
 @dataclass(kw_only=True)

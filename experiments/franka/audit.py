@@ -31,7 +31,7 @@ class SetpointAudit:
     measured_speed: float
     range_margin_rad: float  # of the measured joints from the ends of their ranges, the least
     abrupt_ends: int  # motions that began or ended at speed
-    lost: int  # milliseconds of motions in which the arm was told nothing, as happens on a busy machine,
+    lost: int  # milliseconds of motions in which the arm received no command, as happens on a busy machine,
     lost_in_a_row: int  # and the most of them in a row
 
     @property

@@ -92,7 +92,7 @@ def fault_rows(faults: Sequence[Trial]) -> list[list[str]]:
 
 
 def fault_table(faults: Sequence[Trial]) -> str:
-    """Return the trials with faults as text, a line a kind."""
+    """Return the trials with faults as text, one line per kind."""
     return format_table(FAULT_HEADER, fault_rows(faults))
 
 
@@ -111,7 +111,7 @@ def report(results: Mapping[str, Any], trials: Sequence[Trial], faults: Sequence
 `{results["command"]}`
 
 {results["machine"]}; {versions}.
-Policy: {results["policy"]}. Time: {results["time"]}. Every trial is in the JSON file beside this page. No
+Policy: {results["policy"]}. Time: {results["time"]}. Every trial is in the JSON file next to this page. No
 real arm was tried.
 
 ## Trials

@@ -1,4 +1,4 @@
-"""A Franka arm for the programs that drive robots: built from configuration, standing in a mirrored scene."""
+"""A Franka arm for the programs that drive robots: built from configuration, placed in a live view."""
 
 import contextlib
 import time
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from envs.registry import make_env
 from envs.tabletop.arm import HOME_JOINTS
 from envs.tabletop.env import TabletopEnv
-from envs.tabletop.mirror import TabletopMirror
+from envs.tabletop.live_view import LiveView
 from experiments.config.robot import RobotSetup
 from policies.robots.franka import Following, FrankaRobot
 from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
@@ -27,8 +27,8 @@ _POLL_S = 0.001
 class FrankaInScene:
     """A `Robot` with a task: the arm, and the scene that gives an instruction and judges it."""
 
-    def __init__(self, *, robot: FrankaRobot, mirror: TabletopMirror) -> None:
-        self._robot, self._mirror = robot, mirror
+    def __init__(self, *, robot: FrankaRobot, view: LiveView) -> None:
+        self._robot, self._view = robot, view
         self._judged_at = -float("inf")
 
     @property
@@ -39,17 +39,17 @@ class FrankaInScene:
     @property
     def instruction(self) -> str:
         """What the scene's episode asks for."""
-        return self._mirror.instruction
+        return self._view.instruction
 
     @property
     def success(self) -> bool:
         """Whether the goal has held as long as the task asks for."""
-        return self._mirror.success
+        return self._view.success
 
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to do."""
-        return self._mirror.success
+        return self._view.success
 
     def warm_up(self) -> None:
         """Draw once with every camera before time counts: the first picture takes long."""
@@ -60,7 +60,7 @@ class FrankaInScene:
         reading = self._robot.observe()
         if reading.state_stamp > self._judged_at:
             self._judged_at = reading.state_stamp
-            self._mirror.note_period()
+            self._view.note_period()
         return reading
 
     def command(self, action: Float32[np.ndarray, " action"]) -> None:
@@ -110,8 +110,8 @@ class FrankaSetup(RobotSetup):
             FrankyMissing: franky is not installed.
             FrankaFault: nobody answers, or the arm is in error.
         """
-        with open_mirror(env_config) as mirror, self.open_arm() as arm:
-            yield self.place_in_scene(arm=arm, mirror=mirror, seed=seed, clock=clock)
+        with open_live_view(env_config) as view, self.open_arm() as arm:
+            yield self.place_in_scene(arm=arm, view=view, seed=seed, clock=clock)
 
     def open_arm(self, *, on_setpoint: Callable[[Setpoint], None] | None = None) -> FrankyArm:
         """Connect to the arm.
@@ -130,32 +130,30 @@ class FrankaSetup(RobotSetup):
             on_setpoint=on_setpoint,
         )
 
-    def place_in_scene(
-        self, *, arm: FrankyArm, mirror: TabletopMirror, seed: int, clock: Clock
-    ) -> FrankaInScene:
+    def place_in_scene(self, *, arm: FrankyArm, view: LiveView, seed: int, clock: Clock) -> FrankaInScene:
         """Lay out the scene of a seed, bring the arm to its start with an open hand, and return the robot.
 
         Raises:
             FrankaFault: the arm is in error.
         """
-        start = mirror.begin(seed=seed)
+        start = view.begin(seed=seed)
         arm.grip(1.0)
         if self.go_to_start:
             arm.go_to(start)
             wait_at_rest(arm)
         robot = FrankaRobot(
-            spec=mirror.robot_spec,
+            spec=view.robot_spec,
             arm=arm,
-            cameras=mirror,
+            cameras=view,
             clock=clock,
             following=self.following,
         )
-        return FrankaInScene(robot=robot, mirror=mirror)
+        return FrankaInScene(robot=robot, view=view)
 
 
 @contextlib.contextmanager
-def open_mirror(env_config: Mapping[str, Any]) -> Iterator[TabletopMirror]:
-    """Build the scene that cameras are drawn from, and close it in the end.
+def open_live_view(env_config: Mapping[str, Any]) -> Iterator[LiveView]:
+    """Build the scene that cameras are drawn from, and close it finally.
 
     Raises:
         ValueError: the environment is no tabletop, or its task moves objects.
@@ -164,6 +162,6 @@ def open_mirror(env_config: Mapping[str, Any]) -> Iterator[TabletopMirror]:
     try:
         if not isinstance(env, TabletopEnv):
             raise ValueError(f"a Franka arm stands in a tabletop scene; this is {env_config['family']!r}")
-        yield TabletopMirror(env)
+        yield LiveView(env)
     finally:
         env.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.tabletop.mirror import TabletopMirror
+from envs.tabletop.live_view import LiveView
 from experiments.config.control_setup import RemoteForWorker, build_controller, drive
 from experiments.config.schema import FrankaTrialsRun
 from experiments.franka.audit import SetpointAudit, audit_setpoints, last_motion_s
@@ -42,7 +42,7 @@ class TrialSetup:
     run: FrankaTrialsRun
     robot: FrankaSetup
     arm: FrankyArm
-    mirror: TabletopMirror
+    view: LiveView
     clock: Clock
     setpoints: list[Setpoint]  # filled by the arm
 
@@ -125,7 +125,7 @@ def run_trial(
         FrankaFault: the arm is in error.
         ArmingRefused: the controller never became ready.
     """
-    robot = setup.robot.place_in_scene(arm=setup.arm, mirror=setup.mirror, seed=seed, clock=setup.clock)
+    robot = setup.robot.place_in_scene(arm=setup.arm, view=setup.view, seed=seed, clock=setup.clock)
     robot.warm_up()
     setup.setpoints.clear()
     injector = FaultInjector(inject if fault else lambda: None, arm=setup.arm, clock=setup.clock)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-COLOURS = ("#2457c5", "#d1741f", "#5b6472", "#1b8a5a", "#8a3ffc")
+COLORS = ("#2457c5", "#d1741f", "#5b6472", "#1b8a5a", "#8a3ffc")
 _WIDTH, _HEIGHT = 560, 280  # of the drawing, in SVG units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 16, 44
 _MAX_POINTS = 400
@@ -84,7 +84,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
         )
     for index, (_, line) in enumerate(lines):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        parts.append(f'<polyline points="{path}" stroke="{COLOURS[index % len(COLOURS)]}"/>')
+        parts.append(f'<polyline points="{path}" stroke="{COLORS[index % len(COLORS)]}"/>')
     middle_y = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(
         f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 6}">{html.escape(x_label)}</text>'
@@ -100,16 +100,16 @@ def _thousands(value: float) -> str:
 
 def _legend(names: Sequence[str]) -> str:
     items = (
-        f'<span><i style="background:{COLOURS[index % len(COLOURS)]}"></i>{html.escape(name)}</span>'
+        f'<span><i style="background:{COLORS[index % len(COLORS)]}"></i>{html.escape(name)}</span>'
         for index, name in enumerate(names)
     )
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def rate_bar(rate: float, low: float, high: float, *, colour: str, target: float | None = None) -> str:
+def rate_bar(rate: float, low: float, high: float, *, color: str, target: float | None = None) -> str:
     """Return a bar from 0 to 100 % with its interval as a whisker, and a mark at `target` if there is one."""
     mark = "" if target is None else f'<b style="left:{100 * target:.1f}%"></b>'
     return (
-        f'<div class="bar"><i style="width:{100 * rate:.1f}%;background:{colour}"></i>'
+        f'<div class="bar"><i style="width:{100 * rate:.1f}%;background:{color}"></i>'
         f'<u style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></u>{mark}</div>'
     )

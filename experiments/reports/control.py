@@ -106,7 +106,7 @@ class ControlSummary:
         }
 
 
-def summarise(recording: Recording) -> ControlSummary:
+def summarize(recording: Recording) -> ControlSummary:
     """Compute a run's numbers.
 
     Raises:
@@ -114,7 +114,7 @@ def summarise(recording: Recording) -> ControlSummary:
     """
     periods = recording.periods
     if not periods or "limits" not in recording.about:
-        raise ValueError("the recording has no periods, or its header lacks the limits; nothing to summarise")
+        raise ValueError("the recording has no periods, or its header lacks the limits; nothing to summarize")
     seconds = periods[-1].now - periods[0].now
     times = [1e3 * one.inference_s for one in periods if one.inference_s is not None]
     seam, inner = _target_jumps(recording)
@@ -298,7 +298,7 @@ def write_control_page(path: Path, recording: Recording, *, title: str, command:
     Raises:
         ValueError: there is nothing in the recording.
     """
-    summary = summarise(recording)
+    summary = summarize(recording)
     broken = len(summary.violations)
     sections: list[Section] = [
         Table(title="The run", header=["what", ""], rows=summary.rows()),

@@ -13,11 +13,11 @@ from typing import Protocol, runtime_checkable
 
 from envs.evaluation.results import Evaluation, VideoRecord
 from envs.evaluation.statistics import Interval, wilson_interval
-from experiments.reports.charts import COLOURS, Series, line_chart, rate_bar
+from experiments.reports.charts import COLORS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
 from vla.files import atomic_write_text
 
-_CONDITION_COLOURS = {"right": COLOURS[0], "swapped": COLOURS[1], "blank": COLOURS[2]}
+_MODE_COLORS = {"original": COLORS[0], "swapped": COLORS[1], "blank": COLORS[2]}
 
 
 @runtime_checkable
@@ -134,7 +134,7 @@ class Charts:
 class Success:
     """Success by task, a column for each evaluation, with Wilson 95 % intervals as whiskers.
 
-    `evaluations` maps a column's name ("right instruction", "bundle") to what it shows. `targets` maps the
+    `evaluations` maps a column's name ("original instruction", "bundle") to what it shows. `targets` maps the
     same names to the rate that was aimed at, if any.
     """
 
@@ -194,8 +194,8 @@ class Success:
         return self._bar(name, evaluation.mean_success_rate, interval, successes, episodes)
 
     def _bar(self, name: str, rate: float, interval: Interval, successes: int, episodes: int) -> str:
-        colour = _CONDITION_COLOURS[self.evaluations[name].plan.condition]
-        bar = rate_bar(rate, interval.low, interval.high, colour=colour, target=self.targets.get(name))
+        color = _MODE_COLORS[self.evaluations[name].plan.instruction_mode]
+        bar = rate_bar(rate, interval.low, interval.high, color=color, target=self.targets.get(name))
         counts = f"<small>{interval.in_percent()} &middot; {successes}/{episodes}</small>"
         return f"<td>{bar}<strong>{100 * rate:.0f} %</strong> {counts}</td>"
 
@@ -209,7 +209,7 @@ class Videos:
     note: str = ""
 
     def to_html(self) -> str:
-        """Return a card an episode: video, filmstrip, what was asked and how it ended."""
+        """Return one card per episode: video, filmstrip, instruction and outcome."""
         records = sorted(self.evaluation.videos, key=lambda record: record.success)
         if not records:
             return "<p>No episode was filmed.</p>"
@@ -221,7 +221,7 @@ def _card(run_dir: Path, record: VideoRecord) -> str:
     video = _embedded(run_dir / record.video, "video/mp4")
     strip = _embedded(run_dir / record.filmstrip, "image/jpeg")
     verdict = "success" if record.success else "failure"
-    told = html.escape(record.given_instruction or "(nothing)")
+    given = html.escape(record.given_instruction or "(nothing)")
     goal = (
         ""
         if record.given_instruction == record.instruction
@@ -230,7 +230,7 @@ def _card(run_dir: Path, record: VideoRecord) -> str:
     differs = "" if record.replay_agrees else " &middot; the replay ended differently"
     return (
         f'<article class="{verdict}"><video controls loop muted playsinline preload="metadata" src="{video}">'
-        f'</video><p><span class="badge">{verdict}</span> <q>{told}</q>{goal}</p>'
+        f'</video><p><span class="badge">{verdict}</span> <q>{given}</q>{goal}</p>'
         f'<p class="note">{html.escape(record.task)}, seed {record.seed}, {record.steps} steps{differs}</p>'
         f'<img alt="filmstrip of the episode" src="{strip}"></article>'
     )

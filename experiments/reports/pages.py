@@ -31,8 +31,8 @@ from experiments.reports.tables import markdown_table
 from vla.provenance import software_versions
 from vla.training.metrics import read_metrics
 
-RIGHT_TARGET, SWAPPED_TARGET = 0.90, 0.35  # the aims of the quickstart: at least, at most
-TASK_TARGET = 0.80  # of every task with its right instruction
+ORIGINAL_TARGET, SWAPPED_TARGET = 0.90, 0.35  # the aims of the quickstart: at least, at most
+TASK_TARGET = 0.80  # of every task with its original instruction
 
 
 def machine() -> str:
@@ -47,33 +47,33 @@ def percent(rate: float) -> str:
 
 
 def headlines(results: Mapping[str, Evaluation], *, with_aims: bool) -> list[Headline]:
-    """Return mean success under each condition; with the quickstart's aims if asked for."""
+    """Return mean success in each instruction mode; with the quickstart's aims if asked for."""
     tiles = []
-    for condition, evaluation in results.items():
+    for mode, evaluation in results.items():
         rate, interval = evaluation.mean_success_rate, evaluation.pooled_interval
         note = f"95 % interval {percent(interval.low)} to {percent(interval.high)}"
         met = None
-        if with_aims and condition == "right":
+        if with_aims and mode == "original":
             worst = min(summary.success_rate for summary in evaluation.tasks.values())
-            note = f"{note}; aim: at least {percent(RIGHT_TARGET)}, every task {percent(TASK_TARGET)}"
-            met = rate >= RIGHT_TARGET and worst >= TASK_TARGET
-        if with_aims and condition == "swapped":
+            note = f"{note}; aim: at least {percent(ORIGINAL_TARGET)}, every task {percent(TASK_TARGET)}"
+            met = rate >= ORIGINAL_TARGET and worst >= TASK_TARGET
+        if with_aims and mode == "swapped":
             note, met = f"{note}; aim: at most {percent(SWAPPED_TARGET)}", rate <= SWAPPED_TARGET
-        tiles.append(Headline(label=f"{condition} instruction", value=percent(rate), note=note, met=met))
+        tiles.append(Headline(label=f"{mode} instruction", value=percent(rate), note=note, met=met))
     return tiles
 
 
 def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
     """Return the success table and the videos."""
-    named = {f"{condition} instruction": evaluation for condition, evaluation in results.items()}
+    named = {f"{mode} instruction": evaluation for mode, evaluation in results.items()}
     note = (
-        "Swapped: the policy is told to do something else, with another object of the scene (in Meta-World: "
-        "another task); blank: it is told nothing. Success is always that of the original instruction, so "
-        "both should be low, except where the scene leaves only one thing to do."
+        "Swapped: the policy is given the instruction of another goal in the scene (in Meta-World: of "
+        "another task); blank: an empty one. Success is always that of the original instruction, so both "
+        "should be low, except where the scene leaves only one thing to do."
     )
     sections: list[Section] = [
         Success(title="Success", evaluations=named, targets={}, note=note if len(named) > 1 else ""),
-        Table(title="Runtime", header=["condition", "measured in"], rows=_road_rows(named)),
+        Table(title="Runtime", header=["instruction mode", "measured in"], rows=_road_rows(named)),
     ]
     sections += [
         Videos(title=f"Episodes, {name}", evaluation=evaluation, note="Failures first.")
@@ -94,7 +94,7 @@ def _road_rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
 
 
 def training_section(metrics_path: Path) -> Charts:
-    """Return loss and token accuracy over training steps, held-out values beside them."""
+    """Return loss and token accuracy over training steps, held-out values next to them."""
     rows = read_metrics(metrics_path)
 
     def series(name: str, key: str) -> Series:
@@ -154,7 +154,7 @@ def write_quickstart_page(
     """Write the report of a quickstart; `shortfall` says that its training was cut short, if it was."""
     minutes = sum(seconds.values()) / 60
     timings = [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]
-    by_name = {f"bundle, {condition} instruction": one for condition, one in bundle.items()}
+    by_name = {f"bundle, {mode} instruction": one for mode, one in bundle.items()}
     warning = [] if shortfall is None else [Text(title="Not trained to the end", paragraphs=[shortfall])]
     sections: list[Section] = [
         *warning,
@@ -247,7 +247,7 @@ def dry_lines(grouped: Cells) -> list[str]:
     return [
         f"{schedule} at {delay:g} ms: chunks ran dry {sum(row.dry for row in rows)} times, in "
         f"{sum(row.dry > 0 for row in rows)} of {len(rows)} episodes; "
-        f"{sum(row.end != 'IDLE' for row in rows)} were stopped for good"
+        f"{sum(row.end != 'IDLE' for row in rows)} were stopped permanently"
         for schedule, by_delay in grouped.items()
         for delay, rows in by_delay.items()
         if any(row.dry for row in rows)

@@ -1,6 +1,6 @@
 """Joint velocities for a twist of the hand, for an arm with a joint to spare.
 
-Damped least squares for the twist; the null motion of the seventh joint draws the arm towards a posture.
+Damped least squares for the twist; the null motion of the seventh joint draws the arm toward a posture.
 Joints slow down before they reach the end of their range.
 """
 

@@ -1,7 +1,7 @@
 """Time as the runtime sees it: seconds of a monotonic clock, and a way to wait until a moment.
 
 Every deadline of the runtime is taken from one injected clock, never from the date: setting the computer's
-date moves nothing. `SimulatedClock` moves only when it is told to, which makes experiments in simulated time
+date moves nothing. `SimulatedClock` moves only when it is advanced, which makes experiments in simulated time
 deterministic and tests instant. `Pacer` keeps a loop on its grid of periods and counts those that it missed.
 """
 

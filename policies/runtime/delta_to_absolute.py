@@ -69,7 +69,7 @@ class DeltaToAbsolute:
     def to_request(
         self, wanted: Float32[np.ndarray, " action"], position: Float64[np.ndarray, " action"]
     ) -> Float32[np.ndarray, " action"]:
-        """Return the action that leads from `position` towards what a converted chunk wants."""
+        """Return the action that leads from `position` toward what a converted chunk wants."""
         step = np.clip(wanted - position, self._low, self._high)
         return np.where(self._as_is, wanted, step).astype(np.float32)
 

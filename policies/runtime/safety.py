@@ -2,7 +2,7 @@
 
 The filter keeps the commanded motion of every channel and, always, a stop that leads from it to rest within
 all limits. A request passes unchanged if it keeps the limits and a stop from it exists; if not, the filter
-goes as far towards it as both allow. What is not finite, of the wrong shape or grossly out of range is
+goes as far toward it as both allow. What is not finite, of the wrong shape or grossly out of range is
 refused, and `hold` then follows the stop. By induction there is always a next command, and it never breaks
 a limit. It is no safety-rated component: a robot
 needs an independent emergency stop.
@@ -146,7 +146,7 @@ class SafetyFilter:
         """Return the command nearest to a request that keeps every limit, now and until rest.
 
         Args:
-            action: one number a channel; anything else is refused.
+            action: one number per channel; anything else is refused.
             state: what the robot measures, for the tracking error of delta channels.
 
         Raises:

@@ -2,7 +2,7 @@
 
 Loopback needs nothing. Any other address needs a token, and TLS unless the user says that the network is
 trusted. Tokens come from an environment variable or a file, are compared in constant time, and appear in no
-message. It knows nothing of protocols; `policies.serving.server` asks it once for every connection.
+message. `policies.serving.server` checks every connection once.
 """
 
 import hmac

@@ -103,9 +103,9 @@ class RemotePolicy:
             clock=clock,
             sleep=sleep,
         )
-        told = policy._connect_within(retry_s=within_s, give_up_s=within_s + open_timeout_s)
+        stated = policy._connect_within(retry_s=within_s, give_up_s=within_s + open_timeout_s)
         try:
-            policy._contract = agreed_contract(told, contract, expected_policy_id)
+            policy._contract = agreed_contract(stated, contract, expected_policy_id)
         except (ValueError, PolicyUnavailable):
             policy.close()
             raise
@@ -165,8 +165,8 @@ class RemotePolicy:
             PolicyUnavailable: nobody answered `within_s`, or another policy than before is served now.
         """
         self.close()
-        told = self._connect_within(retry_s=within_s, give_up_s=within_s)
-        if told is not None and told != self.contract:
+        stated = self._connect_within(retry_s=within_s, give_up_s=within_s)
+        if stated is not None and stated != self.contract:
             self.close()
             raise PolicyUnavailable(
                 "changed", f"{self._url} serves another policy than before; open it anew to accept that"

@@ -1,6 +1,6 @@
 """What a remote policy and its user agree on before the first request, and how the agreement is reached.
 
-A server of ours tells all of it in its metadata; openpi's own tells nothing, so the user does. It opens no
+Our server states all of it in its metadata; openpi's states nothing, so the user does. It opens no
 sockets.
 """
 
@@ -25,7 +25,7 @@ class PolicyUnavailable(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteContract:
-    """What both sides agree on: taken from the server's metadata, or told by the user for foreign servers."""
+    """What both sides agree on: from the server's metadata, or from the user for foreign servers."""
 
     robot_spec: RobotSpec
     action_horizon: int
@@ -37,10 +37,10 @@ class RemoteContract:
 
 
 def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
-    """Return what a server of ours says of itself; None for any other server.
+    """Return what our server states in its metadata; None for any other server.
 
     Raises:
-        ValueError: it says so in a form that we do not know.
+        ValueError: it is in an unknown form.
     """
     if metadata.get("server") != SERVER_NAME:
         return None
@@ -74,21 +74,21 @@ def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
 
 
 def agreed_contract(
-    told: RemoteContract | None, wanted: RemoteContract | None, expected_policy_id: str | None
+    stated: RemoteContract | None, wanted: RemoteContract | None, expected_policy_id: str | None
 ) -> RemoteContract:
-    """Return what the server told, or else what is wanted; where both speak they must agree on the robot.
+    """Return what the server stated, or else what is wanted; where both speak they must agree on the robot.
 
     Raises:
         PolicyUnavailable: neither says anything, or the policy is not the expected one.
         SpecMismatch: the two name different robots.
     """
-    contract = wanted if told is None else told
+    contract = wanted if stated is None else stated
     if contract is None:
         raise PolicyUnavailable(
             "foreign", "the server does not say what it serves; give a RemoteContract (robot, horizon, keys)"
         )
-    if told is not None and wanted is not None:
-        told.robot_spec.require_same(wanted.robot_spec, mine="the served policy", theirs="this client")
+    if stated is not None and wanted is not None:
+        stated.robot_spec.require_same(wanted.robot_spec, mine="the served policy", theirs="this client")
     if expected_policy_id is not None and contract.policy_id != expected_policy_id:
         raise PolicyUnavailable(
             "other_policy", f"the server serves bundle {contract.policy_id}, not {expected_policy_id}"

@@ -1,7 +1,7 @@
 """From the names that a client sends to the cameras, state and instruction of a bundle, and back.
 
 Every robot and benchmark names its observation keys differently, so the names are data. A map refuses what
-does not fit, and its errors say what came and what is wanted. It knows nothing of sockets or encodings.
+does not fit, and its errors say what came and what is wanted.
 """
 
 import unicodedata

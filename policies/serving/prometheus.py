@@ -1,7 +1,6 @@
 """A server's numbers as Prometheus reads them: its text format, version 0.0.4, and when to send it.
 
-Every latency is a histogram since the start, in seconds; percentiles are left to whoever reads. Knows no
-network and counts nothing itself.
+Every latency is a histogram since the start, in seconds; percentiles are left to whoever reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +32,10 @@ def prometheus_text(metrics: ServerMetrics, *, policy_id: str | None, is_ready: 
         *_single("uptime_seconds", "gauge", "Time since the server began.", uptime_s),
         *_single("connections_open", "gauge", "Sessions.", metrics.connections_open),
         *_single("connections_accepted_total", "counter", "Sessions begun.", counts["accepted"]),
-        *_labelled("connections_refused_total", "Connections refused.", "reason", metrics.refused),
+        *_labeled("connections_refused_total", "Connections refused.", "reason", metrics.refused),
         *_single("requests_received_total", "counter", "Observations that came.", counts["received"]),
         *_single("requests_answered_total", "counter", "Observations answered.", counts["answered"]),
-        *_labelled("request_errors_total", "Errors sent to clients.", "code", metrics.errors),
+        *_labeled("request_errors_total", "Errors sent to clients.", "code", metrics.errors),
         *_single("episodes_total", "counter", "Episodes that clients began.", counts["episodes"]),
     ]
     if policy_id is not None:
@@ -62,7 +61,7 @@ def _single(name: str, kind: str, text: str, value: int | float) -> list[str]:
     return [*_head(name, kind, text), _sample(name, {}, value)]
 
 
-def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> list[str]:
+def _labeled(name: str, text: str, label: str, values: Mapping[str, int]) -> list[str]:
     samples = [_sample(name, {label: key}, value) for key, value in sorted(values.items())]
     return [*_head(name, "counter", text), *samples]
 
@@ -72,8 +71,8 @@ def _head(name: str, kind: str, text: str) -> list[str]:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: int | float) -> str:
-    told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"vla_server_{name}{{{told}}} {value!r}" if told else f"vla_server_{name} {value!r}"
+    shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    return f"vla_server_{name}{{{shown}}} {value!r}" if shown else f"vla_server_{name} {value!r}"
 
 
 def _escaped(text: str) -> str:

@@ -1,11 +1,11 @@
-"""The two languages of the server: what a client's frame means, and how answers and errors are spelt.
+"""The two languages of the server: what a client's frame means, and how answers and errors are spelled.
 
 openpi: the server greets with one binary frame of metadata; then each binary frame is an observation and is
 answered by one binary frame with `actions`, or by a text frame, which clients raise as an error.
 vla-eval: every frame is a map of type, payload, seq and timestamp; hello and observation are answered with
 the same seq, an error with type `error`.
 
-An instance belongs to one connection. It knows nothing of sockets, threads or policies.
+An instance belongs to one connection.
 """
 
 import json

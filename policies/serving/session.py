@@ -2,8 +2,7 @@
 
 While one request is in inference one more may wait; a newer observation takes its place, and the older is
 answered with the error `superseded`. Every request has a deadline. What goes wrong is answered with a code
-and an id that the log has too; the connection stays usable. It knows nothing of HTTP, tokens or other
-sessions.
+and an id that the log has too; the connection stays usable.
 """
 
 import asyncio
@@ -141,7 +140,7 @@ class Session:
             await self._send_problem("superseded", "a newer observation came", seq=superseded.seq)
 
     async def _send(self, frame: str | bytes) -> None:
-        """Send, or cut off a client that does not read; whoever waits for its frames is told then."""
+        """Send, or cut off a client that does not read, which also ends the wait for its frames."""
         try:
             async with asyncio.timeout(self._backend.settings.send_timeout_s):
                 await self._connection.send(frame)
@@ -237,7 +236,7 @@ def checked_chunk(policy: Policy, chunks: Any) -> Float32[np.ndarray, "time acti
     """Return the only chunk of a batch of one.
 
     Raises:
-        BadChunk: it has another shape or dtype than the policy promised, or holds NaN or an infinity.
+        BadChunk: it has another shape or dtype than the policy's contract, or holds NaN or an infinity.
     """
     expected = (1, policy.action_horizon, len(policy.robot_spec.action))
     if not isinstance(chunks, np.ndarray) or chunks.dtype != np.float32 or chunks.shape != expected:

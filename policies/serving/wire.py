@@ -6,7 +6,7 @@
 
 The reader is our own: it takes one pass, counts every object against `WireLimits` before it makes it, hands
 out arrays as read-only views of the message, and knows an explicit list of dtypes; there is no pickle. It
-knows nothing of observations or sockets, and leaves compressed images packed (see wire_images.py).
+leaves compressed images packed (see wire_images.py).
 """
 
 import math
@@ -26,7 +26,7 @@ IMAGE_FORMATS = ("png", "jpeg")
 
 
 class Dialect(Enum):
-    """How arrays are spelt."""
+    """How arrays are spelled."""
 
     OPENPI = "openpi"
     VLA_EVAL = "vla-eval"
@@ -329,7 +329,7 @@ def _refuse_other_spellings(entries: dict[Any, Any], dialect: Dialect) -> None:
         name = key.decode("latin-1") if isinstance(key, bytes) else key
         if name in ("__ndarray__", "__npgeneric__", "__image__", "__ndarray_class__", "__numpy__"):
             raise WireError(
-                "dialect", f"an array is spelt with {_show(key)}; here arrays are {dialect.value}'s"
+                "dialect", f"an array is spelled with {_show(key)}; here arrays are {dialect.value}'s"
             )
     if {b"nd", b"kind"} & set(entries) or {"nd", "type", "kind", "data"} <= set(entries):
         raise WireError("dialect", "arrays of the msgpack-numpy package are not read; send openpi's form")

@@ -1,7 +1,7 @@
 """Images on their way from the wire to a policy: unpacking PNG and JPEG under limits, and resizing.
 
 The size is read from the file's own header and compared with what was announced before a pixel is
-decompressed. It knows nothing of cameras; `policies.serving.observation_map` does.
+decompressed.
 """
 
 import io

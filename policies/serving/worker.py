@@ -1,8 +1,8 @@
 """One thread in which all inference happens, so that a slow policy never blocks the event loop.
 
-Jobs run in the order in which they came. A job that is cancelled before its turn is dropped; one that runs
+Jobs run in the order in which they came. A job that is canceled before its turn is dropped; one that runs
 cannot be stopped, so its result is thrown away. The thread is a daemon: a policy that never returns does not
-keep the program from ending. It knows nothing of policies or requests.
+keep the program from ending.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ import numpy as np
 
 from vla.data.augment import ImageAugmentation
 
-AUGMENTATION = ImageAugmentation(max_shift=2, brightness=0.1, contrast=0.1, colour=0.1)
+AUGMENTATION = ImageAugmentation(max_shift=2, brightness=0.1, contrast=0.1, color=0.1)
 
 
 def a_batch() -> np.ndarray:
@@ -20,7 +20,7 @@ def test_the_same_generator_gives_the_same_frames_and_the_input_is_kept():
 
 
 def test_a_shift_moves_the_picture_by_at_most_its_pixels():
-    augmentation = ImageAugmentation(max_shift=2, brightness=0.0, contrast=0.0, colour=0.0)
+    augmentation = ImageAugmentation(max_shift=2, brightness=0.0, contrast=0.0, color=0.0)
     images = a_batch()
     changed = augmentation(images, np.random.default_rng(3))
     inner, found = np.s_[2:-2], []
@@ -32,13 +32,13 @@ def test_a_shift_moves_the_picture_by_at_most_its_pixels():
     assert len(set(found)) > 5
 
 
-def test_brightness_contrast_and_colour_change_each_frame_in_its_own_way():
+def test_brightness_contrast_and_color_change_each_frame_in_its_own_way():
     images = np.full((1, 6, 4, 4, 3), 128, dtype=np.uint8)
     images[..., :2, :] = 60
-    for name in ("brightness", "contrast", "colour"):
-        changes = {"brightness": 0.0, "contrast": 0.0, "colour": 0.0, name: 0.2}
+    for name in ("brightness", "contrast", "color"):
+        changes = {"brightness": 0.0, "contrast": 0.0, "color": 0.0, name: 0.2}
         changed = ImageAugmentation(max_shift=0, **changes)(images, np.random.default_rng(5))[0].astype(int)
         dark, light = changed[:, 0, 0], changed[:, 3, 3]
         assert len(np.unique(dark, axis=0)) > 3, f"{name} changed no frame, or all alike"
-        assert (dark == dark[:, :1]).all() == (name != "colour")
+        assert (dark == dark[:, :1]).all() == (name != "color")
         assert (len(np.unique(light - dark, axis=0)) == 1) == (name == "brightness")

@@ -59,15 +59,15 @@ def test_a_part_with_another_codec_header_is_not_accepted(tmp_path):
     joiner.finish()
 
 
-def test_colours_survive(tmp_path):
-    colours = [(200, 30, 30), (30, 160, 40), (30, 60, 200), (230, 200, 40), (0, 0, 0), (255, 255, 255)]
-    frames = [np.full((32, 48, 3), colour, np.uint8) for colour in colours]
+def test_colors_survive(tmp_path):
+    colors = [(200, 30, 30), (30, 160, 40), (30, 60, 200), (230, 200, 40), (0, 0, 0), (255, 255, 255)]
+    frames = [np.full((32, 48, 3), color, np.uint8) for color in colors]
     (tmp_path / "x.mp4").write_bytes(encode(frames))
     images = decode(tmp_path / "x.mp4", np.arange(6) / 20)
     assert np.abs(images.astype(int) - np.stack(frames)).max() <= 4
 
 
-def test_full_colour_resolution_keeps_small_coloured_things(tmp_path):
+def test_full_color_resolution_keeps_small_colored_things(tmp_path):
     frames = np.full((4, 32, 48, 3), 40, np.uint8)
     frames[:, 11:14, 21:24] = (220, 30, 30)
     errors = {}

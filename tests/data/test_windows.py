@@ -79,9 +79,9 @@ def test_instructions_are_merged(record, tmp_path):
     first, _ = record([2, 2], name="lift", root=tmp_path / "a")
     second, _ = record([2, 2], name="lift", root=tmp_path / "b", first=1)
     windows = open_windows([first, second], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
-    assert windows.instructions == [f"lift the {colour} cube" for colour in ("red", "green", "blue")]
-    colours = [text.split()[2] for text in windows.instruction_texts(np.arange(8))]
-    assert colours == ["red"] * 2 + ["green"] * 4 + ["blue"] * 2
+    assert windows.instructions == [f"lift the {color} cube" for color in ("red", "green", "blue")]
+    colors = [text.split()[2] for text in windows.instruction_texts(np.arange(8))]
+    assert colors == ["red"] * 2 + ["green"] * 4 + ["blue"] * 2
     assert windows.task_names == ["lift"]
 
 

@@ -123,7 +123,7 @@ def test_the_instruction_is_the_pandas_index_of_tasks(record):
     table = pq.read_table(root / "meta/tasks.parquet")
     assert table.to_pydict() == {
         "task_index": [0, 1, 2],
-        "task": [f"lift the {colour} cube" for colour in ("red", "green", "blue")],
+        "task": [f"lift the {color} cube" for color in ("red", "green", "blue")],
     }
     pandas = json.loads(table.schema.metadata[b"pandas"])
     assert pandas["index_columns"] == ["task"]

@@ -44,9 +44,9 @@ class PointEnv(ManipulationEnv):
 
     def _reset_scene(self, options):
         self.goals = np.round(self.np_random.uniform(0, 1, (2, 2)) * 255) / 255
-        self.colour = int(self.np_random.integers(2))
+        self.color = int(self.np_random.integers(2))
         self.position = self.np_random.uniform(0, 1, 2)
-        return f"go to {('red', 'blue')[self.colour]}"
+        return f"go to {('red', 'blue')[self.color]}"
 
     def _apply(self, action):
         if self.broken == "die" and self.seed == 7 and self.num_steps == 12:
@@ -55,7 +55,7 @@ class PointEnv(ManipulationEnv):
         self.position = self.position + action[:2]
 
     def _goal_holds(self):
-        return bool(np.linalg.norm(self.position - self.goals[self.colour]) < 0.05)
+        return bool(np.linalg.norm(self.position - self.goals[self.color]) < 0.05)
 
     def read_state(self):
         return self.position.astype(np.float32)
@@ -73,15 +73,15 @@ class PointEnv(ManipulationEnv):
         return frame
 
     def swapped_instruction(self):
-        return f"go to {('red', 'blue')[1 - self.colour]}"
+        return f"go to {('red', 'blue')[1 - self.color]}"
 
     def expert_action(self):
         if self.expert_fails and self.seed % 3 == 0:
             return np.zeros(3, np.float32)
-        return towards(self.goals[self.colour], self.position)
+        return toward(self.goals[self.color], self.position)
 
 
-def towards(goal, position):
+def toward(goal, position):
     return np.append(np.clip(goal - position, -0.05, 0.05), 1.0).astype(np.float32)
 
 
@@ -110,6 +110,6 @@ class PointPolicy:
         actions = []
         for _ in range(self.action_horizon):
             goal = goals[("red", "blue").index(told)] if told else position
-            actions.append(towards(goal, position))
+            actions.append(toward(goal, position))
             position = position + actions[-1][:2]
         return np.stack(actions)

@@ -1,4 +1,4 @@
-"""Demonstrations are reproducible by seed, labelled with what the expert meant, and in a fixed order."""
+"""Demonstrations are reproducible by seed, labeled with what the expert meant, and in a fixed order."""
 
 import numpy as np
 import pytest

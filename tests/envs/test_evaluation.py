@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import av
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from envs.evaluation.comparison import compare, format_comparison
 from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.evaluate import EvaluationMismatch, EvaluationPlan, evaluate
-from envs.evaluation.results import format_table, load_evaluation
+from envs.evaluation.results import folder_of_mode, format_table, load_evaluation
 from envs.workers import WorkerError
 from vla.files import DirectoryInUse, write_json_lines
 from vla.provenance import software_versions
@@ -86,8 +87,9 @@ def test_other_policies_and_other_plans_are_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(EvaluationMismatch, match="results of policy 'a', not 'b'; choose another directory"):
         run(tmp_path, policy_id="b")
-    with pytest.raises(EvaluationMismatch, match=r"(?s)another plan.*condition: 'right' there, 'blank' now"):
-        run(tmp_path, plan=plan_of(condition="blank"))
+    other_mode = r"(?s)another plan.*instruction_mode: 'original' there, 'blank' now"
+    with pytest.raises(EvaluationMismatch, match=other_mode):
+        run(tmp_path, plan=plan_of(instruction_mode="blank"))
     with pytest.raises(EvaluationMismatch, match=r"(?s)another plan.*execute_horizon: 5 there, 6 now"):
         run(tmp_path, plan=plan_of(execute_horizon=6))
     (tmp_path / "plan.json").unlink()
@@ -107,6 +109,31 @@ def test_an_evaluation_of_before_there_were_runtimes_continues(tmp_path):
     assert len(run(tmp_path).rows) == 12
     with pytest.raises(EvaluationMismatch, match="runtime: 'simulation' there, 'robot' now"):
         run(tmp_path, plan=plan_of(runtime="robot"))
+
+
+def test_an_evaluation_with_the_former_names_of_instruction_modes_continues(tmp_path):
+    run_dir = tmp_path / "right"
+    run(run_dir, plan=plan_of(episodes_per_task=2))
+    for name in ("plan.json", "episodes.jsonl"):
+        text = (
+            (run_dir / name).read_text().replace("instruction_mode", "condition").replace("original", "right")
+        )
+        (run_dir / name).write_text(text)
+    assert folder_of_mode(tmp_path, "original") == run_dir
+    assert folder_of_mode(tmp_path, "swapped") == tmp_path / "swapped"
+    assert {row.instruction_mode for row in load_evaluation(run_dir).rows} == {"original"}
+    assert len(run(run_dir).rows) == 12
+
+
+def test_plans_of_published_results_are_readable():
+    paths = sorted((Path(__file__).parents[2] / "experiments" / "results").rglob("*.json"))
+    stored = [json.loads(path.read_text())["plan"] for path in paths if '"condition"' in path.read_text()]
+    modes = [EvaluationPlan.from_json(plan).instruction_mode for plan in stored]
+    assert {mode: modes.count(mode) for mode in sorted(set(modes))} == {
+        "blank": 6,
+        "original": 10,
+        "swapped": 6,
+    }
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
@@ -159,7 +186,7 @@ def test_a_signal_leaves_a_usable_record(tmp_path, number):
 
 
 def test_failures_are_filmed_first_by_exact_replay(tmp_path):
-    plan = plan_of(condition="swapped", videos_per_task=3)
+    plan = plan_of(instruction_mode="swapped", videos_per_task=3)
     evaluation = run(tmp_path, plan=plan)
 
     failures = [row for row in evaluation.rows if not row.success]
@@ -179,8 +206,8 @@ def test_failures_are_filmed_first_by_exact_replay(tmp_path):
 
 
 def test_plans_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="condition is 'wrong'; choose from"):
-        plan_of(condition="wrong")
+    with pytest.raises(ValueError, match="instruction_mode is 'wrong'; choose from"):
+        plan_of(instruction_mode="wrong")
     with pytest.raises(ValueError, match="episodes_per_task is 0"):
         plan_of(episodes_per_task=0)
     with pytest.raises(ValueError, match="name at least one task"):
@@ -197,9 +224,9 @@ def test_versions_name_what_matters():
 
 def row_of(seed, success, **changes):
     values = {
-        "task": "lift", "seed": seed, "condition": "right", "instruction": "lift it", "level": "train",
-        "given_instruction": "lift it", "steps": 9, "success": success, "num_clipped": 0, "wall_s": 1.0,
-        "policy_id": "a", "versions": {},
+        "task": "lift", "seed": seed, "instruction_mode": "original", "instruction": "lift it",
+        "given_instruction": "lift it", "level": "train", "steps": 9, "success": success,
+        "num_clipped": 0, "wall_s": 1.0, "policy_id": "a", "versions": {},
     }  # fmt: skip
     return EpisodeRow(**(values | changes))
 
@@ -237,7 +264,7 @@ def test_policies_that_cannot_be_told_apart_are_called_so():
 def test_rows_that_are_no_pairs_are_refused():
     a = [row_of(1, True)]
     with pytest.raises(ValueError, match="no episode in common"):
-        compare(a, [row_of(1, True, condition="swapped")])
+        compare(a, [row_of(1, True, instruction_mode="swapped")])
     with pytest.raises(ValueError, match="another scene in B"):
         compare(a, [row_of(1, True, instruction="push it")])
     with pytest.raises(ValueError, match="occurs twice"):

@@ -73,7 +73,7 @@ def test_the_spec_is_that_of_the_simulation(drawer):
     assert (drawer.max_steps, drawer.metadata["render_fps"]) == (400, 80)
 
 
-def test_actions_are_metres_of_the_commanded_hand_and_a_closing_effort():
+def test_actions_are_meters_of_the_commanded_hand_and_a_closing_effort():
     env = small("pick-place")
     env.start_episode(seed=0)
     before = env._simulation.data.mocap_pos[0].copy()

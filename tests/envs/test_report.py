@@ -56,17 +56,17 @@ def outline(path):
 @pytest.fixture(scope="module")
 def evaluations(tmp_path_factory):
     found = {}
-    for condition in ("right", "swapped"):
+    for mode in ("original", "swapped"):
         plan = EvaluationPlan(
             env_configs={"point": {"task": "point"}},
             episodes_per_task=4,
             first_seed=20,
-            condition=condition,
+            instruction_mode=mode,
             execute_horizon=5,
             videos_per_task=2,
         )
-        run_dir = tmp_path_factory.mktemp(condition)
-        found[f"{condition} instruction"] = evaluate(
+        run_dir = tmp_path_factory.mktemp(mode)
+        found[f"{mode} instruction"] = evaluate(
             PointPolicy(), plan, run_dir=run_dir, policy_id="a", env_factory=FACTORY, show_progress=False
         )
     return found
@@ -79,7 +79,7 @@ def test_a_page_holds_everything_and_loads_nothing(evaluations, tmp_path):
         title="Quick <start>",
         headlines=[Headline(label="mean success", value="100 %", note="aim: 85 %", met=True)],
         sections=[
-            Success(title="Success", evaluations=evaluations, targets={"right instruction": 0.85}),
+            Success(title="Success", evaluations=evaluations, targets={"original instruction": 0.85}),
             Videos(title="Episodes", evaluation=evaluations["swapped instruction"]),
             Table(title="Parity", header=["check", "result"], rows=[["tokens", "64 of 64"]]),
             Commands(title="Commands", commands=[("make quickstart", "all of it")]),
@@ -128,7 +128,7 @@ def test_ticks_span_the_range(low, high):
 
 
 def test_a_bar_shows_rate_interval_and_aim():
-    bar = rate_bar(0.9, 0.78, 0.96, colour="#000", target=0.85)
+    bar = rate_bar(0.9, 0.78, 0.96, color="#000", target=0.85)
     assert "width:90.0%" in bar
     assert "left:78.0%;width:18.0%" in bar
     assert "left:85.0%" in bar
@@ -137,7 +137,7 @@ def test_a_bar_shows_rate_interval_and_aim():
 def test_a_missing_video_is_an_error_and_keeps_the_old_page(evaluations, tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
-    gone = evaluations["right instruction"]
+    gone = evaluations["original instruction"]
     (gone.run_dir / gone.videos[0].video).unlink()
     with pytest.raises(FileNotFoundError):
         write_report(path, title="t", sections=[Videos(title="Episodes", evaluation=gone)])

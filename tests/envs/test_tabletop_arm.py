@@ -14,7 +14,7 @@ from envs.tabletop.arm import (
     TCP_OFFSET,
 )
 from envs.tabletop.control import (
-    LEASH_M,
+    MAX_TRACKING_ERROR_M,
     WORKSPACE_HIGH,
     WORKSPACE_LOW,
     angles_from_rotation,
@@ -86,7 +86,7 @@ def test_home_pose_lies_within_the_limits():
     assert (np.array(HOME_JOINTS) < PUBLISHED_HIGH).all()
 
 
-def test_gripper_opens_eight_centimetres():
+def test_gripper_opens_eight_centimeters():
     env = TabletopEnv(task="reach")
     env.start_episode(seed=0)
     action = np.zeros(7, np.float32)
@@ -123,7 +123,7 @@ def run_extreme_actions(seed, num_steps=60):
 def test_extreme_actions_stay_within_every_limit(seed):
     speeds, stretches, joints = run_extreme_actions(seed)
     assert (speeds <= PUBLISHED_SPEED).all(), (speeds.max(axis=0) / PUBLISHED_SPEED).round(2)
-    assert (stretches < LEASH_M + 0.03).all()  # the leash is set before the period, measured after
+    assert (stretches < MAX_TRACKING_ERROR_M + 0.03).all()  # limited before the period, measured after
     assert (joints >= PUBLISHED_LOW).all()
     assert (joints <= PUBLISHED_HIGH).all()
 

@@ -65,7 +65,7 @@ def test_instruction_is_unambiguous_and_swapped_names_another_goal(task):
     env = small(task)
     for seed in range(25):
         env.start_episode(seed=seed)
-        names = [thing.name for thing in env._stage.things]
+        names = [item.name for item in env._scene.objects]
         assert len(set(names)) == len(names)
         if task not in ("open_drawer", "close_drawer"):
             assert 3 <= len(names) <= 5
@@ -86,7 +86,7 @@ def test_wordings_are_enough_and_apart(task):
 def test_wording_is_chosen_by_config_or_option(lift):
     lift.reset(seed=3, options={"wording": "heldout"})
     heldout = {
-        words.format(object=thing.name) for words in HELDOUT_WORDINGS["lift"] for thing in lift._stage.things
+        words.format(object=item.name) for words in HELDOUT_WORDINGS["lift"] for item in lift._scene.objects
     }
     assert {lift.instruction, lift.swapped_instruction()} <= heldout
     lift.reset(seed=3)

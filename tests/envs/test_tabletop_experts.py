@@ -59,8 +59,8 @@ def test_following_another_instruction_is_no_success(task):
         other = next(goal for goal in goals if goal != asked)
         for _ in range(70):
             hand = env.hand()
-            env.advance(env._task.expert(env._stage, hand, other))
-            if env._task.is_reached(env._stage, hand, other):
+            env.advance(env._task.expert(env._scene, hand, other))
+            if env._task.is_reached(env._scene, hand, other):
                 assert not env._goal_holds()
 
 

@@ -1,4 +1,4 @@
-"""Randomised looks: held-out ones are outside of the training range, and layouts keep their distances."""
+"""Randomized looks: held-out ones are outside of the training range, and layouts keep their distances."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ import pytest
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.layout import draw_names, scatter
 from envs.tabletop.randomization import HELDOUT_TEXTURES, TRAIN_TEXTURES, apply_look
-from envs.tabletop.scene import COLOURS, SHAPES, build_model
+from envs.tabletop.scene import COLORS, SHAPES, build_model
 
 
 def looks(level, count=200):
-    """Draw looks; return texture names, table colours, light azimuths and strengths of the ambient light."""
+    """Draw looks; return texture names, table colors, light azimuths and strengths of the ambient light."""
     model = build_model()
     rng = np.random.default_rng(0)
     rows = []
@@ -32,12 +32,12 @@ def test_heldout_looks_never_occur_in_training():
     assert min(row[4] for row in train) > max(row[4] for row in heldout)  # light from the other side
 
 
-def test_no_randomisation_is_one_look():
+def test_no_randomization_is_one_look():
     assert len(set(looks("none", count=5))) == 1
 
 
-def test_there_are_six_colours_and_four_shapes():
-    assert len(COLOURS) >= 6
+def test_there_are_six_colors_and_four_shapes():
+    assert len(COLORS) >= 6
     assert len(SHAPES) >= 4
 
 
@@ -54,12 +54,12 @@ def test_impossible_layout_says_so():
         scatter(np.random.default_rng(0), count=5, low=(0.0, 0.0), high=(0.01, 0.01))
 
 
-def test_names_differ_mostly_in_colour_and_sometimes_in_shape_alone():
+def test_names_differ_mostly_in_color_and_sometimes_in_shape_alone():
     rng = np.random.default_rng(0)
-    scenes = [draw_names(rng, count=4, twin_share=0.2) for _ in range(300)]
+    scenes = [draw_names(rng, count=4, same_color_share=0.2) for _ in range(300)]
     assert all(len(set(names)) == 4 for names in scenes)
-    twins = np.mean([len({colour for colour, _ in names}) < 4 for names in scenes])
-    assert 0.2 < twins < 0.7
+    sharing = np.mean([len({color for color, _ in names}) < 4 for names in scenes])
+    assert 0.2 < sharing < 0.7
 
 
 def test_objects_stay_where_they_are_put():
@@ -67,8 +67,8 @@ def test_objects_stay_where_they_are_put():
     still = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
     for seed in range(6):
         env.start_episode(seed=seed)
-        before = [env._stage.object_position(thing.slot) for thing in env._stage.things]
+        before = [env._scene.object_position(item.slot) for item in env._scene.objects]
         for _ in range(20):
             env.advance(still)
-        after = [env._stage.object_position(thing.slot) for thing in env._stage.things]
+        after = [env._scene.object_position(item.slot) for item in env._scene.objects]
         np.testing.assert_allclose(before, after, atol=2e-3)

@@ -23,7 +23,7 @@ def evaluation(tasks, tmp_path, *, family="metaworld", episodes=4, failing=()):
         EpisodeRow(
             task=request.task,
             seed=request.seed,
-            condition="right",
+            instruction_mode="original",
             instruction="",
             given_instruction="",
             level="",
@@ -62,7 +62,7 @@ def test_every_telling_has_them(tmp_path):
     stored = json.loads(json.dumps(result.to_json()))["tiers"]
     assert list(stored) == [*TIERS, "mean"]
     assert stored["mean"]["success_rate"] == pytest.approx((3 + 21 / 24) / 4)
-    page = Success(title="Success", evaluations={"right": result}, targets={}).to_html()
+    page = Success(title="Success", evaluations={"original": result}, targets={}).to_html()
     assert "very hard (5 tasks)" in page
 
 

@@ -12,7 +12,7 @@ from program_fixtures import composed
 from envs.tabletop.env import TabletopEnv
 from experiments.config import cli
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
-from experiments.reports.control import summarise, write_control_page
+from experiments.reports.control import summarize, write_control_page
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
 from policies.runtime.states import State
 
@@ -58,7 +58,7 @@ def test_a_summary_counts_what_was_recorded(tmp_path):
     records[5] = record(5, clamps=["velocity:delta_x"], missed=2, events=["<b>odd</b>"])
     records[4] = record(4, target=[0.02, *ZEROS, 1.0])
     records[7] = record(7, missed=2, state="HOLD", reason="no action is left")
-    summary = summarise(recording(tmp_path, records))
+    summary = summarize(recording(tmp_path, records))
     assert (summary.periods, summary.chunks, summary.missed) == (8, 2, 2)
     assert summary.rate_hz == pytest.approx(20.0)
     assert summary.inference_ms == pytest.approx((40.0, 40.0, 40.0))
@@ -80,7 +80,7 @@ def test_times_to_hold_rest_and_stop_are_read_from_the_recording(tmp_path):
     records += [held(4, "HOLD", x=0.535), held(5, "HOLD", x=0.536), held(6, "HOLD", x=0.536)]
     records += [record(7), record(8)]  # it resumed
     records += [held(9, "HOLD", x=0.51), held(10, "HOLD", x=0.51), held(11, "STOPPED", x=0.51)]
-    summary = summarise(recording(tmp_path, records))
+    summary = summarize(recording(tmp_path, records))
     assert summary.reactions.to_hold_s == pytest.approx([0.05, 0.05])
     assert summary.reactions.to_rest_s == pytest.approx([0.15, 0.10])
     assert summary.reactions.to_stop_s == pytest.approx([0.15])
@@ -94,10 +94,10 @@ def test_times_to_hold_rest_and_stop_are_read_from_the_recording(tmp_path):
 
 
 def test_a_run_that_never_held_and_one_that_was_armed_again_have_no_such_times(tmp_path):
-    summary = summarise(recording(tmp_path, [record(index) for index in range(4)]))
+    summary = summarize(recording(tmp_path, [record(index) for index in range(4)]))
     assert dict(summary.rows())["from the last action to hold, median / p90 / p99"] == "never"
     again = [record(0), held(1, "IDLE", x=0.5), held(2, "ARMED", x=0.5), held(3, "STOPPED", x=0.5)]
-    assert summarise(recording(tmp_path, again)).reactions.to_stop_s == []
+    assert summarize(recording(tmp_path, again)).reactions.to_stop_s == []
 
 
 def test_a_run_that_was_stopped_or_failed_ends_with_a_code_of_its_own():
@@ -132,7 +132,7 @@ def test_a_command_that_broke_a_limit_shows_in_the_page(tmp_path):
     records = [record(index) for index in range(8)]
     records[6] = record(6, commanded=[0.2, *ZEROS, 1.0], events=["<script>alert(1)</script>"])
     written = recording(tmp_path, records)
-    assert {one.kind for one in summarise(written).violations} >= {"velocity", "acceleration"}
+    assert {one.kind for one in summarize(written).violations} >= {"velocity", "acceleration"}
     write_control_page(
         tmp_path / "report.html", written, title="a run", command="python -m experiments.control"
     )

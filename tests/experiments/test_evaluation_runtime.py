@@ -12,7 +12,7 @@ from envs.registry import make_env
 from experiments.config import schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
-from experiments.evaluate import evaluate_conditions
+from experiments.evaluate import evaluate_instruction_modes
 from experiments.reports.pages import write_evaluation_page
 from policies.runtime.limits import audit
 
@@ -47,7 +47,7 @@ def run():
         overrides = [
             "path=none",
             f"evaluation.episodes_per_task={NUM_EPISODES}",
-            "evaluation.conditions=[right]",
+            "evaluation.instruction_modes=[original]",
         ]
         overrides += ["env.level=none", "env.image_size=32", "evaluation.videos_per_task=0"]
         return schema.typed(compose("evaluate", overrides), schema.ROOTS.get("evaluate"))
@@ -65,14 +65,14 @@ def evaluated(run, env, tmp_path_factory):
     def evaluate(runtime, safety=True):
         directory = tmp_path_factory.mktemp(runtime)
         settings = dataclasses.replace(run.evaluation, runtime=runtime, safety=safety)
-        return evaluate_conditions(
+        return evaluate_instruction_modes(
             Restless(env.robot_spec),
             policy_id="restless",
             env=run.env,
             tasks=TASKS,
             settings=settings,
             run_dir=directory,
-        )["right"]
+        )["original"]
 
     return {
         "simulation": evaluate("simulation"),
@@ -132,7 +132,7 @@ def test_results_and_page_say_which_road_a_number_was_measured_on(evaluated, tmp
     }
     for name, words in (("simulation", "executed as predicted"), ("robot", "safety filter, as on an arm")):
         page = tmp_path / f"{name}.html"
-        write_evaluation_page(page, {"right": evaluated[name]}, title=name, command="evaluate")
+        write_evaluation_page(page, {"original": evaluated[name]}, title=name, command="evaluate")
         assert words in page.read_text()
 
 

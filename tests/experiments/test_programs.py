@@ -61,7 +61,13 @@ def test_the_quickstart_does_everything_and_prints_where(quickstart):
 @pytest.mark.timeout(1200)
 def test_the_report_needs_no_other_file(quickstart):
     page = (quickstart[0] / "report.html").read_text()
-    for expected in ("right instruction", "swapped instruction", "blank instruction", "held-out", "Versions"):
+    for expected in (
+        "original instruction",
+        "swapped instruction",
+        "blank instruction",
+        "held-out",
+        "Versions",
+    ):
         assert expected in page
     assert 'src="data:video/mp4;base64,' in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -69,7 +75,7 @@ def test_the_report_needs_no_other_file(quickstart):
 
 @pytest.mark.timeout(1200)
 def test_results_name_policy_seeds_and_intervals(quickstart):
-    results = json.loads((quickstart[0] / "evaluation" / "right" / "results.json").read_text())
+    results = json.loads((quickstart[0] / "evaluation" / "original" / "results.json").read_text())
     assert results["complete"]
     assert results["plan"]["first_seed"] == 900000
     assert set(results["tasks"]["reach"]["interval"]) == {"low", "high"}
@@ -140,9 +146,9 @@ def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
 
 @pytest.mark.timeout(1200)
 def test_different_scenes_are_no_pairs(quickstart):
-    evaluation = open_evaluation(quickstart[0] / "evaluation", "right")
+    evaluation = open_evaluation(quickstart[0] / "evaluation", "original")
     require_same_scenes(evaluation, evaluation)
-    other = open_evaluation(quickstart[0] / "evaluation", "right")
+    other = open_evaluation(quickstart[0] / "evaluation", "original")
     other.plan.env_configs["reach"]["level"] = "heldout"
     with pytest.raises(ValueError, match=r"'level': \('none', 'heldout'\)"):
         require_same_scenes(evaluation, other)

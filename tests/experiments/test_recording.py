@@ -17,7 +17,7 @@ from vla.spec import SpecMismatch
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])
-def test_recordings_may_hold_more_twins_than_the_run_has(tmp_path, asked, wanted):
+def test_recordings_may_have_another_share_of_equal_colors_than_the_run(tmp_path, asked, wanted):
     env = {
         "family": "tabletop",
         "image_size": 16,
@@ -25,18 +25,27 @@ def test_recordings_may_hold_more_twins_than_the_run_has(tmp_path, asked, wanted
         "render_quality": "fast",
         "wording": "train",
         "level": "none",
-        "twin_share": 0.2,
+        "same_color_share": 0.2,
     }
     settings = CollectSettings(
         episodes_per_task=1,
         disturbance=Disturbance(),
-        twin_share=asked,
+        recording_same_color_share=asked,
         storage="image",
     )
     collection = Collection(root=tmp_path / "dataset", env=env, tasks=["reach", "lift"], collect=settings)
     collection.writer.close()
-    assert {config["twin_share"] for config in collection.configs.values()} == {wanted}
-    assert env["twin_share"] == 0.2
+    assert {config["same_color_share"] for config in collection.configs.values()} == {wanted}
+    assert env["same_color_share"] == 0.2
+
+
+def test_a_recording_under_a_former_name_of_a_setting_continues(tmp_path):
+    record_if_asked(tiny_run(tmp_path))
+    path = tmp_path / "meta" / "info.json"
+    path.write_text(path.read_text().replace("same_color_share", "twin_share"))
+    record_if_asked(tiny_run(tmp_path, "collect.episodes_per_task=2"))
+    assert Dataset(tmp_path).num_episodes == 2
+    assert "twin_share" in path.read_text()
 
 
 def tiny_run(dataset, *overrides):
@@ -61,7 +70,7 @@ def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
     other = tiny_run(tmp_path, "env.render_quality=fast", "env.cameras=[wrist]")
     with pytest.raises(ValueError, match=r"render_quality=full.*Give env\.render_quality=full"):
         require_pictures_of_evaluation(other, ["wrist"])
-    other.evaluation = dataclasses.replace(other.evaluation, conditions=[])
+    other.evaluation = dataclasses.replace(other.evaluation, instruction_modes=[])
     require_pictures_of_evaluation(other, ["wrist"])
 
 

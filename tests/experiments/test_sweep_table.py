@@ -13,7 +13,7 @@ from experiments.sweep_table import find_runs, overrides, read_rows, split_uneva
 def write_run(path, *, overrides, successes, cameras=("front",), episodes=4, finished=4):
     (path / ".hydra").mkdir(parents=True)
     (path / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))  # JSON is YAML
-    inside = path / "evaluation" / "right"
+    inside = path / "evaluation" / "original"
     inside.mkdir(parents=True)
     config = {"task": "reach", "cameras": list(cameras)}
     plan = EvaluationPlan(env_configs={"reach": config}, episodes_per_task=episodes, first_seed=10)
@@ -22,7 +22,7 @@ def write_run(path, *, overrides, successes, cameras=("front",), episodes=4, fin
         EpisodeRow(
             task="reach",
             seed=10 + k,
-            condition="right",
+            instruction_mode="original",
             instruction="go",
             given_instruction="go",
             level="none",
@@ -45,7 +45,7 @@ def test_each_run_says_what_it_changed_and_how_far_it_is_from_the_first(tmp_path
     write_run(tmp_path / "0", overrides=["seed=1", "out_dir=a"], successes=4)
     write_run(tmp_path / "1", overrides=["seed=2", "out_dir=b"], successes=1)
     write_run(tmp_path / "2", overrides=["model.backbone.depth=2"], successes=4)
-    rows = read_rows(find_runs([str(tmp_path)]), "right")
+    rows = read_rows(find_runs([str(tmp_path)]), "original")
     assert [row.changed for row in rows] == [
         "(the first)",
         "seed=2",
@@ -62,7 +62,7 @@ def test_each_run_says_what_it_changed_and_how_far_it_is_from_the_first(tmp_path
 def test_runs_that_saw_the_same_scenes_by_other_cameras_are_pairs(tmp_path):
     write_run(tmp_path / "0", overrides=[], successes=4)
     write_run(tmp_path / "1", overrides=["env.cameras=[front,side]"], successes=2, cameras=("front", "side"))
-    assert read_rows(find_runs([str(tmp_path)]), "right")[1].paired.difference == -0.5
+    assert read_rows(find_runs([str(tmp_path)]), "original")[1].paired.difference == -0.5
 
 
 def test_places_are_no_changes(tmp_path):
@@ -94,11 +94,11 @@ def test_a_sweep_that_is_going_on_has_a_table_of_what_is_there(tmp_path):
         (tmp_path / unfinished / ".hydra" / "overrides.yaml").write_text("[]")
     write_run(tmp_path / "4", overrides=["seed=4"], successes=3, finished=3)
     runs = find_runs([str(tmp_path)])
-    evaluated, waiting = split_unevaluated(runs, "right")
+    evaluated, waiting = split_unevaluated(runs, "original")
     assert [run.name for run in evaluated] == ["0", "2"]
     assert [run.name for run in waiting] == ["1", "3", "4"]
-    assert split_unevaluated(runs[1:], "right")[0] == runs[1:3]
+    assert split_unevaluated(runs[1:], "original")[0] == runs[1:3]
     with pytest.raises(FileNotFoundError, match="no evaluation"):
-        read_rows(split_unevaluated(runs[1:], "right")[0], "right")
+        read_rows(split_unevaluated(runs[1:], "original")[0], "original")
     with pytest.raises(ValueError, match="not finished: 3 of 4 episodes"):
-        read_rows(runs[-1:], "right")
+        read_rows(runs[-1:], "original")

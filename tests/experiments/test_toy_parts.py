@@ -25,7 +25,7 @@ TINY = [
     "trainer.batch_size=16",
     "trainer.log_every_steps=1",
     "trainer.num_threads=1",
-    "evaluation.conditions=[]",
+    "evaluation.instruction_modes=[]",
 ]
 SCENE = [
     *("model.backbone.width=16", "model.backbone.depth=1", "model.backbone.num_heads=2"),

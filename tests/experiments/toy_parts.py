@@ -214,8 +214,8 @@ class PointSource:
         )
 
     def _images(self, indices):
-        grey = (100 * (self.xs[indices] + 1)).astype(np.uint8)
-        return {"top": np.broadcast_to(grey[:, None, None, None, None], (len(indices), 1, 16, 16, 3)).copy()}
+        gray = (100 * (self.xs[indices] + 1)).astype(np.uint8)
+        return {"top": np.broadcast_to(gray[:, None, None, None, None], (len(indices), 1, 16, 16, 3)).copy()}
 
     def batch(self, indices, *, processor, requests, seed):
         actions, valid = self._chunks(indices), np.ones((len(indices), self.horizon), bool)

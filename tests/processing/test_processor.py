@@ -107,9 +107,14 @@ def test_committed_actions_become_bins_and_too_many_are_refused(processor, obser
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_processors_of_older_bundles_still_load(processor, version: int) -> None:
-    now = processor.to_json()
+@pytest.mark.parametrize("kind", ["uniform", "quantile"])
+def test_processors_of_older_bundles_still_load(
+    robot_spec, demonstrated_states, demonstrated_actions, kind: str, version: int
+) -> None:
+    now = fit(robot_spec, demonstrated_states, demonstrated_actions, codec=kind).to_json()
     codec = {key: value for key, value in now["codec"].items() if key != "action_horizon"}
+    if kind == "quantile":
+        codec["centres"] = codec.pop("centers")
     old = {
         "schema_version": version,
         "robot_spec": now["robot_spec"],

@@ -34,8 +34,8 @@ columns = st.lists(
 @given(columns, st.integers(2, 300))
 def test_bins_are_distinct_in_range_and_encode_back_to_themselves(values, num_bins: int) -> None:
     tokenizer = fit(values, num_bins=num_bins)
-    assert tokenizer.centres.shape == (1, num_bins)
-    assert (np.diff(tokenizer.centres) > 0).all()
+    assert tokenizer.centers.shape == (1, num_bins)
+    assert (np.diff(tokenizer.centers) > 0).all()
     bins = np.arange(num_bins)[:, None]
     actions = tokenizer.actions_of(bins)
     assert -1.0 <= actions.min() <= actions.max() <= 1.0
@@ -52,9 +52,9 @@ def test_limits_and_zero_are_exact_and_demonstrations_stay_in_their_own_range(va
 def test_a_demonstrated_value_is_reconstructed_within_half_the_gap_it_lies_in(values) -> None:
     tokenizer = fit(values)
     clipped = np.clip(values, -1.0, 1.0)
-    centres = tokenizer.centres[0].astype(np.float64)
-    right = np.clip(np.searchsorted(centres, clipped), 1, 255)
-    half_gap = (centres[right] - centres[right - 1]) / 2
+    centers = tokenizer.centers[0].astype(np.float64)
+    right = np.clip(np.searchsorted(centers, clipped), 1, 255)
+    half_gap = (centers[right] - centers[right - 1]) / 2
     assert (np.abs(round_trip(tokenizer, values) - clipped) <= half_gap + 1e-7).all()
 
 
@@ -62,7 +62,7 @@ def test_bins_of_continuous_demonstrations_have_nearly_equal_mass() -> None:
     values = np.clip(np.random.default_rng(0).normal(0, 0.2, 200_000), -0.999, 0.999)
     tokenizer = fit(values)
     counts = np.bincount(tokenizer.nearest_bins(values[:, None])[:, 0], minlength=256)
-    inner = np.sort(counts)[8:-8]  # but for the limits, zero, the extremes and their neighbours
+    inner = np.sort(counts)[8:-8]  # but for the limits, zero, the extremes and their neighbors
     assert inner.min() > 0.6 * values.size / 256, inner.min()
     assert inner.max() < 1.4 * values.size / 256, inner.max()
 
@@ -84,7 +84,7 @@ def test_a_gripper_that_is_only_open_or_closed_round_trips_exactly() -> None:
 def test_a_dimension_that_never_changes_round_trips_and_still_spans_the_range(constant: float) -> None:
     tokenizer = fit(np.full(500, constant))
     np.testing.assert_allclose(round_trip(tokenizer, [constant]), [constant], atol=1e-7)
-    assert np.diff(tokenizer.centres[0]).max() < 4 * 2 / 256
+    assert np.diff(tokenizer.centers[0]).max() < 4 * 2 / 256
 
 
 def test_saturated_deltas_get_bins_of_their_own_beside_the_dense_middle() -> None:
@@ -99,7 +99,7 @@ def test_saturated_deltas_get_bins_of_their_own_beside_the_dense_middle() -> Non
 def test_noise_far_below_a_bin_does_not_use_up_the_bins() -> None:
     values = np.random.default_rng(0).normal(0.2, 1e-7, 10_000)
     tokenizer = fit(values)
-    assert np.diff(tokenizer.centres[0]).min() >= 2 / 256 / 8 * 0.999
+    assert np.diff(tokenizer.centers[0]).min() >= 2 / 256 / 8 * 0.999
     np.testing.assert_allclose(round_trip(tokenizer, values), values, atol=1e-3)
 
 
@@ -136,7 +136,7 @@ def test_an_id_out_of_range_raises() -> None:
 
 
 @given(columns)
-def test_json_gives_back_the_same_centres(values) -> None:
+def test_json_gives_back_the_same_centers(values) -> None:
     tokenizer = fit(values)
     again = QuantileBinCodec.from_json(json.loads(json.dumps(tokenizer.to_json())))
-    np.testing.assert_array_equal(again.centres, tokenizer.centres)
+    np.testing.assert_array_equal(again.centers, tokenizer.centers)

@@ -8,9 +8,9 @@ from tokenizers import pre_tokenizers
 from vla.processing.text import TextTokenizer, normalize_instruction
 
 INSTRUCTIONS = [
-    f"{verb} the {colour} {shape}"
+    f"{verb} the {color} {shape}"
     for verb in ("push", "lift", "reach for", "pick up")
-    for colour in ("red", "green", "blue", "yellow")
+    for color in ("red", "green", "blue", "yellow")
     for shape in ("cube", "ball", "cylinder", "bowl")
 ]
 TOKENIZER = TextTokenizer.train(INSTRUCTIONS, vocab_size=512)
@@ -24,7 +24,7 @@ def test_any_text_encodes_and_decodes_to_its_normal_form(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters()))  # lone surrogates too, which have no UTF-8 bytes
-def test_normalising_twice_changes_nothing(text: str) -> None:
+def test_normalizing_twice_changes_nothing(text: str) -> None:
     once = normalize_instruction(text)
     assert normalize_instruction(once) == once
 

@@ -127,11 +127,11 @@ def test_one_bin_and_a_wrong_number_of_dimensions_are_refused() -> None:
 
 
 @given(ranges)
-def test_json_gives_back_the_same_centres(case) -> None:
+def test_json_gives_back_the_same_centers(case) -> None:
     low, high, num_bins = case
     one = codec(low=[low], high=[high], num_bins=num_bins)
     again = UniformBinCodec.from_json(json.loads(json.dumps(one.to_json())))
-    np.testing.assert_array_equal(again.centres, one.centres)
+    np.testing.assert_array_equal(again.centers, one.centers)
 
 
 def test_golden_ids() -> None:

@@ -13,7 +13,7 @@ from experiments.config import schema
 from experiments.config.schema import FrankaTrialsRun
 from experiments.config.simulation import env_configs
 from experiments.franka.processes import franky_sim
-from experiments.franka.scene import ArmClock, open_mirror
+from experiments.franka.scene import ArmClock, open_live_view
 from experiments.franka.trial import TrialSetup
 from experiments.franka_trials import TASK, run_faults, run_trials, shortcomings
 from policies.robots.franky_arm import wait_at_rest
@@ -33,22 +33,22 @@ def run():
 @pytest.fixture(scope="module")
 def setup(run):
     setpoints = []
-    with franky_sim() as address, open_mirror(env_configs(run.env, [TASK])[TASK]) as mirror:
+    with franky_sim() as address, open_live_view(env_configs(run.env, [TASK])[TASK]) as view:
         robot = dataclasses.replace(run.robot, address=address)
         with robot.open_arm(on_setpoint=setpoints.append) as arm:
             yield TrialSetup(
-                run=run, robot=robot, arm=arm, mirror=mirror, clock=ArmClock(arm), setpoints=setpoints
+                run=run, robot=robot, arm=arm, view=view, clock=ArmClock(arm), setpoints=setpoints
             )
 
 
-def test_the_hand_is_where_the_robot_says_to_a_millimetre(setup):
+def test_the_hand_is_where_the_robot_says_to_a_millimeter(setup):
     for turn in (0.0, 0.4, -0.5):
         setup.arm.go_to([turn, -0.4, 0.2, -2.2, 0.1, 1.9, 0.7])
         wait_at_rest(setup.arm)  # until then franky-sim reports the pose of the desired joints
         reading = setup.arm.read()
-        setup.mirror.show(reading.joints, reading.opening)
-        assert abs(setup.mirror.hand().position - reading.position).max() < 1e-3
-        assert abs(setup.mirror.rotation() - reading.rotation).max() < 2e-3
+        setup.view.show(reading.joints, reading.opening)
+        assert abs(setup.view.hand().position - reading.position).max() < 1e-3
+        assert abs(setup.view.rotation() - reading.rotation).max() < 2e-3
 
 
 def test_the_scripted_expert_reaches_the_named_object_within_every_limit(setup, tmp_path):

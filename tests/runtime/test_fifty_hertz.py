@@ -85,14 +85,14 @@ def recorded(tmp_path_factory):
 
 
 def test_a_command_goes_out_every_20_ms_within_limits_and_moves_the_arm(recorded):
-    recording, travelled = recorded
+    recording, traveled = recorded
     measured = measure(recording)
     assert measured["commands_due"] >= 200
     assert (measured["commands_missed"], measured["times_held"], measured["limits_broken"]) == (0, 0, 0)
     assert 0.0 < measured["jerk_share"] <= 1.0
     assert 0.0 < measured["sent_seam_jump_share"] <= 1.0
-    assert travelled > 0.05
-    assert measured["path_m"] > 0.8 * travelled
+    assert traveled > 0.05
+    assert measured["path_m"] > 0.8 * traveled
     assert shortcomings({**measured, "path_m": 1.0}, seconds=4.0) == []
 
 

@@ -27,7 +27,7 @@ SPEC = RobotSpec(
 )
 
 
-AUGMENTATION = ImageAugmentation(max_shift=1, brightness=0.1, contrast=0.1, colour=0.1)
+AUGMENTATION = ImageAugmentation(max_shift=1, brightness=0.1, contrast=0.1, color=0.1)
 HEAD_SETTINGS: dict[str, dict[str, float]] = {}
 
 
@@ -36,15 +36,15 @@ def record(root: Path) -> None:
     rng = np.random.default_rng(0)
     with DatasetWriter(root, robot_spec=SPEC, storage="image", extra_info={}) as writer:
         for episode in range(6):
-            colour = episode % 2
+            color = episode % 2
             for _ in range(7):
                 image = rng.integers(0, 60, size=(32, 32, 3), dtype=np.uint8)
-                image[..., colour] += 120
+                image[..., color] += 120
                 state = rng.uniform(-1, 1, size=2).astype(np.float32)
-                action = np.array([-0.1 * state[0] * (1 - 2 * colour), colour], dtype=np.float32)
+                action = np.array([-0.1 * state[0] * (1 - 2 * color), color], dtype=np.float32)
                 writer.add_frame({"front": image}, np.abs(state) * [1, 1], action)
             extra = {"seed": episode, "task_name": "toy", "success": True}
-            writer.save_episode(["go left", "go right"][colour], extra)
+            writer.save_episode(["go left", "go right"][color], extra)
 
 
 def make_windows(directory: Path) -> Windows:

@@ -1,4 +1,4 @@
-"""Image augmentation in numpy on uint8 frames: small shifts, brightness, contrast and colour balance.
+"""Image augmentation in numpy on uint8 frames: small shifts, brightness, contrast and color balance.
 
 It never mirrors, rotates or crops away: left must stay left, since instructions and actions speak of places.
 Every random number comes from the generator handed in, so a resumed run sees the same augmented frames.
@@ -24,7 +24,7 @@ class ImageAugmentation:
     max_shift: Annotated[int, Range(0), "largest shift [pixels]"]
     brightness: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
     contrast: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
-    colour: Annotated[float, Range(0, 1, open_high=True), "largest relative change of a channel"]
+    color: Annotated[float, Range(0, 1, open_high=True), "largest relative change of a channel"]
 
     def __post_init__(self) -> None:
         check_attributes(self, where="augmentation")
@@ -50,9 +50,9 @@ class ImageAugmentation:
         return out
 
     def _tables(self, count: int, rng: np.random.Generator) -> UInt8[np.ndarray, "count 3 256"]:
-        """Return look-up tables that apply brightness, contrast and colour balance to a channel's values."""
+        """Return look-up tables that apply brightness, contrast and color balance to a channel's values."""
         gain = 1.0 + self.contrast * rng.uniform(-1, 1, size=(count, 1, 1))
-        balance = 1.0 + self.colour * rng.uniform(-1, 1, size=(count, 3, 1))
+        balance = 1.0 + self.color * rng.uniform(-1, 1, size=(count, 3, 1))
         shift = 255.0 * self.brightness * rng.uniform(-1, 1, size=(count, 1, 1))
         values = np.arange(256)[None, None]
         return np.clip((values - 127.5) * gain * balance + 127.5 + shift, 0, 255).astype(np.uint8)

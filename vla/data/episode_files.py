@@ -1,7 +1,7 @@
 """Writes the data, video and episode files of a LeRobotDataset v3, rolling over to new ones as LeRobot does.
 
 Data files roll at 100 MB, video files at 200 MB, always between episodes; a row group holds one episode.
-Encoding is over at this point; video packets are copied. It knows nothing of what makes the result durable.
+Encoding is over at this point; video packets are copied.
 """
 
 from pathlib import Path

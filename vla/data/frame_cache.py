@@ -1,7 +1,7 @@
 """Frames decoded once, into memory-mapped uint8 files: what makes a training sample cost microseconds.
 
 A cache lies in a directory named by the content hash of its dataset, which is computed again at every
-opening, so a cache can never be stale: another dataset has another name. It is built beside its place and
+opening, so a cache can never be stale: another dataset has another name. It is built next to its place and
 renamed when complete. Sizes and a sample of checksums are verified at every opening; a damaged cache is built
 again.
 """

@@ -1,8 +1,7 @@
 """Opens LeRobotDataset v3, ours or LeRobot's: numbers as arrays loaded once, frames decoded on demand.
 
 Everything is checked when it is opened, so a damaged dataset fails before a training run starts. Quantiles
-are recomputed, as those in LeRobot's stats.json are averages over episodes. It knows nothing about windows or
-batches.
+are recomputed, as those in LeRobot's stats.json are averages over episodes.
 """
 
 import hashlib
@@ -156,7 +155,7 @@ class Dataset:
         ]
 
     def _read_video(self, camera: str, start: int, images: np.ndarray) -> None:
-        """Fill `images`; neighbouring episodes in one file are decoded in one pass."""
+        """Fill `images`; neighboring episodes in one file are decoded in one pass."""
         offsets = self.episodes[f"videos/{camera_key(camera)}/from_timestamp"].to_numpy()
         paths = self._videos[camera]
         stop = start + len(images)
@@ -234,7 +233,7 @@ def _refuse_unfinished(root: Path, total_episodes: int) -> None:
 
 
 def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) -> RobotSpec:
-    """Return the robot spec, which a dataset of ours stores and a foreign one must be given."""
+    """Return the robot spec, which our datasets store and a foreign one must be given."""
     stored = RobotSpec.from_json(info["vla"]["robot_spec"]) if "vla" in info else None
     if stored is not None and given is not None:
         given.require_same(stored, mine="the given robot spec", theirs=f"dataset {root}")

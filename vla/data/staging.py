@@ -131,5 +131,5 @@ def _read_row(path: Path, columns: list[str] | None) -> dict[str, Any]:
     except (pa.ArrowException, OSError, IndexError) as error:
         raise DatasetError(
             f"recorded episode {path} is damaged ({error}); delete it and every episode-*.parquet with a "
-            "higher number beside it, then resume the recording"
+            "higher number next to it, then resume the recording"
         ) from error

@@ -32,7 +32,7 @@ def numeric_stats_json(values: Shaped[np.ndarray, "frames dims"]) -> dict[str, A
 
 
 def image_histogram(frame: UInt8[np.ndarray, "h w 3"]) -> Int64[np.ndarray, "3 256"]:
-    """Count how often each value occurs in each colour channel."""
+    """Count how often each value occurs in each color channel."""
     return np.stack([np.bincount(frame[..., channel].ravel(), minlength=256) for channel in range(3)])
 
 

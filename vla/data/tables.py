@@ -113,7 +113,7 @@ def check_features(root: Path, info: dict[str, Any], spec: RobotSpec) -> None:
 
 
 def read_episodes(root: Path, total_episodes: int) -> pa.Table:
-    """Return meta/episodes without its statistics, one row an episode, in order.
+    """Return meta/episodes without its statistics, one row per episode, in order.
 
     Raises:
         DatasetError: files or rows are missing.

@@ -1,6 +1,6 @@
 """Training windows: for a moment of a demonstration, the frames and state then and the actions that follow.
 
-Gathering is vectorised numpy over arrays in memory and memory-mapped frames; nothing is decoded here, and
+Gathering is vectorized numpy over arrays in memory and memory-mapped frames; nothing is decoded here, and
 torch is not needed. Several datasets of one robot count as one.
 """
 

@@ -40,7 +40,7 @@ PNG_COMPRESS_LEVEL = 1
 
 
 class DatasetWriter:
-    """Writes one dataset; `add_frame` for every control period, then `save_episode`, in the end `close`.
+    """Writes one dataset; `add_frame` for every control period, then `save_episode`, finally `close`.
 
     Args:
         root: directory of the dataset; a new one, an empty one, or one that this class began.
@@ -49,7 +49,7 @@ class DatasetWriter:
         extra_info: JSON-ready facts for people and programs, such as env config and render settings.
         crf: x264 quality, 0 (lossless) to 51; for video storage.
         keyframe_interval: a key frame at least every so many frames; 2 as in LeRobot.
-        pixel_format: ``"yuv420p"`` as in LeRobot, which blurs colours by two pixels, or ``"yuv444p"``, which
+        pixel_format: ``"yuv420p"`` as in LeRobot, which blurs colors by two pixels, or ``"yuv444p"``, which
             does not: at 96 px the worst 1 % of values is then off by 10 levels instead of 25.
 
     Raises:

@@ -82,8 +82,8 @@ def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:
         raise ValueError(f"width {width} is no multiple of 4, as positions in rows and columns need")
     num_waves = width // 4
     frequencies = torch.pi * torch.logspace(0, 1, num_waves, base=side / 2) / 2
-    centres = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
-    angles = centres[:, None] * frequencies
+    centers = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
+    angles = centers[:, None] * frequencies
     line = torch.cat((angles.sin(), angles.cos()), dim=-1)
     rows = line[:, None].expand(side, side, -1)
     columns = line[None].expand(side, side, -1)

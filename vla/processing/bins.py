@@ -17,39 +17,39 @@ class BinCodec:
     """One bin per action of a chunk: `bins`, int64 [batch time action] with ids in [0, num_bins).
 
     Attributes:
-        centres: float32 [action bin], strictly increasing along the bins, in the units of the actions.
+        centers: float32 [action bin], strictly increasing along the bins, in the units of the actions.
         action_horizon: control periods in a chunk.
     """
 
-    def __init__(self, *, centres: Float[np.ndarray, "action bin"], action_horizon: int) -> None:
+    def __init__(self, *, centers: Float[np.ndarray, "action bin"], action_horizon: int) -> None:
         if action_horizon < 1:
             raise ValueError(f"action_horizon is {action_horizon}; a chunk has at least one action")
         self.action_horizon = action_horizon
-        self.centres = np.asarray(centres, dtype=np.float32)
-        if self.centres.shape[0] < 1 or self.centres.shape[1] < 2:
+        self.centers = np.asarray(centers, dtype=np.float32)
+        if self.centers.shape[0] < 1 or self.centers.shape[1] < 2:
             raise ValueError(
-                f"bin centres have shape {self.centres.shape}; at least 1 dimension and 2 bins are needed"
+                f"bin centers have shape {self.centers.shape}; at least 1 dimension and 2 bins are needed"
             )
-        increasing = np.isfinite(self.centres).all(axis=1) & (np.diff(self.centres, axis=1) > 0).all(axis=1)
+        increasing = np.isfinite(self.centers).all(axis=1) & (np.diff(self.centers, axis=1) > 0).all(axis=1)
         if not increasing.all():
             dimension = int(np.flatnonzero(~increasing)[0])
             raise ValueError(
-                f"the bin centres of action dimension {dimension} are not finite and increasing in float32"
+                f"the bin centers of action dimension {dimension} are not finite and increasing in float32"
             )
-        wide = self.centres.astype(np.float64)
+        wide = self.centers.astype(np.float64)
         self._edges: Float64[np.ndarray, "action bin-1"] = (wide[:, :-1] + wide[:, 1:]) / 2
         self._rows = np.arange(self.action_dim)
-        self.centres.setflags(write=False)
+        self.centers.setflags(write=False)
 
     @property
     def action_dim(self) -> int:
         """Numbers in an action."""
-        return self.centres.shape[0]
+        return self.centers.shape[0]
 
     @property
     def num_bins(self) -> int:
         """Bins per action dimension."""
-        return self.centres.shape[1]
+        return self.centers.shape[1]
 
     def specs(self) -> Mapping[str, ArraySpec]:
         """Return the form of `bins`."""
@@ -116,7 +116,7 @@ class BinCodec:
                 f"action id {bins[(*position, dimension)]} at position {tuple(position)}, "
                 f"dimension {dimension} is outside [0, {self.num_bins}); hold the last command"
             )
-        return self.centres[self._rows, bins]
+        return self.centers[self._rows, bins]
 
     def committed_specs(self) -> Mapping[str, ArraySpec]:
         """Return the form of `committed`: bins, `NOTHING` from the first step on that is not committed."""
@@ -133,7 +133,7 @@ class BinCodec:
             ValueError: one of them is NaN or infinite.
         """
         given = np.arange(actions.shape[1]) < num_committed[:, None]
-        bins = self.nearest_bins(np.where(given[..., None], actions, self.centres[:, 0]))
+        bins = self.nearest_bins(np.where(given[..., None], actions, self.centers[:, 0]))
         return {"committed": np.where(given[..., None], bins, NOTHING)}
 
 

@@ -239,6 +239,9 @@ def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
     parts = ("max_text_tokens", "text_tokenizer", "action_tokenizer", "state_normalizer")
     require_keys(data, (*old, *parts), what="processor")
     text = {"kind": "text", "max_tokens": data["max_text_tokens"], "tokenizer": data["text_tokenizer"]}
+    codec = {**data["action_tokenizer"], "action_horizon": data["action_horizon"]}
+    if "centres" in codec:  # of the quantile codec
+        codec["centers"] = codec.pop("centres")
     return {
         "schema_version": SCHEMA_VERSION,
         "robot_spec": data["robot_spec"],
@@ -249,7 +252,7 @@ def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
             "text": text,
             "state": {"kind": "state", "normalizer": data["state_normalizer"]},
         },
-        "codec": {**data["action_tokenizer"], "action_horizon": data["action_horizon"]},
+        "codec": codec,
     }
 
 

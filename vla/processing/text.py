@@ -95,12 +95,12 @@ class TextTokenizer:
         return len(self._tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Return ids in [0, vocab_size) of the normalised text; a blank instruction gives none."""
+        """Return ids in [0, vocab_size) of the normalized text; a blank instruction gives none."""
         normalized = normalize_instruction(text)
         return list(self._tokenizer.encode(normalized).ids) if normalized else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the normalised text that the ids stand for."""
+        """Return the normalized text that the ids stand for."""
         return self._tokenizer.decode(list(ids)).removeprefix(" ")
 
     def to_json(self) -> dict[str, Any]:

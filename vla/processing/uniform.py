@@ -1,8 +1,8 @@
 """Evenly spaced action bins over the legal range, as in RT-1 (arXiv:2212.06817) and RT-2 (arXiv:2307.15818).
 
-Unlike RT-1, the outermost bins are centred on the limits themselves, and zero, where it lies between them,
-is a centre too: a delta of zero decodes to exactly zero (an idle axis does not creep), a gripper command of
-0 or 1 to exactly 0 or 1. See `evenly_spaced_centres` for the price, which is under one per cent of a bin.
+Unlike RT-1, the outermost bins are centered on the limits themselves, and zero, where it lies between them,
+is a center too: a delta of zero decodes to exactly zero (an idle axis does not creep), a gripper command of
+0 or 1 to exactly 0 or 1. See `evenly_spaced_centers` for the price, which is under one per cent of a bin.
 """
 
 import math
@@ -17,15 +17,15 @@ from vla.processing.checks import require_keys
 from vla.registry import Range
 
 
-def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:
-    """Return `num_bins` centres from `low` to `high`, both included, and zero when it lies between.
+def evenly_spaced_centers(*, low: float, high: float, num_bins: int) -> Float64[np.ndarray, " bin"]:
+    """Return `num_bins` centers from `low` to `high`, both included, and zero when it lies between.
 
     The spacing is (high - low) / (num_bins - 1), except that zero takes the place of the nearest inner
-    centre, and the two sides are then spaced evenly each for itself. With two bins there is no room for zero.
+    center, and the two sides are then spaced evenly each for itself. With two bins there is no room for zero.
 
-    >>> evenly_spaced_centres(low=-1.0, high=1.0, num_bins=6).round(3).tolist()
+    >>> evenly_spaced_centers(low=-1.0, high=1.0, num_bins=6).round(3).tolist()
     [-1.0, -0.667, -0.333, 0.0, 0.5, 1.0]
-    >>> evenly_spaced_centres(low=0.0, high=1.0, num_bins=5).tolist()
+    >>> evenly_spaced_centers(low=0.0, high=1.0, num_bins=5).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if not low < 0 < high or num_bins < 3:
@@ -37,7 +37,7 @@ def evenly_spaced_centres(*, low: float, high: float, num_bins: int) -> Float64[
 
 
 class UniformBinCodec(BinCodec):
-    """Gives each action dimension `num_bins` evenly spaced centres over [low, high].
+    """Gives each action dimension `num_bins` evenly spaced centers over [low, high].
 
     An in-range action is reconstructed within `half_bin`; the limits and zero exactly.
 
@@ -57,15 +57,15 @@ class UniformBinCodec(BinCodec):
         if num_bins < 2:
             raise ValueError(f"num_bins is {num_bins}; at least 2 are needed")
         rows = [
-            evenly_spaced_centres(low=float(a), high=float(b), num_bins=num_bins)
+            evenly_spaced_centers(low=float(a), high=float(b), num_bins=num_bins)
             for a, b in zip(self.low, self.high, strict=True)
         ]
-        super().__init__(centres=np.stack(rows), action_horizon=action_horizon)
+        super().__init__(centers=np.stack(rows), action_horizon=action_horizon)
 
     @property
     def half_bin(self) -> Float32[np.ndarray, " action"]:
         """Largest reconstruction error of an in-range action, in each dimension's unit."""
-        return np.diff(self.centres, axis=1).max(axis=1) / 2
+        return np.diff(self.centers, axis=1).max(axis=1) / 2
 
     @classmethod
     def fit(

@@ -1,7 +1,4 @@
-"""Where a run's numbers go: the `MetricSink` protocol, and a sink of JSON lines that is always there.
-
-Knows nothing of what the numbers mean.
-"""
+"""Where a run's numbers go: the `MetricSink` protocol, and a sink of JSON lines that is always there."""
 
 import math
 from collections.abc import Mapping

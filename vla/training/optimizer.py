@@ -1,7 +1,4 @@
-"""AdamW and Muon, a warm-up and cosine schedule, and an average of the weights.
-
-Knows nothing of batches, files or devices.
-"""
+"""AdamW and Muon, a warm-up and cosine schedule, and an average of the weights."""
 
 import math
 
@@ -74,7 +71,7 @@ class WeightAverage:
         }
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
+        """Move the average toward the model's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         for name, parameter in model.named_parameters():

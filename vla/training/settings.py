@@ -41,7 +41,7 @@ def out_of_time_message(num_samples: int, *, budget: int) -> str:
     """Return the message for a run whose time ended after `num_samples` of its `budget` of samples."""
     return (
         f"trainer.max_minutes ended this training after {num_samples:,} of {budget:,} samples. The success "
-        "that the recipe promises does not hold for it. To go on, run the same command with a larger "
+        "that the recipe documents does not hold for it. To go on, run the same command with a larger "
         "trainer.max_minutes, or with trainer.max_minutes=null"
     )
 

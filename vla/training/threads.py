@@ -1,6 +1,6 @@
 """Chooses between one thread and all of them by timing training steps, at the start and when things change.
 
-Threads wait for each other at every operator, so that beside one busy neighbor two threads can be four times
+Threads wait for each other at every operator, so that next to one busy neighbor two threads can be four times
 slower than one; on a quiet machine they are almost twice as fast. No work is lost on the question: the timed
 steps are steps of the training.
 """

@@ -9,16 +9,16 @@ from jaxtyping import Float32, Float64
 
 from envs.tabletop.experts import Grasp, Hand, wrapped
 from envs.tabletop.randomization import Level, draw_tint
-from envs.tabletop.stage import Stage
+from envs.tabletop.scene_state import SceneState
 
 MIN_GRASP_HEIGHT_M = 0.024  # of the point between the fingertips above the table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
-    """One thing that may be asked for: object and target are indices whose meaning the task knows."""
+    """One goal that an instruction may name: indices of object and target, whose meaning the task knows."""
 
-    thing: int = 0
+    object_slot: int = 0
     target: int = 0
 
 
@@ -31,31 +31,31 @@ class Start:
 
 
 class Task(abc.ABC):
-    """A kind of goal. Stateless: the scene is in `Stage`, the choice in `Goal`.
+    """A kind of goal. Stateless: the scene is in `SceneState`, the choice in `Goal`.
 
-    `twin_share` is that of the objects that take another's colour, so that the shape word matters.
+    `same_color_share` is the share of the objects that take another's color, so that the shape word matters.
     """
 
     name: ClassVar[str]
     max_steps: ClassVar[int]
 
-    def __init__(self, *, twin_share: float) -> None:
-        self.twin_share = twin_share
+    def __init__(self, *, same_color_share: float) -> None:
+        self.same_color_share = same_color_share
 
     @abc.abstractmethod
-    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
-        """Furnish a cleared stage and return every goal that may be asked for in it, at least two."""
+    def lay_out(self, scene: SceneState, rng: np.random.Generator, level: Level) -> list[Goal]:
+        """Furnish a cleared scene and return every goal that may be asked for in it, at least two."""
 
     @abc.abstractmethod
-    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+    def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Return what fills the instruction's template."""
 
     @abc.abstractmethod
-    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+    def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the goal is fulfilled right now."""
 
     @abc.abstractmethod
-    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+    def expert(self, scene: SceneState, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
         """Return the expert's action for the present state."""
 
     def draw_start(self, rng: np.random.Generator) -> Start:
@@ -66,33 +66,33 @@ class Task(abc.ABC):
 
 
 def add_objects(
-    stage: Stage,
+    scene: SceneState,
     rng: np.random.Generator,
     level: Level,
     names: list[tuple[str, str]],
     places: Float64[np.ndarray, "count 2"],
 ) -> None:
     """Stand objects at places, each turned a little."""
-    for (colour, shape), xy in zip(names, places, strict=True):
+    for (color, shape), xy in zip(names, places, strict=True):
         yaw = float(rng.uniform(-0.35, 0.35))
-        stage.add_object(colour=colour, shape=shape, xy=xy, yaw=yaw, tint=draw_tint(rng, level))
+        scene.add_object(color=color, shape=shape, xy=xy, yaw=yaw, tint=draw_tint(rng, level))
 
 
-def grasp_of(stage: Stage, slot: int) -> Grasp:
+def grasp_of(scene: SceneState, slot: int) -> Grasp:
     """Return how to grip an object: across it, as low as the fingers fit."""
-    form = stage.things[slot].form
-    middle = stage.object_position(slot)
+    form = scene.objects[slot].form
+    middle = scene.object_position(slot)
     height = max(form.half_height, MIN_GRASP_HEIGHT_M) - form.half_height
     symmetry = np.pi if form.size[0] != form.size[1] else np.pi / 2
-    yaw = wrapped(stage.object_yaw(slot), symmetry) if form.turns else 0.0
+    yaw = wrapped(scene.object_yaw(slot), symmetry) if form.turns else 0.0
     return Grasp(position=middle + np.array([0.0, 0.0, height]), yaw=yaw, width=form.width)
 
 
-def standing_grasp_height(stage: Stage, slot: int) -> float:
+def standing_grasp_height(scene: SceneState, slot: int) -> float:
     """Return how high above the table the fingers grip an object that stands on it [m]."""
-    return max(stage.things[slot].form.half_height, MIN_GRASP_HEIGHT_M)
+    return max(scene.objects[slot].form.half_height, MIN_GRASP_HEIGHT_M)
 
 
-def is_settled(stage: Stage, slot: int) -> bool:
+def is_settled(scene: SceneState, slot: int) -> bool:
     """Whether an object has been let go and lies still."""
-    return not stage.is_touched(slot) and stage.object_speed(slot) < 0.05
+    return not scene.is_touched(slot) and scene.object_speed(slot) < 0.05

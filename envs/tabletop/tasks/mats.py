@@ -8,8 +8,8 @@ from jaxtyping import Float32, Float64
 from envs.tabletop.experts import CLOSED, Hand, approach, carry, holds, move, retreat
 from envs.tabletop.layout import MIN_SPACING_M, draw_names, scatter, scatter_with_free_ways
 from envs.tabletop.randomization import Level, draw_tint
-from envs.tabletop.scene import COLOURS, MAT_HALF_SIZE, NUM_MATS
-from envs.tabletop.stage import Stage
+from envs.tabletop.scene import COLORS, MAT_HALF_SIZE, NUM_MATS
+from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import (
     Goal,
     Task,
@@ -24,16 +24,16 @@ _ON_TABLE_M = 0.015  # an object whose underside is below this stands on the tab
 BOWL = -1  # as a goal's target, instead of a mat's index
 
 
-def _is_on_mat(stage: Stage, slot: int, mat: int) -> bool:
-    position = stage.object_position(slot)
-    offset = np.abs(position - stage.mat_position(mat))[:2]
-    low = position[2] - stage.things[slot].form.half_height < _ON_TABLE_M
+def _is_on_mat(scene: SceneState, slot: int, mat: int) -> bool:
+    position = scene.object_position(slot)
+    offset = np.abs(position - scene.mat_position(mat))[:2]
+    low = position[2] - scene.objects[slot].form.half_height < _ON_TABLE_M
     return bool(low and (offset < MAT_HALF_SIZE).all())
 
 
-def _draw_mat_colours(rng: np.random.Generator, stage_names: list[tuple[str, str]], count: int) -> list[str]:
-    free = [colour for colour in COLOURS if colour not in {colour for colour, _ in stage_names}]
-    return [str(colour) for colour in rng.permutation(free)[:count]]
+def _draw_mat_colors(rng: np.random.Generator, stage_names: list[tuple[str, str]], count: int) -> list[str]:
+    free = [color for color in COLORS if color not in {color for color, _ in stage_names}]
+    return [str(color) for color in rng.permutation(free)[:count]]
 
 
 def _draw_receptacle_places(rng: np.random.Generator) -> Float64[np.ndarray, "2 2"]:
@@ -53,7 +53,7 @@ class Push(Task):
     max_steps: ClassVar[int] = 110
     shapes: ClassVar[tuple[str, ...]] = ("cube", "ball", "cylinder")
 
-    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+    def lay_out(self, scene: SceneState, rng: np.random.Generator, level: Level) -> list[Goal]:
         """Stand three objects between two mats.
 
         All of them are free to go to either mat, so that the layout does not give away which is meant.
@@ -71,35 +71,38 @@ class Push(Task):
                 clearance=_CLEARANCE_M,
             )
         names = self._draw_names(rng)
-        add_objects(stage, rng, level, names, places)
-        for colour, xy in zip(_draw_mat_colours(rng, names, NUM_MATS), mats, strict=True):
-            stage.add_mat(colour=colour, xy=xy, tint=draw_tint(rng, level))
-        return [Goal(thing=slot, target=mat) for slot in range(3) for mat in range(NUM_MATS)]
+        add_objects(scene, rng, level, names, places)
+        for color, xy in zip(_draw_mat_colors(rng, names, NUM_MATS), mats, strict=True):
+            scene.add_mat(color=color, xy=xy, tint=draw_tint(rng, level))
+        return [Goal(object_slot=slot, target=mat) for slot in range(3) for mat in range(NUM_MATS)]
 
     def _draw_names(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         while True:
-            names = draw_names(rng, count=3, twin_share=self.twin_share)
+            names = draw_names(rng, count=3, same_color_share=self.same_color_share)
             if all(shape in self.shapes for _, shape in names):
                 return names
 
-    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+    def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Name the object and the mat."""
-        return {"object": stage.things[goal.thing].name, "mat": f"{stage.mat_colours[goal.target]} mat"}
+        return {
+            "object": scene.objects[goal.object_slot].name,
+            "mat": f"{scene.mat_colors[goal.target]} mat",
+        }
 
-    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+    def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object stands with its middle over the mat."""
-        return _is_on_mat(stage, goal.thing, goal.target)
+        return _is_on_mat(scene, goal.object_slot, goal.target)
 
-    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+    def expert(self, scene: SceneState, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
         """Grasp across the object as if to lift it, then slide it over the table, wherever its mat is.
 
         The grasp is that of the other tasks, so one policy for several of them learns it once.
         """
-        grasp = grasp_of(stage, goal.thing)
+        grasp = grasp_of(scene, goal.object_slot)
         if not holds(hand, grasp):
             return approach(hand, grasp)
-        to_go = (stage.mat_position(goal.target) - stage.object_position(goal.thing))[:2]
-        height = standing_grasp_height(stage, goal.thing)
+        to_go = (scene.mat_position(goal.target) - scene.object_position(goal.object_slot))[:2]
+        height = standing_grasp_height(scene, goal.object_slot)
         return move(hand, np.array([*to_go, height - hand.position[2]]), gripper=CLOSED)
 
 
@@ -110,7 +113,7 @@ class Place(Task):
     max_steps: ClassVar[int] = 140
     bowl_share: ClassVar[float] = 0.5  # of the scenes that have the bowl and one mat instead of two mats
 
-    def lay_out(self, stage: Stage, rng: np.random.Generator, level: Level) -> list[Goal]:
+    def lay_out(self, scene: SceneState, rng: np.random.Generator, level: Level) -> list[Goal]:
         """Stand three objects between two mats, or between the bowl and a mat."""
         receptacles = _draw_receptacle_places(rng)
         has_bowl = bool(rng.random() < self.bowl_share)
@@ -122,44 +125,44 @@ class Place(Task):
             keep_off=tuple(receptacles),
             keep_off_distance=0.13,
         )
-        names = draw_names(rng, count=3, twin_share=self.twin_share)
-        add_objects(stage, rng, level, names, places)
+        names = draw_names(rng, count=3, same_color_share=self.same_color_share)
+        add_objects(scene, rng, level, names, places)
         targets: list[int] = []
-        colours = _draw_mat_colours(rng, names, NUM_MATS)
+        colors = _draw_mat_colors(rng, names, NUM_MATS)
         for i, xy in enumerate(receptacles):
             if has_bowl and i == 0:
-                stage.add_bowl(xy=xy)
+                scene.add_bowl(xy=xy)
                 targets.append(BOWL)
             else:
-                targets.append(stage.add_mat(colour=colours[i], xy=xy, tint=draw_tint(rng, level)))
-        return [Goal(thing=slot, target=target) for slot in range(3) for target in targets]
+                targets.append(scene.add_mat(color=colors[i], xy=xy, tint=draw_tint(rng, level)))
+        return [Goal(object_slot=slot, target=target) for slot in range(3) for target in targets]
 
-    def words(self, stage: Stage, goal: Goal) -> dict[str, str]:
+    def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Name the object and say where it belongs."""
-        where = "in the bowl" if goal.target == BOWL else f"on the {stage.mat_colours[goal.target]} mat"
-        return {"object": stage.things[goal.thing].name, "where": where}
+        where = "in the bowl" if goal.target == BOWL else f"on the {scene.mat_colors[goal.target]} mat"
+        return {"object": scene.objects[goal.object_slot].name, "where": where}
 
-    def _is_there(self, stage: Stage, goal: Goal) -> bool:
+    def _is_there(self, scene: SceneState, goal: Goal) -> bool:
         if goal.target != BOWL:
-            return _is_on_mat(stage, goal.thing, goal.target)
-        offset = stage.object_position(goal.thing) - stage.bowl_position()
-        low = offset[2] - stage.things[goal.thing].form.half_height < 0.028
+            return _is_on_mat(scene, goal.object_slot, goal.target)
+        offset = scene.object_position(goal.object_slot) - scene.bowl_position()
+        low = offset[2] - scene.objects[goal.object_slot].form.half_height < 0.028
         return bool(low and np.linalg.norm(offset[:2]) < 0.05)
 
-    def is_reached(self, stage: Stage, hand: Hand, goal: Goal) -> bool:
+    def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object lies there, still, let go."""
-        return self._is_there(stage, goal) and is_settled(stage, goal.thing)
+        return self._is_there(scene, goal) and is_settled(scene, goal.object_slot)
 
-    def expert(self, stage: Stage, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
+    def expert(self, scene: SceneState, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
         """Grasp, carry over, lower, let go, rise."""
-        grasp = grasp_of(stage, goal.thing)
-        target = stage.bowl_position() if goal.target == BOWL else stage.mat_position(goal.target)
-        to_go = (target - stage.object_position(goal.thing))[:2]
+        grasp = grasp_of(scene, goal.object_slot)
+        target = scene.bowl_position() if goal.target == BOWL else scene.mat_position(goal.target)
+        to_go = (target - scene.object_position(goal.object_slot))[:2]
         holding = holds(hand, grasp)
-        if self._is_there(stage, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.03):
+        if self._is_there(scene, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.03):
             return retreat(hand, width=grasp.width, to_go=to_go, height=0.17)
         if not holding:
             return approach(hand, grasp)
-        floor = standing_grasp_height(stage, goal.thing)
+        floor = standing_grasp_height(scene, goal.object_slot)
         height = floor + (0.034 if goal.target == BOWL else 0.006)
         return carry(hand, to_go=to_go, height=height, floor=floor, tolerance=0.015)

@@ -28,15 +28,15 @@ class BinLogits(nn.Module):
         self.log_width_bias = nn.Parameter(torch.full((dims,), -0.7))  # a width of half the range
         nn.init.normal_(self.residual.weight, std=0.002)
         nn.init.zeros_(self.residual.bias)
-        self.centres: Tensor
-        self.register_buffer("centres", torch.linspace(-1, 1, num_bins), persistent=False)
+        self.centers: Tensor
+        self.register_buffer("centers", torch.linspace(-1, 1, num_bins), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch dims bins"]:
         """Return the logits of each dimension."""
         wide = tokens.float()[..., None, :]  # products, not a Linear: autocast would round the mean to bf16
         mean = (wide * self.mean).sum(dim=-1) + self.mean_bias
         log_width = ((wide * self.log_width).sum(dim=-1) + self.log_width_bias).clamp(-4.5, 1.0)
-        distance = (self.centres - mean[..., None]) * torch.exp(-log_width)[..., None]
+        distance = (self.centers - mean[..., None]) * torch.exp(-log_width)[..., None]
         return self.residual(tokens).unflatten(-1, (self.dims, -1)) - 0.5 * distance.square()
 
     def of_one_dimension(self, tokens: Float[Tensor, "batch width"]) -> Float[Tensor, "batch bins"]:

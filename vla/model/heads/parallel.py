@@ -61,7 +61,7 @@ class ParallelHead(Head):
         queries = prefix.context + self.position.to(prefix.context.dtype)
         if committed is not None:
             known = (committed >= 0).to(queries.dtype)
-            features = fourier_features(self.bin_logits.centres[committed.clamp(min=0)])
+            features = fourier_features(self.bin_logits.centers[committed.clamp(min=0)])
             queries = queries + self.committed_tokenizer(features).to(queries.dtype) * known[..., :1]
         tokens, _ = backbone.extend(queries, prefix, causal=False)
         return self.bin_logits(tokens)

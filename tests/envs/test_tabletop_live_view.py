@@ -5,7 +5,7 @@ import pytest
 
 from envs.registry import make_env
 from envs.tabletop.arm import HOME_JOINTS
-from envs.tabletop.mirror import TabletopMirror
+from envs.tabletop.live_view import LiveView
 
 CONFIG = {"family": "tabletop", "image_size": 32, "level": "none", "cameras": ["exterior", "wrist"]}
 
@@ -35,66 +35,66 @@ FRANKY_SIM = (
 
 
 @pytest.fixture(scope="module")
-def mirror():
-    scene = TabletopMirror(make_env(CONFIG | {"task": "reach"}))
+def view():
+    scene = LiveView(make_env(CONFIG | {"task": "reach"}))
     yield scene
     scene.close()
 
 
 @pytest.mark.parametrize(("joints", "position", "x_axis", "z_axis"), FRANKY_SIM)
-def test_the_hand_is_where_franky_sim_says_to_a_millimetre(mirror, joints, position, x_axis, z_axis):
-    mirror.begin(seed=1)
-    mirror.show(np.array(joints), 1.0)
-    np.testing.assert_allclose(mirror.hand().position, position, atol=1e-4)
-    np.testing.assert_allclose(mirror.rotation()[:, 0], x_axis, atol=2e-4)
-    np.testing.assert_allclose(mirror.rotation()[:, 2], z_axis, atol=2e-4)
+def test_the_hand_is_where_franky_sim_says_to_a_millimeter(view, joints, position, x_axis, z_axis):
+    view.begin(seed=1)
+    view.show(np.array(joints), 1.0)
+    np.testing.assert_allclose(view.hand().position, position, atol=1e-4)
+    np.testing.assert_allclose(view.rotation()[:, 0], x_axis, atol=2e-4)
+    np.testing.assert_allclose(view.rotation()[:, 2], z_axis, atol=2e-4)
 
 
-def test_pictures_are_those_of_the_simulated_task(mirror):
-    start = mirror.begin(seed=7)
-    frames, stamps = mirror.frames(start, 1.0, stamp=3.0)
+def test_pictures_are_those_of_the_simulated_task(view):
+    start = view.begin(seed=7)
+    frames, stamps = view.frames(start, 1.0, stamp=3.0)
     assert stamps == {"exterior": 3.0, "wrist": 3.0}
     env = make_env(CONFIG | {"task": "reach"})
     env.start_episode(seed=7)
-    assert env.instruction == mirror.instruction
+    assert env.instruction == view.instruction
     for name in ("exterior", "wrist"):
         difference = np.abs(frames[name].astype(int) - env.render_camera(name).astype(int))
         assert difference.mean() < 0.5
     env.close()
 
 
-def test_an_arm_elsewhere_is_drawn_elsewhere(mirror):
-    start = mirror.begin(seed=7)
-    there, _ = mirror.frames(start, 1.0, stamp=0.0)
-    moved, _ = mirror.frames(start + np.array([0.3, 0, 0, 0, 0, 0, 0]), 0.0, stamp=0.1)
+def test_an_arm_elsewhere_is_drawn_elsewhere(view):
+    start = view.begin(seed=7)
+    there, _ = view.frames(start, 1.0, stamp=0.0)
+    moved, _ = view.frames(start + np.array([0.3, 0, 0, 0, 0, 0, 0]), 0.0, stamp=0.1)
     assert all((there[name] != moved[name]).any() for name in there)
-    assert mirror.hand().opening == 0.0
+    assert view.hand().opening == 0.0
 
 
-def test_the_expert_leads_a_hand_that_follows_exactly_to_the_goal(mirror):
-    start = mirror.begin(seed=3)
-    mirror.show(start, 1.0)
-    hand = mirror.hand()
-    way = mirror.expert_chunk(hand, horizon=60)[:, :3].sum(0)
+def test_the_expert_leads_a_hand_that_follows_exactly_to_the_goal(view):
+    start = view.begin(seed=3)
+    view.show(start, 1.0)
+    hand = view.hand()
+    way = view.expert_chunk(hand, horizon=60)[:, :3].sum(0)
     assert np.linalg.norm(way) > 0.05
-    assert np.abs(mirror.expert_chunk(hand, horizon=80)[60:, :3]).max() < 1e-3  # it has arrived
+    assert np.abs(view.expert_chunk(hand, horizon=80)[60:, :3]).max() < 1e-3  # it has arrived
 
 
-def test_success_is_held_for_five_periods_and_stays(mirror, monkeypatch):
-    mirror.begin(seed=3)
+def test_success_is_held_for_five_periods_and_stays(view, monkeypatch):
+    view.begin(seed=3)
     holds = iter([True] * 4 + [False] + [True] * 5 + [False])
-    monkeypatch.setattr(mirror._env, "goal_holds", lambda: next(holds))
+    monkeypatch.setattr(view._env, "goal_holds", lambda: next(holds))
     seen = []
     for _ in range(11):
-        mirror.note_period()
-        seen.append(mirror.success)
+        view.note_period()
+        seen.append(view.success)
     assert seen == [False] * 9 + [True] * 2
-    mirror.begin(seed=4)
-    assert not mirror.success
+    view.begin(seed=4)
+    assert not view.success
 
 
 def test_tasks_that_move_objects_are_refused():
     env = make_env(CONFIG | {"task": "lift"})
-    with pytest.raises(ValueError, match="mirrored scene 'lift'"):
-        TabletopMirror(env)
+    with pytest.raises(ValueError, match="task of a live view 'lift'"):
+        LiveView(env)
     env.close()

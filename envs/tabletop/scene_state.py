@@ -1,7 +1,7 @@
-"""Puts things on the table of a compiled scene, and says where they are now.
+"""Puts objects on the table of a compiled scene, and reads where they are.
 
-`Stage` owns the episode's view of the model: which slots hold what, with which colour. Everything it changes
-in the model is set anew by `clear`, so that an episode never depends on the one before. It knows no tasks.
+`SceneState` owns the part of the model that an episode changes: which slots hold what, with which color.
+`clear` sets all of it anew, so that an episode never depends on the one before.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 
 from envs.tabletop.arm import FINGER_JOINT_NAMES, OBJECT_BIT
 from envs.tabletop.scene import (
-    COLOURS,
+    COLORS,
     DRAWER_TRAVEL,
     HIDDEN_GROUP,
     NUM_DRAWERS,
@@ -26,21 +26,21 @@ from envs.tabletop.scene import (
 
 _SHOWN_GROUP = 1
 _MAT_HEIGHT = 0.001
-_MAT_SHADE = 0.82  # mats are a little darker than objects of the same colour
+_MAT_SHADE = 0.82  # mats are a little darker than objects of the same color
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Thing:
+class SceneObject:
     """An object on the table: the slot that holds it and the words that name it."""
 
     slot: int
-    colour: str
+    color: str
     shape: str
 
     @property
     def name(self) -> str:
         """How instructions call it, for example ``"red cube"``."""
-        return f"{self.colour} {self.shape}"
+        return f"{self.color} {self.shape}"
 
     @property
     def form(self) -> Shape:
@@ -48,14 +48,14 @@ class Thing:
         return SHAPES[self.shape]
 
 
-class Stage:
+class SceneState:
     """The movable part of the scene: objects, mats, bowl and drawers of this episode."""
 
     def __init__(self, *, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self.model, self.data = model, data
-        self.things: list[Thing] = []
-        self.mat_colours: list[str] = []
-        self.drawer_colours: list[str] = []
+        self.objects: list[SceneObject] = []
+        self.mat_colors: list[str] = []
+        self.drawer_colors: list[str] = []
         self.has_bowl = False
         self._object_body = [model.body(f"object{i}").id for i in range(NUM_SLOTS)]
         self._object_qpos = [int(model.joint(f"object{i}").qposadr[0]) for i in range(NUM_SLOTS)]
@@ -74,7 +74,7 @@ class Stage:
     def clear(self) -> None:
         """Take everything off the table and reset the simulation's state to its start."""
         mujoco.mj_resetData(self.model, self.data)
-        self.things, self.mat_colours, self.drawer_colours, self.has_bowl = [], [], [], False
+        self.objects, self.mat_colors, self.drawer_colors, self.has_bowl = [], [], [], False
         for slot in range(NUM_SLOTS):
             for geom in self._object_geoms[slot].values():
                 self._switch_geom(geom, on=False)
@@ -99,36 +99,36 @@ class Stage:
     # Laying out
 
     def add_object(
-        self, *, colour: str, shape: str, xy: Float[np.ndarray, "2"], yaw: float, tint: Float[np.ndarray, "3"]
-    ) -> Thing:
+        self, *, color: str, shape: str, xy: Float[np.ndarray, "2"], yaw: float, tint: Float[np.ndarray, "3"]
+    ) -> SceneObject:
         """Stand an object on the table.
 
         Args:
-            colour, shape: keys of `COLOURS` and `SHAPES`.
-            xy: where, in metres.
+            color, shape: keys of `COLORS` and `SHAPES`.
+            xy: where, in meters.
             yaw: turned by this much about the vertical [rad].
-            tint: added to the colour's red, green and blue, each in [0, 1].
+            tint: added to the color's red, green and blue, each in [0, 1].
         """
-        thing = Thing(slot=len(self.things), colour=colour, shape=shape)
-        self.things.append(thing)
-        geom = self._object_geoms[thing.slot][shape]
+        item = SceneObject(slot=len(self.objects), color=color, shape=shape)
+        self.objects.append(item)
+        geom = self._object_geoms[item.slot][shape]
         self._switch_geom(geom, on=True)
-        self.model.geom_rgba[geom] = _rgba(colour, tint, shade=1.0)
-        self.model.body_gravcomp[self._object_body[thing.slot]] = 0.0
-        address = self._object_qpos[thing.slot]
+        self.model.geom_rgba[geom] = _rgba(color, tint, shade=1.0)
+        self.model.body_gravcomp[self._object_body[item.slot]] = 0.0
+        address = self._object_qpos[item.slot]
         self.data.qpos[address : address + 7] = [
-            *xy, thing.form.half_height, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+            *xy, item.form.half_height, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         ]  # fmt: skip
-        return thing
+        return item
 
-    def add_mat(self, *, colour: str, xy: Float[np.ndarray, "2"], tint: Float[np.ndarray, "3"]) -> int:
+    def add_mat(self, *, color: str, xy: Float[np.ndarray, "2"], tint: Float[np.ndarray, "3"]) -> int:
         """Lay a mat on the table and return its index."""
-        index = len(self.mat_colours)
-        self.mat_colours.append(colour)
+        index = len(self.mat_colors)
+        self.mat_colors.append(color)
         body = self._mat_body[index]
         self.model.body_pos[body] = [*xy, _MAT_HEIGHT]
         self._show_body(body, on=True)
-        self.model.geom_rgba[self.model.body_geomadr[body]] = _rgba(colour, tint, shade=_MAT_SHADE)
+        self.model.geom_rgba[self.model.body_geomadr[body]] = _rgba(color, tint, shade=_MAT_SHADE)
         return index
 
     def add_bowl(self, *, xy: Float[np.ndarray, "2"]) -> None:
@@ -138,21 +138,21 @@ class Stage:
         self._show_body(self._bowl_body, on=True)
 
     def add_cabinet(
-        self, *, front: Float[np.ndarray, "2"], colours: list[str], tint: Float[np.ndarray, "3"]
+        self, *, front: Float[np.ndarray, "2"], colors: list[str], tint: Float[np.ndarray, "3"]
     ) -> None:
         """Put the cabinet on the table, drawers closed; `front` is the middle of its front edge [m]."""
         depth = self.model.body_pos[self._drawer_body[0]][0]
         self.model.body_pos[self._cabinet_body] = [front[0] - depth, front[1], 0.0]
         self._show_body(self._cabinet_body, on=True)
-        self.drawer_colours = list(colours)
-        for i, colour in enumerate(colours):
+        self.drawer_colors = list(colors)
+        for i, color in enumerate(colors):
             self._show_body(self._drawer_body[i], on=True)
             for part in ("front", "tray"):
                 shade = 1.0 if part == "front" else 0.6
-                self.model.geom(f"drawer{i}_{part}").rgba[:] = _rgba(colour, tint, shade=shade)
+                self.model.geom(f"drawer{i}_{part}").rgba[:] = _rgba(color, tint, shade=shade)
 
     def set_drawer(self, index: int, opening: float) -> None:
-        """Pull a drawer out by `opening` metres."""
+        """Pull a drawer out by `opening` meters."""
         self.data.qpos[self._drawer_qpos[index]] = np.clip(opening, 0.0, DRAWER_TRAVEL)
 
     # Looking
@@ -194,5 +194,5 @@ class Stage:
         return float(self.data.qpos[self._drawer_qpos[index]])
 
 
-def _rgba(colour: str, tint: Float[np.ndarray, "3"], *, shade: float) -> Float64[np.ndarray, "4"]:
-    return np.append(np.clip(np.array(COLOURS[colour]) * shade + tint, 0.0, 1.0), 1.0)
+def _rgba(color: str, tint: Float[np.ndarray, "3"], *, shade: float) -> Float64[np.ndarray, "4"]:
+    return np.append(np.clip(np.array(COLORS[color]) * shade + tint, 0.0, 1.0), 1.0)

@@ -2,7 +2,7 @@
 
 The arm's measured joints are put into the scene, and its cameras draw what they would see there. So a policy
 of the tabletop can drive an arm that stands at no table. Objects never move, hence tasks that touch them
-(push, lift and so on) make no sense here. It knows the scene, but no robot driver.
+(push, lift and so on) make no sense here. It imports no robot driver.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from vla.spec import RobotSpec
 TASKS = ("reach",)  # those whose objects stay where they are
 
 
-class TabletopMirror:
+class LiveView:
     """Draws the tabletop with its arm as measured, and judges where the hand is.
 
     Args:
@@ -32,7 +32,7 @@ class TabletopMirror:
     """
 
     def __init__(self, env: TabletopEnv) -> None:
-        require_choice("task of a mirrored scene", env.task, TASKS)
+        require_choice("task of a live view", env.task, TASKS)
         self._env = env
         self._model, self._data = env.scene()
         self._joints = [int(self._model.joint(name).qposadr[0]) for name in JOINT_NAMES]
