@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.config.robot import ROBOTS, RobotSetup
 from policies.runtime.limits import ChannelLimits, SafetyLimits
-from vla.interface import Observation
+from vla.interface import SensorReading
 from vla.registry import Range
 from vla.spec import CameraSpec, Channel, RobotSpec
 
@@ -52,13 +52,12 @@ class ToyRobot:
         pass
 
     def observe(self):
-        frames = {name: self.noise.integers(0, 255, (1, 32, 32, 3), np.uint8) for name in SPEC.camera_names}
-        return Observation(
-            images=frames,
+        now = self.clock.now()
+        return SensorReading(
+            images={name: self.noise.integers(0, 255, (32, 32, 3), np.uint8) for name in SPEC.camera_names},
+            image_stamps=dict.fromkeys(SPEC.camera_names, now),
             state=np.array([0.0, 0.0, 0.5], np.float32),
-            instruction=self.instruction,
-            committed=np.zeros((0, 3), np.float32),
-            stamp=self.clock.now(),
+            state_stamp=now,
         )
 
     def command(self, action):

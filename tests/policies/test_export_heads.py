@@ -1,5 +1,6 @@
 """Every head: the bundle answers as the model does, with and without committed actions, and without torch."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_an_export_that_swaps_the_history_fails(tmp_path, monkeypatch):
     whole = export.export_graph
 
     def with_swapped_frames(model, *, processor, inputs):
-        return whole(_swapped(model), processor=processor, inputs=inputs)
+        return whole(_swapped(copy.deepcopy(model)), processor=processor, inputs=inputs)
 
     monkeypatch.setattr(export, "export_graph", with_swapped_frames)
     with pytest.raises(export.ParityError, match="DIFFERENT"):
