@@ -7,11 +7,14 @@ A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's
 runs. The first run is what the others are compared with.
 """
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,14 +22,27 @@ from envs.evaluation.comparison import PairedCounts, compare
 from envs.evaluation.results import Evaluation, load_evaluation
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
+from experiments.reports.charts import Series
+from experiments.reports.html import Chart
+from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
+from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
+from vla.spec import RobotSpec
 from vla.training.metrics import read_metrics
 
 schema.register("sweep_table")
 
 PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
 PLACES = ("out_dir", "dataset", "record", "data.cache_dir")  # overrides that say where, not what
-HEADER = ["changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"]
+HEADER = [
+    *("changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"),
+    *("samples/s", "ids per chunk", "jerk"),
+]
+NOTE = (
+    "Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test. "
+    "Samples/s: median of the training's log. Jerk: root mean square of the executed actions' third derivative, of "
+    "channels in m [m/s^3] or, without such, in rad [rad/s^3]."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +55,9 @@ class SweepRow:
     paired: PairedCounts | None
     steps: int | None
     held_out_accuracy: float | None
+    samples_per_s: float | None
+    ids_per_chunk: float | None
+    jerk: float | None
 
     def cells(self) -> list[str]:
         """Return the row as text, in the order of `HEADER`."""
@@ -53,6 +72,9 @@ class SweepRow:
             "" if self.paired is None else f"{self.paired.p_value:.2g}",
             "" if self.steps is None else str(self.steps),
             "" if self.held_out_accuracy is None else f"{self.held_out_accuracy:.3f}",
+            "" if self.samples_per_s is None else f"{self.samples_per_s:.0f}",
+            "" if self.ids_per_chunk is None else f"{self.ids_per_chunk:.1f}",
+            "" if self.jerk is None else f"{self.jerk:.1f}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +94,9 @@ class SweepRow:
             "p_value": None if paired is None else paired.p_value,
             "steps": self.steps,
             "held_out_accuracy": self.held_out_accuracy,
+            "samples_per_s": self.samples_per_s,
+            "ids_per_chunk": self.ids_per_chunk,
+            "jerk": self.jerk,
         }
 
 
@@ -142,9 +167,7 @@ def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
         if rows:
             require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)
             paired = compare(evaluation.rows, rows[0].evaluation.rows).overall
-        metrics = run / "metrics.jsonl"
-        logged = read_metrics(metrics) if metrics.exists() else []
-        accuracy = [m["validation/token_accuracy"] for m in logged if "validation/token_accuracy" in m]
+        logged = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
         rows.append(
             SweepRow(
                 path=run,
@@ -152,10 +175,67 @@ def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
                 evaluation=evaluation,
                 paired=paired,
                 steps=logged[-1]["step"] if logged else None,
-                held_out_accuracy=accuracy[-1] if accuracy else None,
+                held_out_accuracy=_last(logged, "validation/token_accuracy"),
+                samples_per_s=_median(logged, "samples_per_s"),
+                ids_per_chunk=_last(logged, "validation/ids_per_chunk"),
+                jerk=jerk_of(evaluation, run),
             )
         )
     return rows
+
+
+def _last(logged: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in logged if key in row]
+    return values[-1] if values else None
+
+
+def _median(logged: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in logged if key in row]
+    return float(np.median(values)) if values else None
+
+
+def jerk_of(evaluation: Evaluation, run: Path) -> float | None:
+    """Return how jerky the executed actions of a training run's policy are, None without its checkpoint.
+
+    It is the root mean square of the third derivative of the commanded position over all episodes, of the
+    channels in m, or of those in rad where there are none.
+    """
+    if not list_checkpoints(run):
+        return None
+    processor = json.loads((resolve_checkpoint(run) / PROCESSOR_NAME).read_text(encoding="utf-8"))
+    spec = RobotSpec.from_json(processor["robot_spec"])
+    unit = "m" if any(channel.unit == "m" for channel in spec.action) else "rad"
+    chosen = [channel.unit == unit for channel in spec.action]
+    order = 3 if spec.action_convention.endswith("target") else 2  # a delta is a first derivative already
+    squares = [
+        np.diff(actions[:, chosen].astype(np.float64), n=order, axis=0) ** 2
+        for actions in (np.load(path) for path in sorted((evaluation.run_dir / "actions").glob("*.npy")))
+        if len(actions) > order
+    ]
+    if not squares:
+        return None
+    return float(np.sqrt(np.concatenate(squares).mean()) * spec.control_hz**3)
+
+
+def success_chart(runs: Sequence[Path], rows: Sequence[SweepRow]) -> Chart | None:
+    """Return success over the one number in which all runs differ, or None if it is not one number."""
+    given = [overrides(run) for run in runs]
+    keys = {key for one in given for key in one if any(other.get(key) != one[key] for other in given)}
+    if len(keys) != 1:
+        return None
+    (key,) = keys
+    try:
+        points = sorted((float(one[key]), row.evaluation) for one, row in zip(given, rows, strict=True))
+    except (KeyError, ValueError):
+        return None
+    x = [value for value, _ in points]
+    lines = {
+        "success": [found.mean_success_rate for _, found in points],
+        "95 % interval, low": [found.pooled_interval.low for _, found in points],
+        "95 % interval, high": [found.pooled_interval.high for _, found in points],
+    }
+    series = [Series(name=name, x=x, y=[100 * one for one in y]) for name, y in lines.items()]
+    return Chart(caption=f"success [%] over {key}", series=series, x_label=key, y_label="success [%]")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep_table")
@@ -171,8 +251,17 @@ def main(config: DictConfig) -> None:
     print(format_table(HEADER, cells))
     if waiting:
         print(f"not evaluated yet, and so not in the table: {', '.join(map(str, waiting))}")
-    print("Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test.")
-    print(f"written to {path}")
+    print(NOTE)
+    page = out_dir / "sweep.html"
+    write_sweep_page(
+        page,
+        header=HEADER,
+        rows=cells,
+        chart=success_chart(evaluated, rows),
+        note=NOTE,
+        command=cli.typed_command("sweep_table"),
+    )
+    print(f"written to {path} and {page}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _road_rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
 
 
 def training_section(metrics_path: Path) -> Charts:
-    """Return loss and token accuracy over training steps, held-out values next to them."""
+    """Return loss and, where ids are chosen, accuracy over training steps, held-out values next to them."""
     rows = read_metrics(metrics_path)
 
     def series(name: str, key: str) -> Series:
@@ -108,9 +108,8 @@ def training_section(metrics_path: Path) -> Charts:
             caption=caption, series=[s for s in lines if s.points()], x_label="step", y_label=caption
         )
 
-    return Charts(
-        title="Training", charts=[chart("loss [nats per token]", "loss"), chart("accuracy", "token_accuracy")]
-    )
+    charts = [chart("loss", "loss"), chart("accuracy", "token_accuracy")]
+    return Charts(title="Training", charts=[one for one in charts if one.series])
 
 
 def parity_rows(parity: str) -> list[list[str]]:
@@ -136,6 +135,27 @@ def write_evaluation_page(path: Path, results: Mapping[str, Evaluation], *, titl
         subtitle=machine(),
         headlines=headlines(results, with_aims=False),
         sections=[*success_sections(results), *closing_sections([(command, "this page")])],
+    )
+
+
+def write_sweep_page(
+    path: Path,
+    *,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    chart: Chart | None,
+    note: str,
+    command: str,
+) -> None:
+    """Write the table of a sweep, and its chart where the runs differ in one number."""
+    table = Table(title="Runs", header=header, rows=rows, note=note)
+    charts: list[Section] = [] if chart is None else [Charts(title="Success", charts=[chart])]
+    write_report(
+        path,
+        title="A sweep",
+        subtitle=machine(),
+        headlines=[],
+        sections=[*charts, table, *closing_sections([(command, "this page")])],
     )
 
 
