@@ -40,8 +40,8 @@ HEADER = [
 ]
 NOTE = (
     "Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test. "
-    "Samples/s: median of the training's log. Jerk: root mean square of the executed actions' third derivative, of "
-    "channels in m [m/s^3] or, without such, in rad [rad/s^3]."
+    "Samples/s: median of the training's log. Jerk: root mean square of the third derivative of what was "
+    "commanded, of channels in m [m/s^3] or, without such, in rad [rad/s^3]."
 )
 
 
