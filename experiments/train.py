@@ -126,7 +126,7 @@ def require_settings(run: schema.TrainRun) -> None:
 
 
 def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
-    """Return the sinks next to the JSON lines that the trainer always writes.
+    """Return the metric sinks, apart from the JSON lines that the trainer always writes.
 
     Raises:
         ValueError: wandb is not installed.
