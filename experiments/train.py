@@ -207,7 +207,7 @@ def record_if_asked(run: schema.TrainRun) -> None:
         collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
     except SpecMismatch as mismatch:
         raise SpecMismatch(
-            f"{mismatch}\nsay record=false to train on what is there, or give another dataset to record anew"
+            f"{mismatch}\ngive record=false to train on what is there, or another dataset to record anew"
         ) from mismatch
 
 

@@ -47,7 +47,7 @@ def percent(rate: float) -> str:
 
 
 def headlines(results: Mapping[str, Evaluation], *, with_aims: bool) -> list[Headline]:
-    """Return mean success in each instruction mode; with the quickstart's aims if asked for."""
+    """Return mean success in each instruction mode; with the quickstart's aims if requested."""
     tiles = []
     for mode, evaluation in results.items():
         rate, interval = evaluation.mean_success_rate, evaluation.pooled_interval
