@@ -119,7 +119,7 @@ class Renderer:
 
     Args:
         model: the compiled model; call `apply_quality` on it first.
-        max_height, max_width: size of the largest frame that will be asked for, in pixels.
+        max_height, max_width: size of the largest frame that will be requested, in pixels.
         share_context: use one OpenGL context with all others of this process that ask for it, so that the
             driver compiles its shaders once (0.25 s of CPU time for each context). All must then be used in
             one thread.

@@ -42,7 +42,7 @@ class Workspace:
     """What a worker keeps between jobs: its environments and the episodes that are under way.
 
     Environments are reused as long as possible. Before a new one is made the least recently used is closed
-    when there are `max_envs`, but never the last that another slot asked for, which may be playing. With
+    when there are `max_envs`, but never the last that another slot requested, which may be playing. With
     OSMesa `max_envs` must be 1 (making a second context and then freeing the first leaves the second drawing
     nowhere, without an error).
     """
@@ -204,7 +204,7 @@ class WorkerPool:
         try:
             worker.connection.send((slot, job))
         except (BrokenPipeError, ConnectionResetError):
-            _receive_all(worker)  # it may have told why before it went
+            _receive_all(worker)  # it may have reported why before it ended
             raise worker.failure() from None
 
     def completed(self) -> list[Completed]:

@@ -3,7 +3,7 @@
     python -m experiments.collect tasks=[reach,lift] collect.episodes_per_task=50 dataset=outputs/mine
 
 The same command continues an interrupted recording, and adds to a finished one when more episodes are
-asked for.
+requested.
 """
 
 import time

@@ -164,7 +164,7 @@ def main(config: DictConfig) -> None:
     header = [chosen_task(run), *(f"{delay:g} ms" for delay in run.delays_ms)]
     print("\n".join([format_table(header, success_rows(grouped)), *dry_lines(grouped)]))
     broken = sum(row.violations for row in rows)
-    print(f"limits broken by commands sent: {broken}\nreport: {run_dir / 'report.html'}")
+    print(f"sent commands that broke a limit: {broken}\nreport: {run_dir / 'report.html'}")
     if broken:
         raise RuntimeError(f"{broken} commands broke a limit; this is a bug of the safety filter")
 

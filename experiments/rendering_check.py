@@ -1,7 +1,7 @@
 """Draws one frame with MuJoCo's off-screen renderer, to tell whether this machine has a working GL.
 
-`make setup` runs it before and after installing the GL libraries. It ends
-with exit code 0 and one line when a picture came out, and with 1 and the reason when not.
+`make setup` runs it before and after installing the GL libraries. It ends with
+exit code 0 and one line when a picture came out, and with 1 and the reason when not.
 
     python -m experiments.rendering_check
 """

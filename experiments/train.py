@@ -126,7 +126,7 @@ def require_settings(run: schema.TrainRun) -> None:
 
 
 def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
-    """Return the sinks next to the JSON lines that the trainer always writes.
+    """Return the metric sinks, apart from the JSON lines that the trainer always writes.
 
     Raises:
         ValueError: wandb is not installed.
@@ -207,7 +207,7 @@ def record_if_asked(run: schema.TrainRun) -> None:
         collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
     except SpecMismatch as mismatch:
         raise SpecMismatch(
-            f"{mismatch}\nsay record=false to train on what is there, or give another dataset to record anew"
+            f"{mismatch}\ngive record=false to train on what is there, or another dataset to record anew"
         ) from mismatch
 
 

@@ -2,8 +2,7 @@
 
 A directory holds one evaluation, of one policy under one plan: `plan.json`, `episodes.jsonl` (one row as each
 episode ends), `actions/` (what was executed, for replays), `results.json` and `videos/`. Running it again
-continues where it stopped. See rollout.py for episodes and results.py for
-what comes out.
+continues where it stopped. See rollout.py for episodes and results.py for the results.
 """
 
 import contextlib

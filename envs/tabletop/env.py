@@ -124,7 +124,7 @@ class TabletopEnv(ManipulationEnv):
         self._scene = SceneState(model=self._model, data=self._data)
         self._arm = ArmController(model=self._model, data=self._data)
         self._renderer: Renderer | None = None  # made when first drawn with: much is done without pictures
-        self._goals: list[Goal] = []  # all that may be asked for in this scene
+        self._goals: list[Goal] = []  # all that an instruction may name in this scene
         self._goal = Goal()
         self._swapped_instruction = ""
 

@@ -15,7 +15,7 @@ from envs.tabletop.arm import MAX_OPENING
 MAX_STEP_M = 0.025  # the action limit: per control period
 MAX_TURN_RAD = 0.1
 CRUISE_STEP_M = 0.019  # how fast experts go; the rest is room for corrections
-GAIN = 0.35  # share of the remaining distance that is asked for in one period
+GAIN = 0.35  # share of the remaining distance that one action covers
 HOVER_M = 0.085  # above the grasp, while not yet over the object
 OPEN, CLOSED = 1.0, 0.0
 _TOLERANCE_M = 0.012  # of the hand above an object before the fingers begin to close

@@ -23,7 +23,7 @@ class TaskRobot(Robot, Protocol):
 
     @property
     def instruction(self) -> str:
-        """What is asked for."""
+        """The instruction of the episode."""
         ...
 
     @property

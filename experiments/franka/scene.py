@@ -153,7 +153,7 @@ class FrankaSetup(RobotSetup):
 
 @contextlib.contextmanager
 def open_live_view(env_config: Mapping[str, Any]) -> Iterator[LiveView]:
-    """Build the scene that cameras are drawn from, and close it finally.
+    """Build the scene that cameras are drawn from, and close it on leaving.
 
     Raises:
         ValueError: the environment is no tabletop, or its task moves objects.

@@ -1,4 +1,4 @@
-"""What a recording says: numbers for the terminal and one HTML page. Reads recordings, drives nothing."""
+"""Summarizes a recording: numbers for the terminal and one HTML page. Reads recordings, drives nothing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,19 +37,21 @@ class Reactions:
     def rows(self) -> list[list[str]]:
         """Return name and percentiles of each."""
         return [
-            [f"from the last action to {name}, median / p90 / p99", _percentiles_text(values)]
-            for name, values in self._by_name().items()
+            [f"time from the last action to {name}, median / p90 / p99", _percentiles_text(values)]
+            for name, values in (
+                ("holding", self.to_hold_s),
+                ("rest", self.to_rest_s),
+                ("a stop", self.to_stop_s),
+            )
         ]
 
     def to_json(self) -> dict[str, Any]:
         """Return times and percentiles as JSON-ready data [s]; percentiles are None without times."""
+        by_name = {"to_hold_s": self.to_hold_s, "to_rest_s": self.to_rest_s, "to_stop_s": self.to_stop_s}
         return {
-            f"to_{name}_s": {"times": list(values), "p50_p90_p99": _percentiles(values) if values else None}
-            for name, values in self._by_name().items()
+            name: {"times": list(values), "p50_p90_p99": _percentiles(values) if values else None}
+            for name, values in by_name.items()
         }
-
-    def _by_name(self) -> dict[str, Sequence[float]]:
-        return {"hold": self.to_hold_s, "rest": self.to_rest_s, "stop": self.to_stop_s}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,23 +77,24 @@ class ControlSummary:
     def rows(self) -> list[list[str]]:
         """Return name and value of each number."""
         median, p90, p99 = self.inference_ms
+        inference = f"{median:.0f} / {p90:.0f} / {p99:.0f} ms" if self.chunks else "no chunk arrived"
         states = ", ".join(f"{name} {count}" for name, count in self.states.items())
         clamped = ", ".join(f"{name} {count}" for name, count in self.clamps.most_common(6)) or "none"
         return [
-            ["ended", self.end],
+            ["final state", self.end],
             ["control periods", f"{self.periods} in {self.seconds:.1f} s, {self.rate_hz:.1f} Hz"],
             ["missed deadlines", str(self.missed)],
             ["periods by state", states],
             ["chunks", str(self.chunks)],
-            ["inference, median / p90 / p99", f"{median:.0f} / {p90:.0f} / {p99:.0f} ms"],
-            ["oldest action executed", f"{self.max_chunk_age_s:.2f} s"],
+            ["inference time, median / p90 / p99", inference],
+            ["largest age of an executed chunk", f"{self.max_chunk_age_s:.2f} s"],
             [
-                "largest jump at a seam / within a chunk",
-                f"{self.seam_jump:.0%} / {self.inner_jump:.0%} of range",
+                "largest target change between chunks / within a chunk",
+                f"{self.seam_jump:.0%} / {self.inner_jump:.0%} of the action's range",
             ],
-            ["clamped commands", clamped],
+            ["commands clamped by the safety filter", clamped],
             *self.reactions.rows(),
-            ["limits broken by commands sent", str(len(self.violations))],
+            ["sent commands that broke a limit", str(len(self.violations))],
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -172,9 +175,9 @@ def reactions(recording: Recording) -> Reactions:
 
 def _percentiles_text(seconds: Sequence[float]) -> str:
     if not seconds:
-        return "never"
+        return "did not occur"
     median, p90, p99 = _percentiles([1e3 * value for value in seconds])
-    return f"{median:.0f} / {p90:.0f} / {p99:.0f} ms, {len(seconds)} times"
+    return f"{median:.0f} / {p90:.0f} / {p99:.0f} ms in {len(seconds)} events"
 
 
 def _limits(recording: Recording) -> SafetyLimits:
@@ -254,13 +257,13 @@ def _timing_charts(recording: Recording) -> list[Chart]:
 
 
 def _seam_charts(recording: Recording) -> list[Chart]:
-    """Return the speed that was asked for and that was sent, by channel; seams show as jumps of the first."""
+    """Return the targets and the commands sent, by channel; targets jump where chunks meet."""
     began, limits = recording.periods[0].now, _limits(recording)
     charts = []
     for column, (name, channel) in enumerate(limits.channels.items()):
         if channel.kind == "gripper":
             continue
-        asked = [
+        targets = [
             (one.now - began, value)
             for one in recording.periods
             if one.target is not None and len(one.target) > column
@@ -272,7 +275,7 @@ def _seam_charts(recording: Recording) -> list[Chart]:
         charts.append(
             Chart(
                 caption=name,
-                series=[_series("target", asked), _series("commanded", sent)],
+                series=[_series("target", targets), _series("commanded", sent)],
                 x_label="time [s]",
                 y_label=f"action [{spec.unit}]",
             )
@@ -308,7 +311,7 @@ def write_control_page(path: Path, recording: Recording, *, title: str, command:
             note="Commanded: what was sent, summed up where actions are changes.",
         ),
         Charts(
-            title="Targets, seams and what was made of them",
+            title="Targets and commands",
             charts=_seam_charts(recording),
             note="Where chunks meet, targets jump; the safety filter keeps commands within limits.",
         ),
@@ -323,7 +326,7 @@ def write_control_page(path: Path, recording: Recording, *, title: str, command:
     ]
     headlines = [
         Headline(
-            label="limits broken", value=str(broken), met=broken == 0, note="by commands sent; aim: none"
+            label="limits broken", value=str(broken), met=broken == 0, note="by sent commands; aim: none"
         ),
         Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
         Headline(

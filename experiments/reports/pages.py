@@ -47,7 +47,7 @@ def percent(rate: float) -> str:
 
 
 def headlines(results: Mapping[str, Evaluation], *, with_aims: bool) -> list[Headline]:
-    """Return mean success in each instruction mode; with the quickstart's aims if asked for."""
+    """Return mean success in each instruction mode; with the quickstart's aims if requested."""
     tiles = []
     for mode, evaluation in results.items():
         rate, interval = evaluation.mean_success_rate, evaluation.pooled_interval
@@ -171,7 +171,7 @@ def write_quickstart_page(
     commands: Sequence[tuple[str, str]],
     shortfall: str | None = None,
 ) -> None:
-    """Write the report of a quickstart; `shortfall` says that its training was cut short, if it was."""
+    """Write the report of a quickstart; `shortfall` says that its training ended early, if it did."""
     minutes = sum(seconds.values()) / 60
     timings = [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]
     by_name = {f"bundle, {mode} instruction": one for mode, one in bundle.items()}
@@ -227,7 +227,7 @@ def cells(rows: Sequence[DelayRow]) -> Cells:
 
 
 def success_rows(grouped: Cells) -> list[list[str]]:
-    """Return success with Wilson 95 % intervals, a line a schedule, a column a delay."""
+    """Return success with Wilson 95 % intervals, one line per schedule, one column per delay."""
     table = []
     for schedule, by_delay in grouped.items():
         line = [schedule]
@@ -252,7 +252,7 @@ def success_json(grouped: Cells) -> list[dict[str, Any]]:
 
 
 def mean_rows(grouped: Cells, key: str, form: str) -> list[list[str]]:
-    """Return the mean of a number of each episode, a line a schedule, a column a delay."""
+    """Return the mean of a number of each episode, one line per schedule, one column per delay."""
     return [
         [
             schedule,
@@ -263,9 +263,9 @@ def mean_rows(grouped: Cells, key: str, form: str) -> list[list[str]]:
 
 
 def dry_lines(grouped: Cells) -> list[str]:
-    """Return a line for each schedule and delay at which chunks ran dry."""
+    """Return a line for each schedule and delay at which a chunk was used up before the next arrived."""
     return [
-        f"{schedule} at {delay:g} ms: chunks ran dry {sum(row.dry for row in rows)} times, in "
+        f"{schedule} at {delay:g} ms: {sum(row.dry for row in rows)} chunk underruns, in "
         f"{sum(row.dry > 0 for row in rows)} of {len(rows)} episodes; "
         f"{sum(row.end != 'IDLE' for row in rows)} were stopped permanently"
         for schedule, by_delay in grouped.items()
@@ -278,12 +278,12 @@ def delay_tables(grouped: Cells) -> list[tuple[str, list[list[str]]]]:
     """Return title and rows of every table, success first."""
     return [
         ("Success", success_rows(grouped)),
-        ("Times that a chunk ran dry, an episode", mean_rows(grouped, "dry", ".1f")),
-        ("Periods without an action of the policy, an episode", mean_rows(grouped, "idle", ".0f")),
-        ("Periods to the end, mean", mean_rows(grouped, "periods", ".0f")),
-        ("Holds an episode, mean", mean_rows(grouped, "holds", ".1f")),
+        ("Chunk underruns per episode, mean", mean_rows(grouped, "dry", ".1f")),
+        ("Control periods without a policy action per episode, mean", mean_rows(grouped, "idle", ".0f")),
+        ("Control periods per episode, mean", mean_rows(grouped, "periods", ".0f")),
+        ("Holds per episode, mean", mean_rows(grouped, "holds", ".1f")),
         ("Largest jump of a command, share of its range, mean", mean_rows(grouped, "largest_jump", ".0%")),
-        ("Clamped commands an episode", mean_rows(grouped, "clamped", ".1f")),
+        ("Clamped commands per episode, mean", mean_rows(grouped, "clamped", ".1f")),
     ]
 
 
@@ -304,7 +304,7 @@ def write_delay_page(path: Path, rows: Sequence[DelayRow], *, title: str, note: 
     sections: list[Section] = [
         Table(title=first, header=header, rows=success, note=note),
         Charts(title="Success against delay", charts=[chart]),
-        Text(title="Chunks that ran dry", paragraphs=dry_lines(grouped) or ["None did."]),
+        Text(title="Chunk underruns", paragraphs=dry_lines(grouped) or ["None."]),
         *(Table(title=name, header=header, rows=table) for name, table in others),
         *closing_sections([(command, "this table")]),
     ]
@@ -319,8 +319,8 @@ def delay_markdown(rows: Sequence[DelayRow], *, title: str, note: str, command: 
     tables = "\n".join(
         f"## {name}\n\n{markdown_table(header, table)}\n" for name, table in delay_tables(grouped)
     )
-    dry = "\n".join(f"- {line}" for line in dry_lines(grouped)) or "None did."
+    dry = "\n".join(f"- {line}" for line in dry_lines(grouped)) or "None."
     return (
         f"# {title}\n\n`{command}`\n\n{machine()}; {versions}.\n\n{note}\n\n{tables}\n"
-        f"## Chunks that ran dry\n\n{dry}\n"
+        f"## Chunk underruns\n\n{dry}\n"
     )

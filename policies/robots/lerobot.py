@@ -1,7 +1,7 @@
 """Any robot with LeRobot's interface as a `Robot`, without importing lerobot.
 
 LeRobot's drivers (SO-101, Koch, LeKiwi and the plugins named `lerobot-robot-*`) share four methods:
-`connect`, `get_observation`, `send_action`, `disconnect`, with flat dictionaries of one number a motor and
+`connect`, `get_observation`, `send_action`, `disconnect`, with flat dictionaries of one number per motor and
 one picture per camera. `LerobotDevice` states them; `LerobotRobot` puts the numbers in the order of a
 `RobotSpec` and back. Numbers keep the device's units, so the spec must be in these (degrees, or LeRobot's
 -100 to 100). Drivers hold their last target: a robot that must stop by itself when commands cease needs more.

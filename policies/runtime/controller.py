@@ -37,7 +37,7 @@ _ACTIVE = (State.RUNNING, State.HOLD)
 
 
 class ArmingRefused(ValueError):
-    """The robot was not armed or started; the message says what has to be put right first."""
+    """The robot was not armed or started; the message states what to correct first."""
 
 
 class Controller:
@@ -105,7 +105,7 @@ class Controller:
 
     @property
     def counts(self) -> Counter[str]:
-        """What has been counted: chunks, answers of no use, refusals, clamps by kind, missed periods."""
+        """What has been counted: chunks, unusable answers, refusals, clamps by kind, missed periods."""
         clamps = Counter({f"clamped {kind}": count for kind, count in self._safety.counts.items()})
         missed = Counter({"missed periods": self._pacer.num_missed})
         return self._counts + self._queue.counts + clamps + missed
@@ -126,7 +126,7 @@ class Controller:
         self._arm(Event.ARM, (State.IDLE,))
 
     def rearm(self) -> None:
-        """Leave STOPPED or FAULT, after a person has looked what was wrong; releases the emergency stop.
+        """Leave STOPPED or FAULT, after an operator has found the cause; releases the emergency stop.
 
         Raises:
             ArmingRefused: there is nothing to leave, or what `arm` checks does not hold.
@@ -137,13 +137,16 @@ class Controller:
         now = self._clock.now()
         if self.state not in states:
             names = " or ".join(state.value for state in states)
-            raise ArmingRefused(f"to {event.value} takes {names}; this is {self.state.value} {self.reason}")
+            why = f" ({self.reason})" if self.reason else ""
+            raise ArmingRefused(
+                f"cannot {event.value}: the controller is {self.state.value}{why}; it must be {names}"
+            )
         if self._is_braking:
             raise ArmingRefused("the robot is still coming to rest")
         verdict = assess_observation(now, self._health(), self._watchdog)
         is_live = self._buffer.is_live(now, max_age_s=self._watchdog.observation_hold_s)
         if verdict.level is not Level.OK or not is_live:
-            raise ArmingRefused(f"observations are not live: {verdict.reason or 'too few have come'}")
+            raise ArmingRefused(f"observations are not live: {verdict.reason or 'too few have arrived'}")
         self._take_pose()
         if event is Event.REARM:
             self._estop.clear()
@@ -163,7 +166,7 @@ class Controller:
             ArmingRefused: the controller is not ARMED, or the robot has left its range since.
         """
         if self.state is not State.ARMED:
-            raise ArmingRefused(f"only an ARMED controller can start; this one is {self.state.value}")
+            raise ArmingRefused(f"cannot start: the controller is {self.state.value}; it must be ARMED")
         self._take_pose()
         self._start = [float(value) for value in self._safety.position]
         self._deltas.clear()
@@ -232,7 +235,7 @@ class Controller:
             self._queue.request(self._buffer.history)
             self._collect(now)
         if self._queue.has_died:
-            self._go(Event.FAULT, "the inference worker has died of an error that nobody expected")
+            self._go(Event.FAULT, "the inference worker ended with an unexpected error")
 
     def _collect(self, now: float) -> None:
         inference_s, notes = self._queue.collect(now, is_active=self.state in _ACTIVE)

@@ -182,7 +182,7 @@ class SimulatedInference:
     Args:
         policy: called when a request is made.
         clock: decides when its answer has arrived.
-        delay_s: asked for every request's delay [s].
+        delay_s: returns the delay of each request [s].
         policy_errors: exceptions that become failed results.
     """
 
@@ -231,7 +231,7 @@ class SimulatedInference:
 
 
 class BadResult(ValueError):
-    """A result that must not be used; `kind` says why in a word."""
+    """A result that must not be used; `kind` names the reason in one word."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -239,7 +239,7 @@ class BadResult(ValueError):
 
 
 class ResultGate:
-    """Lets every chunk through at most once, in order, and only what was asked for since the last reset."""
+    """Lets every chunk through at most once, in order, and only what was requested since the last reset."""
 
     def __init__(self, *, num_actions: int) -> None:
         self._num_actions = num_actions
@@ -254,7 +254,7 @@ class ResultGate:
         """Return the chunk of a good result.
 
         Raises:
-            BadResult: it failed, is no chunk of finite numbers, came before, or was asked for too long ago.
+            BadResult: it failed, is no chunk of finite numbers, came before, or was requested too long ago.
         """
         try:
             chunk = self._checked(result)
@@ -269,7 +269,7 @@ class ResultGate:
         if result.seq <= self._last_seq:
             raise BadResult("duplicate", f"answer {result.seq} came after answer {self._last_seq}")
         if result.seq < self._first_seq:
-            raise BadResult("late", f"answer {result.seq} was asked for before the robot was armed")
+            raise BadResult("late", f"answer {result.seq} was requested before the robot was armed")
         if result.error:
             raise BadResult("failed", result.error)
         try:

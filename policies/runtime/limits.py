@@ -110,7 +110,7 @@ class SafetyLimits:
         try:
             channels = {one["name"]: unlimited(one, _UNLIMITABLE) for one in data["channels"]}
         except (KeyError, TypeError) as error:
-            raise ValueError(f"these are no safety limits: {error}") from error
+            raise ValueError(f"invalid safety limits: {error}") from error
         for one in channels.values():
             del one["name"]
         values = unlimited(data, ("max_tracking_error",)) | {"channels": channels}
@@ -129,7 +129,7 @@ class SafetyLimits:
         for name, channel in self.channels.items():
             if channel.measured_by is not None and channel.measured_by not in spec.state_names:
                 raise ValueError(
-                    f"limits of {name!r}: measured_by {channel.measured_by!r} is no state channel of "
+                    f"limits of {name!r}: measured_by {channel.measured_by!r} is not a state channel of "
                     f"{spec.name!r}; it has {spec.state_names}"
                 )
 

@@ -4,8 +4,8 @@
 black, states that jump), `FrameHistory` keeps past frames and makes observations of them, `ObservationBuffer`
 does all three. Every sensor has a stamp of its own, and the oldest of them is the age of the whole: a camera
 that stands still makes a reading stale although the joints are fresh. watchdog.py decides what follows. A
-picture with red and blue swapped, or left and right, cannot be told from a true one here: the names and sizes
-in the robot spec guard against that.
+picture with red and blue swapped, or left and right, cannot be distinguished from a true one here: the names
+and sizes in the robot spec guard against that.
 """
 
 import hashlib
@@ -39,10 +39,10 @@ def checked_instruction(text: str) -> str:
     """
     stripped = text.strip()
     if not stripped:
-        raise BadInstruction("the instruction is empty; say what the robot shall do")
+        raise BadInstruction("the instruction is empty; state what the robot should do")
     size = len(stripped.encode("utf-8", errors="surrogatepass"))
     if size > MAX_INSTRUCTION_BYTES:
-        raise BadInstruction(f"the instruction has {size} bytes; at most {MAX_INSTRUCTION_BYTES} are read")
+        raise BadInstruction(f"the instruction has {size} bytes; the limit is {MAX_INSTRUCTION_BYTES}")
     odd = sorted({f"U+{ord(c):04X}" for c in stripped if unicodedata.category(c) in ("Cc", "Cs")})
     if odd:
         raise BadInstruction(f"the instruction holds control characters: {', '.join(odd[:8])}")

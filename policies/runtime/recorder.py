@@ -186,7 +186,9 @@ def read_recording(path: Path) -> Recording:
     path = path / RECORDING_FILE if path.is_dir() else path
     rows = read_json_lines(path, dict)
     if not rows:
-        raise ValueError(f"{path} has no header; it is no recording, or was cut off at once")
+        raise ValueError(
+            f"{path} has no header; it is not a recording, or the recording ended before its first line"
+        )
     header, names = rows[0], {field.name for field in dataclasses.fields(PeriodRecord)}
     if header.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(

@@ -180,7 +180,9 @@ class SafetyFilter:
         try:
             request = np.asarray(action, np.float64)
         except (TypeError, ValueError):
-            raise UnsafeCommand("shape", f"a command of type {type(action).__name__} is no array") from None
+            raise UnsafeCommand(
+                "shape", f"a command of type {type(action).__name__} is not an array"
+            ) from None
         if not np.isfinite(request).all():
             raise UnsafeCommand("finite", f"command is not finite: {request.ravel()[:16].tolist()}")
         if request.shape != self._position.shape:

@@ -1,8 +1,8 @@
 """Whether the robot may go on: a pure function of the time, the health of the run and the limits.
 
 All times are seconds of one monotonic clock. A problem first means HOLD, which ends by itself when the
-problem does; one that lasts means STOP, and what cannot be true means FAULT, and these two are for people to
-end. It keeps nothing and does nothing.
+problem does; one that lasts means STOP, and what cannot be true means FAULT, and only an operator ends
+these two. It has no state and no side effects.
 """
 
 import enum
@@ -71,7 +71,7 @@ class HealthSnapshot:
     failing_since: float | None = None
     failure: str = ""  # what failed last
     refused_since: float | None = None
-    waiting_since: float | None = None  # when the oldest unanswered inference was asked for
+    waiting_since: float | None = None  # when the oldest unanswered inference was requested
     missed_in_a_row: int = 0  # control periods that began late or not at all
 
 
@@ -112,9 +112,9 @@ def assess_inference(now: float, health: HealthSnapshot, limits: WatchdogLimits)
             verdicts.append(Verdict(level=level, reason=reason))
     if health.waiting_since is not None and now - health.waiting_since > limits.silent_stop_s:
         silence = now - health.waiting_since
-        verdicts.append(Verdict(level=Level.STOP, reason=f"the policy has been silent for {silence:.2f} s"))
+        verdicts.append(Verdict(level=Level.STOP, reason=f"the policy has not answered for {silence:.2f} s"))
     if health.missed_in_a_row >= limits.missed_stop:
-        reason = f"{health.missed_in_a_row} periods in a row were missed"
+        reason = f"the loop missed {health.missed_in_a_row} control periods in a row"
         verdicts.append(Verdict(level=Level.STOP, reason=reason))
     return max(verdicts, key=lambda verdict: verdict.level)
 

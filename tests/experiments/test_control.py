@@ -152,7 +152,7 @@ def test_a_worker_that_dies_is_an_error_and_no_endless_wait(table):
         list(play_in_workers(run, [Key("sync", 0.0, run.first_seed)], open_policy=open_expert))
 
 
-def test_a_chunk_that_runs_dry_is_said_so(table):
+def test_chunk_underruns_are_reported(table):
     run, _, env, policy, _, rows = table
     assert all(row.dry == 0 for row in rows)
     slow = run_episode(env, policy, Key("async", 300.0, rows[0].seed), max_committed=0, run=run)
@@ -160,7 +160,7 @@ def test_a_chunk_that_runs_dry_is_said_so(table):
     assert slow.idle > slow.dry
     assert slow.violations == 0
     (line,) = dry_lines(cells_of([*rows, slow]))
-    assert line.startswith(f"async at 300 ms: chunks ran dry {slow.dry} times, in 1 of 1 episodes; 0 were")
+    assert line.startswith(f"async at 300 ms: {slow.dry} chunk underruns, in 1 of 1 episodes; 0 were")
 
 
 def test_a_directory_with_other_settings_is_refused(table, tmp_path):
@@ -191,7 +191,7 @@ def test_the_table_and_its_page_show_rates_with_intervals(table, tmp_path):
     assert first["low"] == pytest.approx(0.2065, abs=1e-3)
     markdown = delay_markdown(rows, **words)
     assert "| sync | 100% [21, 100] | 100% [21, 100] |" in markdown
-    assert "## Chunks that ran dry\n\nNone did." in markdown
+    assert "## Chunk underruns\n\nNone." in markdown
     page = (tmp_path / "report.html").read_text()
     assert "100% [21, 100]" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

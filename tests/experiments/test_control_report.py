@@ -66,7 +66,7 @@ def test_a_summary_counts_what_was_recorded(tmp_path):
     assert summary.clamps == {"velocity:delta_x": 1}
     assert summary.end == "HOLD: no action is left"
     assert summary.violations == []
-    assert dict(summary.rows())["limits broken by commands sent"] == "0"
+    assert dict(summary.rows())["sent commands that broke a limit"] == "0"
 
 
 def held(index, state, *, x):
@@ -84,18 +84,19 @@ def test_times_to_hold_rest_and_stop_are_read_from_the_recording(tmp_path):
     assert summary.reactions.to_hold_s == pytest.approx([0.05, 0.05])
     assert summary.reactions.to_rest_s == pytest.approx([0.15, 0.10])
     assert summary.reactions.to_stop_s == pytest.approx([0.15])
-    told = dict(summary.rows())
-    assert told["from the last action to hold, median / p90 / p99"] == "50 / 50 / 50 ms, 2 times"
+    rows = dict(summary.rows())
+    assert rows["time from the last action to holding, median / p90 / p99"] == "50 / 50 / 50 ms in 2 events"
     written = json.loads(json.dumps(summary.to_json(), allow_nan=False))
     assert written["state"] == "STOPPED"
     assert written["reactions"]["to_stop_s"]["p50_p90_p99"] == pytest.approx([0.15, 0.15, 0.15])
     write_control_page(tmp_path / "report.html", recording(tmp_path, records), title="a run", command="c")
-    assert "from the last action to stop" in (tmp_path / "report.html").read_text()
+    assert "time from the last action to a stop" in (tmp_path / "report.html").read_text()
 
 
 def test_a_run_that_never_held_and_one_that_was_armed_again_have_no_such_times(tmp_path):
     summary = summarize(recording(tmp_path, [record(index) for index in range(4)]))
-    assert dict(summary.rows())["from the last action to hold, median / p90 / p99"] == "never"
+    rows = dict(summary.rows())
+    assert rows["time from the last action to holding, median / p90 / p99"] == "did not occur"
     again = [record(0), held(1, "IDLE", x=0.5), held(2, "ARMED", x=0.5), held(3, "STOPPED", x=0.5)]
     assert summarize(recording(tmp_path, again)).reactions.to_stop_s == []
 
@@ -105,7 +106,7 @@ def test_a_run_that_was_stopped_or_failed_ends_with_a_code_of_its_own():
         "IDLE": 0, "ARMED": 0, "RUNNING": 0, "HOLD": 0, "STOPPED": EXIT_STOPPED, "FAULT": EXIT_FAULT
     }  # fmt: skip
     codes = {0, cli.EXIT_FAILED, cli.EXIT_CONFIG, EXIT_STOPPED, EXIT_FAULT}
-    assert len(codes) == 5, "codes must be told apart"
+    assert len(codes) == 5, "codes must differ"
 
 
 def test_the_program_of_a_run_that_was_stopped_reports_and_ends_with_code_3(tmp_path):

@@ -185,7 +185,7 @@ def test_missed_periods_are_counted_and_too_many_in_a_row_stop_the_robot(tmp_pat
     assert run.state is State.RUNNING
     run.arm.work_s = 2.2 * DT
     run.until(State.STOPPED, at_most=8)
-    assert "in a row were missed" in run.controller.reason
+    assert "control periods in a row" in run.controller.reason
     assert run.violations() == []
 
 

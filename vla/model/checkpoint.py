@@ -32,7 +32,7 @@ SCHEMA_VERSION = 2
 
 
 class CheckpointError(VLAError):
-    """There is no usable checkpoint where one was asked for."""
+    """There is no usable checkpoint at the given path."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens; fewer than asked for when the instructions had no more pairs to merge."""
+        """Number of tokens; fewer than requested when the instructions had no more pairs to merge."""
         return len(self._tokens)
 
     def encode(self, text: str) -> list[int]:

@@ -61,12 +61,12 @@ def local_device(wanted: str, *, key: str = "trainer.device") -> torch.device:
     `key` is the setting that errors name.
 
     Raises:
-        ValueError: "cuda" was asked for where there is none. Nothing falls back in silence.
+        ValueError: "cuda" was requested where there is none. Nothing falls back in silence.
     """
     if wanted not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device {wanted!r} is none of ('auto', 'cpu', 'cuda'); change {key}")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device 'cuda' was asked for, but torch sees no GPU; use {key}=cpu or auto")
+        raise ValueError(f"device 'cuda' was requested, but torch sees no GPU; use {key}=cpu or auto")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

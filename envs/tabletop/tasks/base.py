@@ -44,7 +44,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def lay_out(self, scene: SceneState, rng: np.random.Generator, level: Level) -> list[Goal]:
-        """Furnish a cleared scene and return every goal that may be asked for in it, at least two."""
+        """Furnish a cleared scene and return every goal that an instruction may name in it, at least two."""
 
     @abc.abstractmethod
     def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
