@@ -131,7 +131,7 @@ def test_plans_of_published_results_are_readable():
     modes = [EvaluationPlan.from_json(plan).instruction_mode for plan in stored]
     assert {mode: modes.count(mode) for mode in sorted(set(modes))} == {
         "blank": 6,
-        "original": 10,
+        "original": 13,
         "swapped": 6,
     }
 

@@ -98,7 +98,7 @@ def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_wit
     arguments = [f"out_dir={tmp_path}", *TINY, "evaluation.videos_per_task=0"]
     capped = program("quickstart", *arguments, "trainer.max_minutes=0.00001")
     assert capped.returncode == 0, capped.stderr
-    sentence = "after 8 of 480 samples. The success that the recipe promises does not hold for it"
+    sentence = "after 8 of 480 samples. The success that the recipe documents does not hold for it"
     assert sentence in capped.stdout
     assert sentence in (tmp_path / "report.html").read_text()
     again = program("quickstart", *arguments, "trainer.max_minutes=0.00001")
