@@ -6,12 +6,15 @@ in its constructor, which also takes the task.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from envs.base import ManipulationEnv
 from vla.registry import Registry
 
+if TYPE_CHECKING:  # names alone need no simulator
+    import envs.base
+
 FORMER_NAMES = {"twin_share": "same_color_share"}  # of settings, in stored results and datasets
+EXTRA_OF = {"metaworld": "metaworld", "mujoco": "sim", "mink": "sim", "daqp": "sim", "gymnasium": "sim"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +29,10 @@ class FamilyNotInstalled(RuntimeError):
     """A family of environments needs a package that is not installed; the message holds the line to run."""
 
 
-class EnvironmentRegistry(Registry[ManipulationEnv]):
+class EnvironmentRegistry(Registry["envs.base.ManipulationEnv"]):
     """A registry that says how to install what a family of environments lacks."""
 
-    def get(self, name: str) -> type[ManipulationEnv]:
+    def get(self, name: str) -> "type[envs.base.ManipulationEnv]":
         """Import and return a family's class.
 
         Raises:
@@ -39,10 +42,12 @@ class EnvironmentRegistry(Registry[ManipulationEnv]):
         try:
             return super().get(name)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "metaworld":
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF:
                 raise
             raise FamilyNotInstalled(
-                "env family 'metaworld' needs Meta-World; run .venv/bin/pip install -e '.[metaworld]'"
+                f"env family {name!r} needs {package}, which is not installed; "
+                f"run pip install -e '.[{EXTRA_OF[package]}]'"
             ) from error
 
 
@@ -91,7 +96,7 @@ def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(key, key): value for key, value in config.items()}
 
 
-def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
+def make_env(config: Mapping[str, Any]) -> "envs.base.ManipulationEnv":
     """Build an environment from ``{"family": ..., "task": ..., ...}``; other keys are the family's settings.
 
     Raises:

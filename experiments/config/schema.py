@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from envs.disturbance import Disturbance
+from envs.episode_request import INSTRUCTION_MODES
 from envs.evaluation.results import EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
-from envs.rollout import INSTRUCTION_MODES
 from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
