@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # names alone need no simulator
     import envs.base
 
 FORMER_NAMES = {"twin_share": "same_color_share"}  # of settings, in stored results and datasets
-EXTRA_OF = {"metaworld": "metaworld", "mujoco": "sim", "mink": "sim", "daqp": "sim", "gymnasium": "sim"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,33 +24,7 @@ class TaskGroups:
     tasks: Mapping[str, tuple[str, ...]]
 
 
-class FamilyNotInstalled(RuntimeError):
-    """A family of environments needs a package that is not installed; the message holds the line to run."""
-
-
-class EnvironmentRegistry(Registry["envs.base.ManipulationEnv"]):
-    """A registry that says how to install what a family of environments lacks."""
-
-    def get(self, name: str) -> "type[envs.base.ManipulationEnv]":
-        """Import and return a family's class.
-
-        Raises:
-            ValueError: there is no such family; the message names the nearest and all that exist.
-            FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
-        """
-        try:
-            return super().get(name)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in EXTRA_OF:
-                raise
-            raise FamilyNotInstalled(
-                f"env family {name!r} needs {package}, which is not installed; "
-                f"run pip install -e '.[{EXTRA_OF[package]}]'"
-            ) from error
-
-
-ENVIRONMENTS = EnvironmentRegistry(
+ENVIRONMENTS: Registry["envs.base.ManipulationEnv"] = Registry(
     "env",
     {"tabletop": "envs.tabletop.env:TabletopEnv", "metaworld": "envs.metaworld.env:MetaWorldEnv"},
     key="family",
@@ -101,7 +74,7 @@ def make_env(config: Mapping[str, Any]) -> "envs.base.ManipulationEnv":
 
     Raises:
         ValueError: the family, the task or a key is unknown, or a value is not allowed.
-        FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
+        NotInstalled: the family needs a package that is not installed; the message says what to run.
     """
     settings = dict(config)
     task = settings.pop("task", None)
