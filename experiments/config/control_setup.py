@@ -62,7 +62,7 @@ def chosen_task(run: ControlRun | DelayTableRun) -> str:
     """Return the task to do.
 
     Raises:
-        ValueError: there is no environment, or it is none of the environment's; the message names the nearest.
+        ValueError: there is no environment, or it has no such task; the message names the nearest.
     """
     if not run.env:
         raise ValueError(

@@ -56,9 +56,7 @@ def test_an_installation_without_meta_world_is_told_what_to_install(monkeypatch)
     for name in ("metaworld", "metaworld.env_dict"):  # the second may have been imported by another test
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "envs.metaworld.env", raising=False)
-    with pytest.raises(
-        NotInstalled, match=r"env 'metaworld' needs metaworld, .*pip install -e '\.\[metaworld\]'"
-    ):
+    with pytest.raises(NotInstalled, match=r"env 'metaworld' needs .*install -e '\.\[metaworld\]'"):
         make_env({"family": "metaworld", "task": "reach"})
 
 
