@@ -1,4 +1,4 @@
-"""Tiny robot, processor and observations for the policy tests; the golden bundle is made of them. No torch."""
+"""Tiny robot, processor and observations for the policy tests; the golden bundle has them. No torch."""
 
 import numpy as np
 
