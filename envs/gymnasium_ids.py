@@ -1,7 +1,8 @@
-"""Our environments under Gymnasium's ids: `gymnasium.make("vla/TabletopReach-v0")`.
+"""Our environments under Gymnasium's ids; importing this module adds them, as is Gymnasium's convention.
 
-An installed package needs no import for that: Gymnasium calls `register` itself, by the entry point in
-pyproject.toml. The modules of simulators are imported when an environment is made.
+    gymnasium.make("envs.gymnasium_ids:vla/TabletopReach-v0", level="none")
+
+The modules of simulators are imported when an environment is made.
 """
 
 from gymnasium.envs import registration
@@ -17,15 +18,12 @@ TABLETOP_IDS = {
     "vla/TabletopOpenDrawer-v0": "open_drawer",
     "vla/TabletopCloseDrawer-v0": "close_drawer",
 }
+METAWORLD_IDS = {f"vla/MetaWorld-{task}-v0": task for task in MT50}
 
-
-def register() -> None:
-    """Add the ids of all tasks to Gymnasium's; those that are there stay as they are."""
-    metaworld = {f"vla/MetaWorld-{task}-v0": task for task in MT50}
-    for ids, entry_point in (
-        (TABLETOP_IDS, "envs.tabletop.env:TabletopEnv"),
-        (metaworld, "envs.metaworld.env:MetaWorldEnv"),
-    ):
-        for name, task in ids.items():
-            if name not in registration.registry:
-                registration.register(id=name, entry_point=entry_point, kwargs={"task": task})
+for _ids, _entry_point in (
+    (TABLETOP_IDS, "envs.tabletop.env:TabletopEnv"),
+    (METAWORLD_IDS, "envs.metaworld.env:MetaWorldEnv"),
+):
+    for _id, _task in _ids.items():
+        if _id not in registration.registry:
+            registration.register(id=_id, entry_point=_entry_point, kwargs={"task": _task})

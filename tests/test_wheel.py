@@ -125,10 +125,9 @@ def test_a_bundle_is_served_from_the_wheel(installed, tmp_path):
     assert "stopped: " in printed[-1], "".join(printed)
 
 
-def test_gymnasium_finds_the_ids_of_an_installed_wheel_by_itself(installed, tmp_path):
-    code = (
-        'import gymnasium, sys; print(gymnasium.spec("vla/TabletopReach-v0").kwargs, "mujoco" in sys.modules)'
-    )
+def test_gymnasium_finds_the_ids_of_an_installed_wheel(installed, tmp_path):
+    name = "envs.gymnasium_ids:vla/TabletopReach-v0"
+    code = f"import gymnasium, sys; print(gymnasium.spec({name!r}).kwargs, 'mujoco' in sys.modules)"
     assert output_of("-c", code, cwd=tmp_path, path=installed) == (0, "{'task': 'reach'} False\n")
 
 

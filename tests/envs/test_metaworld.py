@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import gymnasium_ids
+import envs.gymnasium_ids  # noqa: F401  (registers the ids)
 from envs.collection import collect_episodes
 from envs.disturbance import Disturbance
 from envs.evaluation.evaluate import evaluate
@@ -31,7 +31,6 @@ def drawer():
 
 
 def test_gymnasium_checker_has_nothing_to_say():
-    gymnasium_ids.register()
     env = gymnasium.make("vla/MetaWorld-drawer-close-v0", render_mode="rgb_array", image_size=32)
     check_env(env.unwrapped)
     assert env.unwrapped.task == "drawer-close"

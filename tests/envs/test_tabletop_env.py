@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import gymnasium_ids
+import envs.gymnasium_ids  # noqa: F401  (registers the ids)
 from envs.base import SUCCESS_HOLD_STEPS
 from envs.registry import make_env
 from envs.tabletop.env import TASKS, TabletopEnv
 from envs.tabletop.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS
 
 IDS = [f"vla/Tabletop{''.join(word.title() for word in task.split('_'))}-v0" for task in TASKS]
-gymnasium_ids.register()  # an installed package needs no such call
 
 
 @pytest.fixture
