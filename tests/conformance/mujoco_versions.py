@@ -36,7 +36,7 @@ def run_pair(folder: Path, pins: tuple[str, ...]) -> str:
     show = "from importlib.metadata import version as v; print(*(f'{n} {v(n)}' for n in ('mujoco', 'mink')))"
     versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
     options = (
-        "addopts=-m 'not slow' --strict-markers --jaxtyping-packages=vla,policies,envs,beartype.beartype"
+        "addopts=-m 'not slow' --jaxtyping-packages=vla,policies,envs,beartype.beartype"
     )
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-o", options, "--tb=short", *TESTS]
     tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
