@@ -1,8 +1,8 @@
-"""A robot's file: its spec in a few lines, then the limits of its commands, as YAML that people read and edit.
+"""A robot's file: its spec in a few lines, then the limits of its commands, as YAML for people to edit.
 
-`experiments.check` drafts it from a recording; `train` takes from it what the numbers of a recording mean, and
-`control robot=lerobot` what the robot is and what it may do. Drafted limits are those of the recording and count for
-nothing until a person has confirmed them in the file.
+`experiments.check` drafts it from a recording; `train` takes from it what the numbers of a recording mean,
+and `control robot=lerobot` what the robot is and what it may do. Drafted limits are those of the recording
+and count for nothing until a person has confirmed them in the file.
 """
 
 import json
@@ -120,7 +120,7 @@ def draft_robot_file(dataset: Dataset) -> str:
     spec, limits = dataset.robot_spec, draft_limits(dataset)
     cameras = ", ".join(f"{_word(one.name)}: [{one.height}, {one.width}]" for one in spec.cameras)
     lines = [
-        "# Drafted from a recording by experiments.check: look at every line. Units: rad, deg, m, or 1 for a ratio.",
+        "# Drafted from a recording by experiments.check: look at every line. Units: rad, deg, m, 1 (ratio).",
         f"name: {_word(spec.name)}",
         f"control_hz: {spec.control_hz:g}",
         f"action_convention: {spec.action_convention}   # {' | '.join(ACTION_CONVENTIONS)}",
@@ -129,8 +129,8 @@ def draft_robot_file(dataset: Dataset) -> str:
         *_channel_lines("state", spec.state),
         *_channel_lines("action", spec.action),
         "",
-        "# What commands may never exceed: commanded positions, in the unit of the channel, and their speeds. These",
-        f"# are the recorded ones, speeds and accelerations times {_ROOM:g}. A person checks them at the robot.",
+        "# What commands may never exceed: commanded positions, in the unit of the channel, and their speeds.",
+        f"# These are the recorded ones, speeds and accelerations times {_ROOM:g}. Check them at the robot.",
         "limits_confirmed: false",
         "limits:",
         "  channels:",
@@ -140,7 +140,7 @@ def draft_robot_file(dataset: Dataset) -> str:
 
 
 def write_draft(path: Path, dataset: Dataset) -> bool:
-    """Write the draft of a robot file; one that is there already is left alone. Return whether it was written."""
+    """Write the draft of a robot file, unless one is there already; return whether it was written."""
     if path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

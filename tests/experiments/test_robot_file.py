@@ -1,4 +1,4 @@
-"""A robot file: drafted from a recording, read back, refused in words, and its limits confirmed by a person."""
+"""A robot file: drafted from a recording, read back, refused in words, its limits confirmed by a person."""
 
 import dataclasses
 
