@@ -120,7 +120,7 @@ def draft_robot_file(dataset: Dataset) -> str:
     spec, limits = dataset.robot_spec, draft_limits(dataset)
     cameras = ", ".join(f"{_word(one.name)}: [{one.height}, {one.width}]" for one in spec.cameras)
     lines = [
-        "# Drafted from a recording by experiments.check: look at every line. Units: rad, deg, m, 1 (ratio).",
+        "# Drafted from a recording by experiments.check: look at every line. Units: rad, deg, m, or 1.",
         f"name: {_word(spec.name)}",
         f"control_hz: {spec.control_hz:g}",
         f"action_convention: {spec.action_convention}   # {' | '.join(ACTION_CONVENTIONS)}",
