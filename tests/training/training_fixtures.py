@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +70,19 @@ def make_processor(
     )
 
 
-def tiny_model(processor: Processor, *, width: int = 32, head: str = "parallel") -> VLAModel:
+def tiny_model(
+    processor: Processor,
+    *,
+    width: int = 32,
+    head: str = "parallel",
+    auxiliaries: dict[str, dict[str, Any]] | None = None,
+) -> VLAModel:
     """Return a seeded model that fits the processor."""
     torch.manual_seed(0)
     backbone = {"kind": "scene", "width": width, "depth": 2, "num_heads": 2, "stem_channels": [8, 16]}
-    config = ModelConfig.complete(backbone=backbone, head={"kind": head, **HEAD_SETTINGS.get(head, {})})
+    config = ModelConfig.complete(
+        backbone=backbone, head={"kind": head, **HEAD_SETTINGS.get(head, {})}, auxiliaries=auxiliaries
+    )
     return VLAModel(specs=processor.specs(), config=config)
 
 

@@ -67,7 +67,7 @@ from vla.training.settings import (
     TrainingResult,
     out_of_time_message,
 )
-from vla.training.step import TrainStep
+from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
 from vla.training.validation import validate
 
@@ -281,17 +281,18 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for number in range(1, settings.accumulate + 1):
+        with self._timing("data"):
+            drawn, shares = self._draw(batches)
+        for number, (batch, share) in enumerate(zip(drawn, shares, strict=True), start=1):
             with self._timing("data"):
-                batch, self.sampler_state = next(batches)
                 batch = to_device(batch, self.device)
             with adding_up(self.train_step, is_last=number == settings.accumulate):
                 with self._timing("forward"):
-                    losses = self.train_step(batch)
+                    losses = self.train_step(batch, share)
                 with self._timing("backward"):
-                    (losses["loss"] / settings.accumulate).backward()
+                    losses["loss"].backward()
             for name, value in losses.items():
-                sums[name] += value.detach() / settings.accumulate
+                sums[name] += value.detach()
         with self._timing("optimizer"):
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             values = {
@@ -305,6 +306,20 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             self.average.update(self.model)
         return values
+
+    def _draw(
+        self, batches: Iterator[tuple[Batch, dict[str, Any]]]
+    ) -> tuple[list[Batch], list[dict[str, Tensor]]]:
+        """Return the batches of one step, and what share each has in the step's losses.
+
+        Gradients and values become means over the processes, so the shares of each process sum to 1 where
+        all have equally many terms.
+        """
+        drawn: list[Batch] = []
+        for _ in range(self.settings.accumulate):
+            batch, self.sampler_state = next(batches)
+            drawn.append(batch)
+        return drawn, shares_of_terms(self.model, drawn, ranks=self.ranks, device=self.device)
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
         if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
