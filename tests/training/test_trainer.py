@@ -145,6 +145,16 @@ def test_a_run_in_small_batches_equals_one_in_large_ones(tmp_path: Path) -> None
         np.testing.assert_allclose(values[1], values[0], rtol=1e-4, err_msg=key)
 
 
+def test_a_run_without_held_out_episodes_trains_and_says_so(tmp_path: Path, capsys) -> None:
+    result = train_for(tmp_path / "run", tmp_path, steps=4, now=2, validation_share=0.0)
+    assert result.metrics == {}
+    assert "no episode is held out" in capsys.readouterr().err
+    assert train_for(tmp_path / "run", tmp_path, steps=4, validation_share=0.0).end == "finished"
+    assert len(load_policy_checkpoint(tmp_path / "run").golden) == 16, (
+        "exports are tried on moments of training"
+    )
+
+
 def test_losses_are_the_golden_ones(tmp_path: Path) -> None:
     """Refactors must not move them. To renew: delete tests/golden/losses.json and run this test twice."""
     train_for(tmp_path / "run", tmp_path, steps=5, log_every_steps=1)

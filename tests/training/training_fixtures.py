@@ -96,6 +96,7 @@ def train_for(
     head: str = "parallel",
     codec: str = "uniform",
     max_committed: int = 0,
+    validation_share: float = 0.2,
     augmentation: ImageAugmentation | None = AUGMENTATION,
     **changes: float | str | None,
 ) -> TrainingResult:
@@ -103,7 +104,7 @@ def train_for(
     windows = make_windows(directory)
     train, validation = (
         DemonstrationSource(part, augmentation=augmentation)
-        for part in windows.split_by_episode(validation_share=0.2, seed=0)
+        for part in windows.split_by_episode(validation_share=validation_share, seed=0)
     )
     processor = make_processor(DemonstrationSource(windows), max_committed=max_committed, codec=codec)
     settings = TrainerSettings(

@@ -227,8 +227,8 @@ class TextInput:
             raise ValueError(
                 f"the instructions {one!r} and {other!r} have the same tokens (both read "
                 f"{normalize_instruction(one)!r}), so a policy could not tell them apart; "
-                f"{len(harmful)} such pairs in all. Word them differently when recording, or, if they mean the same, give "
-                f"processor.inputs.text.same_tokens={ALLOW}"
+                f"{len(harmful)} such pairs in all. Word them differently when recording, or, if they mean "
+                f"the same, give processor.inputs.text.same_tokens={ALLOW}"
             )
         tokenizer = TextTokenizer.train(demonstrations.instructions, vocab_size=vocab_size)
         made = cls(tokenizer=tokenizer, max_tokens=max_tokens)

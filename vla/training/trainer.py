@@ -133,7 +133,7 @@ class Trainer:
             self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
         self.prefetcher = self._open_prefetcher(train)
         self.validation_set = self._validation_set(validation)
-        self.golden = golden_moments(validation)
+        self.golden = golden_moments(validation if validation.num_samples else train)
         self.rates: list[float] = []
         self._step_s: list[float] = []  # of the steps since the last log
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
@@ -395,11 +395,13 @@ class Trainer:
             sink.log(self.step, numbers)
 
     def _validation_set(self, validation: Source) -> list[Batch]:
-        """Draw the fixed batches that every validation uses."""
+        """Draw the fixed batches that every validation uses, none where nothing is held out."""
         if validation.num_samples == 0:
-            raise ValueError(
-                "the validation set is empty; raise data.validation_share or record more episodes"
+            self._say(
+                "no episode is held out, so there will be no held-out losses; data.validation_share sets the "
+                "share, and a task needs two episodes for it"
             )
+            return []
         rng = np.random.default_rng(self.settings.seed)
         count = min(self.settings.validation_batches * self.settings.batch_size, validation.num_samples)
         chosen = rng.permutation(validation.num_samples)[:count].astype(np.int64)
@@ -414,7 +416,10 @@ class Trainer:
         return [maker.make(part, number=0) for part in parts]
 
     def _validate(self) -> None:
-        """Measure the averaged weights on held-out episodes."""
+        """Measure the averaged weights on held-out episodes, if there are any."""
+        self.validated_step = self.step
+        if not self.validation_set:
+            return
         with self._averaged_weights():
             self.metrics = validate(
                 self.model,
@@ -429,7 +434,6 @@ class Trainer:
             if "error/" not in name
         )
         self._say(f"step {self.step}: held-out {shown}")
-        self.validated_step = self.step
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
 
@@ -562,7 +566,7 @@ class Trainer:
             tqdm.write(text, file=sys.stderr)
 
 
-def golden_moments(held_out: Source) -> list[Observation]:
+def golden_moments(source: Source) -> list[Observation]:
     """Return moments for a checkpoint to keep, spread evenly over the samples."""
-    count = min(NUM_GOLDEN, held_out.num_samples)
-    return held_out.observations(np.linspace(0, held_out.num_samples - 1, count).astype(np.int64))
+    count = min(NUM_GOLDEN, source.num_samples)
+    return source.observations(np.linspace(0, source.num_samples - 1, count).astype(np.int64))

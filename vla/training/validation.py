@@ -28,13 +28,9 @@ def validate(
     keeps it. `ids_per_chunk` is how many ids the model chose for it.
 
     Raises:
-        ValueError: there is no batch.
         DecodeError: the model answers with what is no chunk.
     """
-    if not batches:
-        raise ValueError(
-            "validation needs at least one batch; raise validation_share or record more episodes"
-        )
+    assert batches, "there is nothing to validate on"
     means: defaultdict[str, float] = defaultdict(float)
     num_samples = sum(len(batch["valid"]) for batch in batches)
     errors: list[np.ndarray] = []
