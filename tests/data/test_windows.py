@@ -1,3 +1,4 @@
+import shutil
 import time
 
 import numpy as np
@@ -119,6 +120,70 @@ def test_every_task_of_one_dataset_is_held_out(tmp_path):
     train, validation = windows.split_by_episode(validation_share=0.1, seed=0)
     assert (train.num_episodes, validation.num_episodes) == (6, 3)
     assert set(validation.task_index.tolist()) == {0, 1, 2}
+
+
+def moments_held_twice(train, validation):
+    """Return which states of the held-out part are also trained on."""
+    trained = {state.tobytes() for state in train.state(np.arange(train.num_windows))}
+    return [s for s in validation.state(np.arange(validation.num_windows)) if s.tobytes() in trained]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_episode_that_is_there_twice_is_on_one_side(record, tmp_path, seed):
+    roots = [record([6, 1, 9, 4], name="lift")[0], record([5, 7, 2], name="push", first=10)[0]]
+    cache = tmp_path / "cache"
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(roots[1], copy)
+    plain = open_windows(roots, cache_dir=cache, action_horizon=3, progress=False)
+    doubled = open_windows(
+        [roots[0], copy, *roots, roots[0]], cache_dir=cache, action_horizon=3, progress=False
+    )
+    train, validation = doubled.split_by_episode(validation_share=0.3, seed=seed)
+    assert train.num_windows + validation.num_windows == doubled.num_windows
+    assert train.num_windows > 0
+    assert validation.num_episodes == 1 * 3 + 1 * 2
+    assert not moments_held_twice(train, validation)
+    wanted = plain.split_by_episode(validation_share=0.3, seed=seed)[1]
+    assert {s.tobytes() for s in validation.state(np.arange(validation.num_windows))} == {
+        s.tobytes() for s in wanted.state(np.arange(wanted.num_windows))
+    }
+
+
+def test_a_task_of_two_datasets_of_one_episode_each_is_on_both_sides(record, tmp_path):
+    roots = [record([4], root=tmp_path / f"d{i}", first=i)[0] for i in range(2)]
+    windows = open_windows(roots, cache_dir=tmp_path / "c", action_horizon=3, progress=False)
+    train, validation = windows.split_by_episode(validation_share=0.1, seed=0)
+    assert (train.num_episodes, validation.num_episodes) == (1, 1)
+    nothing = windows.split_by_episode(validation_share=0.0, seed=0)[1]
+    assert nothing.num_windows == 0
+
+
+def record_instructions(root, instructions):
+    """Record an episode for each instruction, without task names."""
+    spec = make_spec()
+    with DatasetWriter(root, robot_spec=spec, storage="image") as writer:
+        episodes = make_episodes(spec, [3] * len(instructions))
+        for episode, instruction in zip(episodes, instructions, strict=True):
+            episode.task, episode.extra = instruction, {}
+        write_episodes(writer, episodes)
+
+
+def test_without_task_names_the_instructions_are_the_tasks(tmp_path):
+    record_instructions(tmp_path / "own", ["push it", "push it", "lift it", "lift it", "lift it", "wait"])
+    windows = open_windows([tmp_path / "own"], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
+    assert windows.task_names == ["push it", "lift it", "wait"]
+    assert windows.task_index.tolist() == [0] * 6 + [1] * 9 + [2] * 3
+    for seed in range(4):
+        train, validation = windows.split_by_episode(validation_share=0.1, seed=seed)
+        assert sorted(set(train.task_index.tolist())) == [0, 1, 2]
+        assert sorted(set(validation.task_index.tolist())) == [0, 1]
+
+
+def test_episodes_that_are_all_worded_differently_can_still_be_held_out(tmp_path):
+    record_instructions(tmp_path / "own", [f"push it like {name}" for name in "abcdefghij"])
+    windows = open_windows([tmp_path / "own"], cache_dir=tmp_path / "c", action_horizon=2, progress=False)
+    train, validation = windows.split_by_episode(validation_share=0.2, seed=0)
+    assert (train.num_episodes, validation.num_episodes) == (8, 2)
 
 
 def test_tasks_can_be_balanced(two_datasets):

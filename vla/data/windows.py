@@ -14,6 +14,7 @@ from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
+from vla.data.split import content_numbers, held_out_episodes
 from vla.processing.resize import Resizing
 from vla.spec import RobotSpec
 
@@ -107,13 +108,13 @@ class Windows:
             [np.array([number[text] for text in d.instructions])[d.task_index] for d in datasets]
         )
         starts = zip(self._dataset_starts[:-1], datasets, strict=True)
-        episode_starts = np.concatenate([d.episode_starts + start for start, d in starts])
+        self._episode_starts = episode_starts = np.concatenate([d.episode_starts + s for s, d in starts])
         episode_ends = np.append(episode_starts[1:], len(self.states))
         self._episode_index = np.repeat(np.arange(len(episode_starts)), episode_ends - episode_starts)
         self._first_frame = episode_starts[self._episode_index]
         self._last_frame = episode_ends[self._episode_index] - 1
         self._episode_dataset = np.repeat(np.arange(len(datasets)), [d.num_episodes for d in datasets])
-        self.task_names, self._episode_task = _name_tasks(datasets)
+        self.task_names, self._episode_task, self._is_named = _name_tasks(datasets)
 
     @property
     def num_windows(self) -> int:
@@ -199,25 +200,26 @@ class Windows:
     def split_by_episode(self, *, validation_share: float, seed: int) -> tuple["Windows", "Windows"]:
         """Return training and validation windows that share no episode.
 
-        The share is taken of each task in each dataset, rounded, but at least one episode where there are
-        two.
+        See `held_out_episodes` for the choice. Copies of an episode, of a dataset that is listed twice, are
+        all on one side. With a share of 0, or where each task has one episode, nothing is held out.
 
         Raises:
             ValueError: the share is not in [0, 1).
         """
         if not 0.0 <= validation_share < 1.0:
             raise ValueError(f"validation_share is {validation_share}; it must lie in [0, 1)")
-        rng = np.random.default_rng(seed)
         present = np.unique(self._episode_index[self.moments])
-        held_out: list[np.ndarray] = []
-        stratum = self._episode_dataset * len(self.task_names) + self._episode_task
-        for number in np.unique(stratum[present]):
-            episodes = rng.permutation(present[stratum[present] == number])
-            count = round(validation_share * len(episodes))
-            if validation_share > 0:
-                count = min(max(count, 1), len(episodes) - 1)
-            held_out.append(episodes[:count])
-        in_validation = np.isin(self._episode_index[self.moments], np.concatenate(held_out))
+        content = content_numbers(self.states, self.actions, starts=self._episode_starts)
+        held_out = held_out_episodes(
+            present,
+            dataset=self._episode_dataset[present],
+            task=self._episode_task[present],
+            is_named=self._is_named[present],
+            content=content[present],
+            share=validation_share,
+            rng=np.random.default_rng(seed),
+        )
+        in_validation = np.isin(self._episode_index[self.moments], held_out)
         return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
 
     def subset(self, indices: Int64[np.ndarray, " chosen"]) -> "Windows":
@@ -278,11 +280,20 @@ def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:
         )
 
 
-def _name_tasks(datasets: Sequence[Dataset]) -> tuple[list[str], Int64[np.ndarray, " episodes"]]:
-    """Return the task names and each episode's: the extra column task_name, or the dataset's directory."""
+def _name_tasks(
+    datasets: Sequence[Dataset],
+) -> tuple[list[str], Int64[np.ndarray, " episodes"], Bool[np.ndarray, " episodes"]]:
+    """Return the task names, each episode's, and whether it was recorded.
+
+    That is the extra column task_name; where a dataset has none, the instruction at the episode's beginning
+    stands in for it.
+    """
     names: list[str] = []
+    is_named: list[bool] = []
     for dataset in datasets:
-        names += dataset.episode_extra.get("task_name", [dataset.root.name] * dataset.num_episodes)
+        first = dataset.task_index[dataset.episode_starts]
+        names += dataset.episode_extra.get("task_name", [dataset.instructions[number] for number in first])
+        is_named += ["task_name" in dataset.episode_extra] * dataset.num_episodes
     unique = list(dict.fromkeys(names))
     number = {name: i for i, name in enumerate(unique)}
-    return unique, np.array([number[name] for name in names], dtype=np.int64)
+    return unique, np.array([number[name] for name in names], dtype=np.int64), np.array(is_named)
