@@ -131,9 +131,7 @@ def main(root: Path) -> None:
         print(f"episode {episode + 1} of {NUM_EPISODES}", flush=True)
     dataset.finalize()
     reopened = LeRobotDataset("local/so101", root=root)
-    print(
-        f"{reopened.num_episodes} episodes, {reopened.num_frames} frames, {reopened.meta.camera_keys} in {root}"
-    )
+    print(f"{reopened.num_episodes} episodes, {reopened.num_frames} frames in {root}")
 
 
 if __name__ == "__main__":
