@@ -6,9 +6,9 @@ schemas; of the files it opens info.json alone.
     meta/info.json   meta/stats.json   meta/tasks.parquet   meta/episodes/chunk-000/file-000.parquet
     data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
 
-Our own additions, all ignored by LeRobot: the key `vla` in info.json (robot spec, storage, recording
-settings), extra episode columns (seed, task_name, success), `stats/<camera key>/histogram`, and `.recording/`
-while open.
+Our own additions: the key `vla` in info.json (robot spec, storage, recording settings) and its copy
+`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, and
+`.recording/` while open. LeRobot checks every column under `stats/`, so none of ours may stand there.
 """
 
 import json
@@ -38,6 +38,7 @@ VIDEO_FILE_BYTES = 200 * 2**20  # LeRobot's video_files_size_in_mb
 STAGING = ".recording"
 
 INFO_PATH = "meta/info.json"
+ORIGIN_PATH = "meta/vla.json"
 STATS_PATH = "meta/stats.json"
 TASKS_PATH = "meta/tasks.parquet"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -52,6 +53,11 @@ class DatasetError(VLAError):
 def camera_key(camera: str) -> str:
     """Return the feature name under which LeRobot keeps a camera."""
     return IMAGE_PREFIX + camera
+
+
+def histogram_column(key: str) -> str:
+    """Return the column of meta/episodes that holds the pixel counts of a camera, given its feature name."""
+    return f"vla/{key}/histogram"
 
 
 def data_file(root: Path, number: int) -> Path:

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from vla.data import tables
+from vla.data import origin, tables
 from vla.data.layout import (
     ACTION_KEY,
     DATA_PATH,
+    ORIGIN_PATH,
     STATE_KEY,
     VIDEO_PATH,
     DatasetError,
@@ -52,6 +53,7 @@ class Dataset:
         self.info = read_info(self.root)
         tables.check_version(self.root, self.info)
         _refuse_unfinished(self.root, self.info["total_episodes"])
+        origin.report_changes(self.root)
         self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
         if self.info["total_episodes"] == 0:
             raise DatasetError(f"{self.root} is empty: it has no episode; record some first")
@@ -234,7 +236,15 @@ def _refuse_unfinished(root: Path, total_episodes: int) -> None:
 
 def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) -> RobotSpec:
     """Return the robot spec, which our datasets store and a foreign one must be given."""
-    stored = RobotSpec.from_json(info["vla"]["robot_spec"]) if "vla" in info else None
+    ours = origin.read_origin(root, info)
+    stored = origin.stored_spec(root, ours) if ours is not None else None
+    if stored is not None and "vla" not in info and (faults := tables.feature_faults(info, stored)):
+        if given is None:
+            raise DatasetError(
+                f"another tool has changed {root}, and the robot spec in {ORIGIN_PATH} no longer fits: "
+                f"{'; '.join(faults)}; pass robot_spec= of what is there now"
+            )
+        stored = None
     if stored is not None and given is not None:
         given.require_same(stored, mine="the given robot spec", theirs=f"dataset {root}")
     spec = stored or given
