@@ -50,11 +50,9 @@ def trajectory(rng: np.random.Generator, num_frames: int, picks: bool) -> tuple[
     return np.stack([np.convolve(column, smooth, "valid") for column in padded.T], axis=1), goal
 
 
-def draw(
-    joints: np.ndarray, objects: list[tuple[str, np.ndarray]], shape: tuple[int, int, int]
-) -> Image.Image:
+def draw(joints: np.ndarray, objects: list[tuple[str, np.ndarray]]) -> Image.Image:
     """Draw the scene in RGB as the front camera sees it."""
-    height, width, _ = shape
+    height, width, _ = CAMERAS["front"]
     image = Image.new("RGB", (width, height), (196, 188, 172))
     canvas, scale = ImageDraw.Draw(image), np.array([width, height])
     for name, place in objects:

@@ -1,6 +1,6 @@
 """Frames decoded once, into memory-mapped uint8 files: what makes a training sample cost microseconds.
 
-A cache lies in a directory named by the content hash of its dataset, which is computed again at every
+A cache lies in a directory named by the content hash of its dataset, which is established again at every
 opening, so a cache can never be stale: another dataset has another name. It is built next to its place and
 renamed when complete. Sizes and a sample of checksums are verified at every opening; a damaged cache is built
 again.
@@ -44,7 +44,7 @@ def open_frame_cache(
         OSError: the disk has too little space; nothing is left behind, and the message says how much it
         takes.
     """
-    content_hash = dataset.content_hash()
+    content_hash = dataset.content_hash(memory_dir=Path(cache_dir) / "hashes")
     directory = Path(cache_dir) / content_hash[:24]
     if directory.exists():
         fault = _find_fault(directory, dataset, content_hash)

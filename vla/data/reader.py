@@ -16,9 +16,11 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
 from vla.data import origin, tables
+from vla.data.file_hashes import hash_files
 from vla.data.layout import (
     ACTION_KEY,
     DATA_PATH,
+    INFO_PATH,
     ORIGIN_PATH,
     STATE_KEY,
     VIDEO_PATH,
@@ -97,14 +99,27 @@ class Dataset:
         """Return exact min, max, mean, std, q01, q10, q50, q90, q99 of `observation.state` and `action`."""
         return {STATE_KEY: numeric_statistics(self.states), ACTION_KEY: numeric_statistics(self.actions)}
 
-    def content_hash(self) -> str:
-        """Return a sha256 over names, sizes and bytes of info.json and of every parquet and mp4 file."""
+    def content_hash(self, *, memory_dir: Path | None = None) -> str:
+        """Return a sha256 over names, sizes and bytes of all files that shape what is read.
+
+        These are info.json (with meta/vla.json where it is in use) and every parquet and mp4 file.
+
+        Args:
+            memory_dir: directory that remembers the hashes of files, so that they are read once and not at
+                every start; see `vla.data.file_hashes` for when they are trusted.
+        """
+        paths = [self.root / INFO_PATH]
+        if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
+            paths.append(self.root / ORIGIN_PATH)
+        for folder in ("meta", "data", "videos"):
+            paths += [path for path in (self.root / folder).rglob("*") if path.suffix in (".parquet", ".mp4")]
+        names = [path.relative_to(self.root).as_posix() for path in sorted(paths)]
+        hashes = hash_files(self.root, names, memory_dir)
+        origin.report_hashes(self.root, hashes)
         digest = hashlib.sha256()
-        paths = [path for path in self.root.rglob("*") if path.suffix in (".parquet", ".mp4")]
-        for path in sorted([*paths, self.root / "meta/info.json"]):
-            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for name in names:
+            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+            digest.update(bytes.fromhex(hashes[name]))
         return digest.hexdigest()
 
     def frames(self, camera: str, start: int, stop: int) -> UInt8[np.ndarray, "frames h w 3"]:
