@@ -14,7 +14,7 @@ Our own additions: the key `vla` in info.json (robot spec, storage, recording se
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -81,6 +81,23 @@ def video_file(root: Path, camera: str, number: int) -> Path:
     )
 
 
+def path_from_pattern(root: Path, pattern: str, fields: Mapping[str, Any]) -> Path:
+    """Return the file that `data_path` or `video_path` of info.json names.
+
+    Raises:
+        DatasetError: the pattern has other fields, or leads out of the dataset.
+    """
+    try:
+        name = PurePosixPath(pattern.format_map(fields))
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise DatasetError(
+            f"{root}/{INFO_PATH} has the file pattern {pattern!r}; it may use the fields {sorted(fields)}"
+        ) from error
+    if name.is_absolute() or ".." in name.parts or "\\" in str(name) or "\0" in str(name):
+        raise DatasetError(f"{root}/{INFO_PATH} has the file pattern {pattern!r}, which leads elsewhere")
+    return root / name
+
+
 def frame_rate(control_hz: float) -> Fraction:
     """Return the rate in frames/s as a small fraction, which video time bases need.
 
@@ -98,6 +115,30 @@ def frame_rate(control_hz: float) -> Fraction:
 def json_rate(control_hz: float) -> int | float:
     """Return the rate as LeRobot writes it: an int whenever it is whole."""
     return int(control_hz) if float(control_hz).is_integer() else float(control_hz)
+
+
+def camera_size(feature: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Return height, width and number of channels of a camera's feature; None if its shape is of no image.
+
+    LeRobot's converters write channels first or last, and say which in `names`.
+    """
+    shape, names = list(feature.get("shape") or ()), feature.get("names")
+    if len(shape) == 2:
+        shape = [*shape, 1]
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        return None
+    first = names[0] if isinstance(names, list) and names else None
+    if first in ("channel", "channels") or (shape[0] in (1, 3) and shape[2] not in (1, 3)):
+        shape = [*shape[1:], shape[0]]
+    return shape[0], shape[1], shape[2]
+
+
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Tell whether a camera's feature is a depth map: marked so, by any of LeRobot's keys, or of one channel."""
+    info, older = feature.get("info") or {}, feature.get("video_info") or {}
+    marks = (info.get("is_depth_map"), info.get("video.is_depth_map"), older.get("video.is_depth_map"))
+    size = camera_size(feature)
+    return any(marks) or (size is not None and size[2] == 1)
 
 
 def camera_feature(

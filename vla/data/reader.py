@@ -26,6 +26,7 @@ from vla.data.layout import (
     VIDEO_PATH,
     DatasetError,
     camera_key,
+    path_from_pattern,
     read_info,
 )
 from vla.data.staging import staged_indices
@@ -167,7 +168,9 @@ class Dataset:
             raise DatasetError(f"{self.root}/meta/episodes lacks the columns {missing} of a video camera")
         chunks, files = (self.episodes[name].to_pylist() for name in names[:2])
         return [
-            self.root / pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+            path_from_pattern(
+                self.root, pattern, {"video_key": key, "chunk_index": chunk, "file_index": file}
+            )
             for chunk, file in zip(chunks, files, strict=True)
         ]
 

@@ -21,7 +21,9 @@ from vla.data.layout import (
     TASKS_PATH,
     DatasetError,
     camera_key,
+    camera_size,
     histogram_column,
+    path_from_pattern,
 )
 from vla.spec import RobotSpec
 
@@ -92,11 +94,9 @@ def feature_faults(info: Mapping[str, Any], spec: RobotSpec) -> list[str]:
         if shape is None or list(shape) != [len(channels)]:
             faults.append(f"{key} has shape {shape}, the spec {[len(channels)]}")
     for camera in spec.cameras:
-        shape = features.get(camera_key(camera.name), {}).get("shape")
-        if shape is None or list(shape) != [camera.height, camera.width, 3]:
-            faults.append(
-                f"{camera_key(camera.name)} has {shape}, the spec {[camera.height, camera.width, 3]}"
-            )
+        feature, wanted = features.get(camera_key(camera.name), {}), (camera.height, camera.width, 3)
+        if camera_size(feature) != wanted:
+            faults.append(f"{camera_key(camera.name)} has {feature.get('shape')}, the spec {list(wanted)}")
     if float(info["fps"]) != spec.control_hz:
         faults.append(f"fps is {info['fps']}, control_hz {spec.control_hz}")
     return faults
@@ -193,7 +193,8 @@ def data_files(root: Path, episodes: pa.Table, pattern: str) -> list[Path]:
     if all(name in episodes.column_names for name in names):
         pairs = zip(*(episodes[name].to_pylist() for name in names), strict=True)
         return [
-            root / pattern.format(chunk_index=chunk, file_index=file) for chunk, file in dict.fromkeys(pairs)
+            path_from_pattern(root, pattern, {"chunk_index": chunk, "file_index": file})
+            for chunk, file in dict.fromkeys(pairs)
         ]
     paths = sorted((root / "data").glob("chunk-*/file-*.parquet"))
     if not paths:
