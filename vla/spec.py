@@ -29,13 +29,30 @@ class SpecMismatch(VLAError):
     """Two robot specs that had to agree do not; the message lists each difference."""
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether text can be written as UTF-8, which a lone surrogate (half a character) cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSpec:
-    """One RGB camera: its name and the size of its frames in pixels."""
+    """One RGB camera: its name and the size of its frames in pixels.
+
+    The name becomes the name of files and folders, so it is one path component of printable characters.
+    """
 
     name: str
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        name = self.name
+        is_printable = isinstance(name, str) and name.isprintable() and len(name.encode()) <= 200
+        if not is_printable or not 1 <= len(name) <= 100 or name.startswith(".") or {"/", "\\"} & set(name):
+            raise ValueError(
+                f"camera name {name!r} cannot name a file; give 1 to 100 printable characters (200 bytes in "
+                "UTF-8) without '/' and '\\' that do not begin with '.', such as 'wrist_left'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +65,9 @@ class Channel:
     high: float
 
     def __post_init__(self) -> None:
+        for kind, text in (("name", self.name), ("unit", self.unit)):
+            if not isinstance(text, str) or not text or not is_utf8(text):
+                raise ValueError(f"channel {self.name!r} has the {kind} {text!r}; give text in valid UTF-8")
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ValueError(
                 f"channel {self.name!r} has range [{self.low}, {self.high}]; it must be finite and low < high"
@@ -72,6 +92,8 @@ class RobotSpec:
     gripper_sign: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_utf8(self.name):
+            raise ValueError(f"the robot name {self.name!r} is no valid UTF-8 text")
         if self.action_convention not in ACTION_CONVENTIONS:
             raise ValueError(f"action_convention {self.action_convention!r} is none of {ACTION_CONVENTIONS}")
         if self.gripper_sign not in GRIPPER_SIGNS:

@@ -98,7 +98,8 @@ def open_frame_cache(
         OSError: the disk has too little space; nothing is left behind, and the message says how much it
         takes.
     """
-    content_hash, folder = dataset.content_hash(), Path(cache_dir)
+    folder = Path(cache_dir)
+    content_hash = dataset.content_hash(memory_dir=folder / "hashes")
     caches = [
         _Cache(dataset=dataset, camera=name, resizing=resizing, content_hash=content_hash, folder=folder)
         for name in dataset.robot_spec.camera_names

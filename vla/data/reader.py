@@ -16,14 +16,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from vla.data import tables
+from vla.data import origin, tables
+from vla.data.file_hashes import hash_files
 from vla.data.layout import (
     ACTION_KEY,
     DATA_PATH,
+    INFO_PATH,
+    ORIGIN_PATH,
     STATE_KEY,
     VIDEO_PATH,
     DatasetError,
     camera_key,
+    path_from_pattern,
     read_info,
 )
 from vla.data.staging import staged_indices
@@ -61,6 +65,7 @@ class Dataset:
         self.info = read_info(self.root)
         tables.check_version(self.root, self.info)
         _refuse_unfinished(self.root, self.info["total_episodes"])
+        origin.report_changes(self.root)
         self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
         if cameras is not None:
             self.robot_spec = self.robot_spec.seeing(cameras)
@@ -106,14 +111,27 @@ class Dataset:
         """Return exact min, max, mean, std, q01, q10, q50, q90, q99 of `observation.state` and `action`."""
         return {STATE_KEY: numeric_statistics(self.states), ACTION_KEY: numeric_statistics(self.actions)}
 
-    def content_hash(self) -> str:
-        """Return a sha256 over names, sizes and bytes of info.json and of every parquet and mp4 file."""
+    def content_hash(self, *, memory_dir: Path | None = None) -> str:
+        """Return a sha256 over names, sizes and bytes of all files that shape what is read.
+
+        These are info.json (with meta/vla.json where it is in use) and every parquet and mp4 file.
+
+        Args:
+            memory_dir: directory that remembers the hashes of files, so that they are read once and not at
+                every start; see `vla.data.file_hashes` for when they are trusted.
+        """
+        paths = [self.root / INFO_PATH]
+        if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
+            paths.append(self.root / ORIGIN_PATH)
+        for folder in ("meta", "data", "videos"):
+            paths += [path for path in (self.root / folder).rglob("*") if path.suffix in (".parquet", ".mp4")]
+        names = [path.relative_to(self.root).as_posix() for path in sorted(paths)]
+        hashes = hash_files(self.root, names, memory_dir)
+        origin.report_hashes(self.root, hashes)
         digest = hashlib.sha256()
-        paths = [path for path in self.root.rglob("*") if path.suffix in (".parquet", ".mp4")]
-        for path in sorted([*paths, self.root / "meta/info.json"]):
-            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for name in names:
+            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+            digest.update(bytes.fromhex(hashes[name]))
         return digest.hexdigest()
 
     def frames(
@@ -170,7 +188,9 @@ class Dataset:
             raise DatasetError(f"{self.root}/meta/episodes lacks the columns {missing} of a video camera")
         chunks, files = (self.episodes[name].to_pylist() for name in names[:2])
         return [
-            self.root / pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+            path_from_pattern(
+                self.root, pattern, {"video_key": key, "chunk_index": chunk, "file_index": file}
+            )
             for chunk, file in zip(chunks, files, strict=True)
         ]
 
@@ -257,12 +277,20 @@ def _refuse_unfinished(root: Path, total_episodes: int) -> None:
 
 def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) -> RobotSpec:
     """Return the robot spec: the one given, or the one that our datasets store."""
-    stored = RobotSpec.from_json(info["vla"]["robot_spec"]) if "vla" in info else None
-    spec = given or stored
-    if spec is None:
+    if given is not None:
+        tables.check_features(root, info, given)
+        return given
+    how = f"give robot_file=<file>; `python -m experiments.check dataset={root}` drafts one"
+    ours = origin.read_origin(root, info)
+    if ours is None:
         raise DatasetError(
-            f"{root} was not written by this program and does not say what its numbers mean; give "
-            f"robot_file=<file>. `python -m experiments.check dataset={root}` drafts one"
+            f"{root} was not written by this program and does not say what its numbers mean; {how}"
         )
-    tables.check_features(root, info, spec)
-    return spec
+    stored = origin.stored_spec(root, ours)
+    if "vla" not in info and (faults := tables.feature_faults(info, stored)):
+        raise DatasetError(
+            f"another tool has changed {root}, and the robot spec in {ORIGIN_PATH} no longer fits: "
+            f"{'; '.join(faults)}; {how}"
+        )
+    tables.check_features(root, info, stored)
+    return stored

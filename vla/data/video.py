@@ -112,6 +112,20 @@ class VideoJoiner:
         self._container.close()
 
 
+def count_frames(mp4: bytes) -> int:
+    """Return the number of frames of an mp4 file in memory, without decoding them.
+
+    Raises:
+        DatasetError: it is no mp4 file with a video.
+    """
+    try:
+        with av.open(io.BytesIO(mp4), "r") as container:
+            packets = container.demux(container.streams.video[0])
+            return sum(packet.pts is not None for packet in packets)
+    except (*_VIDEO_ERRORS, IndexError) as error:
+        raise DatasetError(f"its video cannot be read ({error})") from error
+
+
 def check_mp4(path: Path) -> None:
     """Check cheaply, without decoding, that an mp4 file is whole: its boxes end where the file ends.
 
