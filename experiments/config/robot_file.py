@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from jaxtyping import Float
@@ -19,11 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from policies.runtime.limits import GRIPPER, MOTION, ChannelLimits, SafetyLimits
-from vla.data.reader import Dataset
 from vla.errors import VLAError
 from vla.files import atomic_write_bytes
 from vla.registry import Choices, Range, check_attributes, check_settings
 from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS, CameraSpec, Channel, RobotSpec
+
+if TYPE_CHECKING:  # a robot's computer reads its file without pyarrow
+    from vla.data.reader import Dataset
 
 Channels = dict[str, tuple[str, float, float]]
 _GRIPPER_WORDS = ("gripper", "finger", "jaw")
@@ -111,7 +113,7 @@ def confirmed_limits(path: Path | str) -> SafetyLimits:
     return file.limits
 
 
-def draft_robot_file(dataset: Dataset) -> str:
+def draft_robot_file(dataset: "Dataset") -> str:
     """Return the text of a robot file for a recording: its spec, and limits that the recording keeps.
 
     Args:
@@ -139,7 +141,7 @@ def draft_robot_file(dataset: Dataset) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_draft(path: Path, dataset: Dataset) -> bool:
+def write_draft(path: Path, dataset: "Dataset") -> bool:
     """Write the draft of a robot file, unless one is there already; return whether it was written."""
     if path.exists():
         return False
@@ -148,7 +150,7 @@ def write_draft(path: Path, dataset: Dataset) -> bool:
     return True
 
 
-def draft_limits(dataset: Dataset) -> SafetyLimits:
+def draft_limits(dataset: "Dataset") -> SafetyLimits:
     """Return limits that every command of a recording keeps, with room for speeds and accelerations."""
     spec = dataset.robot_spec
     channels = {}
@@ -176,7 +178,7 @@ def draft_limits(dataset: Dataset) -> SafetyLimits:
 
 
 def _commanded_positions(
-    dataset: Dataset, column: int, *, is_gripper: bool, measured_by: str | None
+    dataset: "Dataset", column: int, *, is_gripper: bool, measured_by: str | None
 ) -> list[Float[np.ndarray, " time"]]:
     """Return the commanded positions of a channel, episode by episode."""
     spec, actions = dataset.robot_spec, dataset.actions[:, column].astype(np.float64)
