@@ -1,0 +1,174 @@
+"""Looks for what is wrong with a recording before a policy is trained on it.
+
+    dataset, findings = open_examined("outputs/datasets/mine")
+    findings += examine(dataset, settings=ExamineSettings())
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+
+from vla.data import tables
+from vla.data.layout import ACTION_KEY, DATA_PATH, STATE_KEY, STATS_PATH, DatasetError, read_info
+from vla.data.quality.channels import check_channels
+from vla.data.quality.episodes import check_episodes
+from vla.data.quality.findings import Finding, by_severity, found
+from vla.data.quality.pictures import Progress, check_pictures, chosen_episodes
+from vla.data.quality.recording import Recording
+from vla.data.quality.relations import check_relations
+from vla.data.quality.times import check_times
+from vla.data.reader import Dataset
+from vla.files import DamagedFile, read_json
+from vla.registry import Choices, Range, check_attributes
+from vla.spec import RobotSpec, SpecMismatch
+
+STATISTICS_OFF = 0.05  # of a channel's range
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExamineSettings:
+    """How closely a recording is looked at."""
+
+    action_horizon: Annotated[int, Range(1), "control periods in a chunk of the policy to be trained"] = 8
+    max_tokens: Annotated[int, Range(1), "longest instruction of that policy, in tokens"] = 20
+    pictures: Annotated[
+        str,
+        Choices("none", "some", "all"),
+        "whether to look at no picture, at a few of some episodes, or to decode every one",
+    ] = "some"
+    max_episodes: Annotated[int, Range(1), "whose pictures are looked at with pictures=some, evenly spread"] = 300
+
+    def __post_init__(self) -> None:
+        check_attributes(self, where="examine")
+
+
+def open_examined(
+    root: Path | str, *, robot_spec: RobotSpec | None = None
+) -> tuple[Dataset | None, list[Finding]]:
+    """Open a dataset; what stands in the way of that becomes findings.
+
+    Args:
+        root: the directory that holds `meta/`.
+        robot_spec: for datasets that store none.
+
+    Returns:
+        The dataset, or None if it cannot be opened, and what is wrong with its files.
+    """
+    findings = not_finite(Path(root))
+    try:
+        return Dataset(root, robot_spec=robot_spec), findings
+    except (DatasetError, SpecMismatch) as error:
+        if not findings:
+            findings = [found("unreadable", "error", str(error))]
+        return None, findings
+
+
+def examine(
+    dataset: Dataset, *, settings: ExamineSettings | None = None, progress: Progress = iter
+) -> list[Finding]:
+    """Return everything that is wrong, or may be, with an opened dataset, errors first.
+
+    Args:
+        dataset: what to look at.
+        settings: how closely; see `ExamineSettings`.
+        progress: wraps the episodes whose pictures are looked at, such as `tqdm.tqdm`.
+
+    Raises:
+        DatasetError: a data file was damaged after the dataset was opened.
+    """
+    settings = settings or ExamineSettings()
+    recording = Recording.of(dataset)
+    findings = [
+        *check_times(recording),
+        *check_statistics(recording),
+        *check_relations(recording),
+        *check_channels(recording),
+        *check_episodes(recording, action_horizon=settings.action_horizon, max_tokens=settings.max_tokens),
+    ]
+    if settings.pictures != "none":
+        every = settings.pictures == "all"
+        episodes = chosen_episodes(recording, recording.num_episodes if every else settings.max_episodes)
+        findings += check_pictures(recording, episodes=episodes, every_frame=every, progress=progress)
+    return by_severity(findings)
+
+
+def check_statistics(recording: Recording) -> list[Finding]:
+    """Find a meta/stats.json that does not belong to the numbers, such as that of actions before a conversion."""
+    path = recording.dataset.root / STATS_PATH
+    try:
+        stored = read_json(path) if path.is_file() else {}
+    except DamagedFile as error:
+        return [found("statistics", "error", str(error))]
+    findings, missing = [], []
+    for kind, key, exact in (("state", STATE_KEY, recording.states), ("action", ACTION_KEY, recording.actions)):
+        statistics = stored.get(key, {})
+        if not all(isinstance(statistics.get(name), list) for name in ("min", "max", "mean")):
+            missing.append(key)
+            continue
+        wrong: list[int] = []
+        for name, true in (("min", exact.min(axis=0)), ("max", exact.max(axis=0)), ("mean", exact.mean(axis=0))):
+            given = np.asarray(statistics[name], dtype=float).ravel()
+            if given.shape != true.shape:
+                wrong = list(range(len(true)))
+                break
+            scale = np.maximum(np.ptp(exact, axis=0), 1e-3 * np.abs(true) + 1e-6)
+            wrong += np.flatnonzero(~(np.abs(given - true) <= STATISTICS_OFF * scale)).tolist()
+        if wrong:
+            names = [recording.name(kind, i) for i in sorted(set(wrong))]
+            i = wrong[0]
+            message = (
+                f"meta/stats.json is not that of the data in {len(names)} channels of {key}: mean {_at(statistics, 'mean', i)}, "
+                f"but it is {exact.mean(axis=0)[i]:.4g} in {names[0]}"
+            )
+            findings.append(found("statistics", "error", message, channel=", ".join(names)))
+    if missing:
+        findings.append(found("statistics", "note", f"meta/stats.json has no min, max and mean of {', '.join(missing)}"))
+    return findings
+
+
+def _at(statistics: dict[str, list[float]], name: str, i: int) -> str:
+    values = np.asarray(statistics[name], dtype=float).ravel()
+    return f"{values[i]:.4g}" if i < len(values) else "absent"
+
+
+def not_finite(root: Path) -> list[Finding]:
+    """Find NaN, infinite and missing numbers in the data files, with which a dataset does not open.
+
+    Files that cannot be read are left to the reader, which says what is wrong with them.
+    """
+    findings = []
+    try:
+        info = read_info(root)
+        tables.check_version(root, info)
+        episodes = tables.read_episodes(root, info["total_episodes"])
+        paths = tables.data_files(root, episodes, info.get("data_path", DATA_PATH))
+        for kind, key in (("state", STATE_KEY), ("action", ACTION_KEY)):
+            where: set[int] = set()
+            channels: set[int] = set()
+            for path in paths:
+                table = tables.read_table(path, [key, "episode_index"])
+                rows, columns = _bad_cells(table[key])
+                where |= set(table["episode_index"].to_numpy()[rows].tolist())
+                channels |= set(columns.tolist())
+            if where:
+                names = f"{kind} " + ", ".join(map(str, sorted(channels)))
+                message = f"NaN, infinity or nothing in {len(where)} of {info['total_episodes']} episodes, channels {names} (from 0)"
+                findings.append(found("not_finite", "error", message, episodes=where))
+    except (DatasetError, KeyError, TypeError, pa.ArrowException):
+        return []
+    return findings
+
+
+def _bad_cells(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and channels of the numbers that are null, NaN or infinite; none of columns of another kind."""
+    rows = column.to_pylist()
+    values = [row if isinstance(row, list) else [row] for row in rows]
+    width = max((len(row) for row in values), default=0)
+    if any(len(row) != width for row in values):
+        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+    matrix = np.array([[np.nan if one is None else one for one in row] for row in values], dtype=float)
+    bad = np.argwhere(~np.isfinite(matrix.reshape(len(values), width)))
+    return bad[:, 0], bad[:, 1]
