@@ -14,7 +14,7 @@ from PIL import Image
 
 from vla.data.layout import DatasetError
 from vla.data.quality.findings import Finding, count_of, found
-from vla.data.quality.recording import Recording
+from vla.data.quality.recording import Recording, is_gripper
 
 LOOKS = 5  # frames of an episode: first, last and three between
 SIDE = 12  # of a thumbnail, in blocks
@@ -83,11 +83,13 @@ def check_pictures(
             except DatasetError as error:
                 damaged[name][number] = str(error)
     looks = {name: _gathered(rows[name], damaged[name]) for name in names}
-    findings = []
+    exchanged = _exchanged(looks)
+    elsewhere = {number for one in exchanged for number in one.episodes}
+    findings = [*exchanged, *_same(looks), *_late(recording, looks)]
     for name, look in looks.items():
         findings += [*_damaged(name, look, len(episodes)), *_exposure(name, look), *_frozen(name, look)]
-        findings += [*_bars(name, look), *_changed(name, look)]
-    return [*findings, *_same(looks), *_exchanged(looks), *_late(recording, looks)]
+        findings += [*_bars(name, look), *_changed(name, look, elsewhere)]
+    return findings
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"], side: int = SIDE) -> UInt8[np.ndarray, "side side 3"]:
@@ -180,8 +182,8 @@ def _exposure(camera: str, look: Looks) -> list[Finding]:
 
 
 def _frozen(camera: str, look: Looks) -> list[Finding]:
-    black = look.dark > 0
-    where = [number for number, one in zip(look.episodes, look.frozen & ~black, strict=True) if one]
+    shown = (look.dark == 0) & (look.bright == 0)
+    where = [number for number, one in zip(look.episodes, look.frozen & shown, strict=True) if one]
     if not where:
         return []
     message = f"the picture stays the same while the robot moves in {count_of(where, len(look.episodes))}"
@@ -199,12 +201,12 @@ def _bars(camera: str, look: Looks) -> list[Finding]:
     return [found("letterbox", "warning" if some else "note", message, episodes=where, camera=camera)]
 
 
-def _changed(camera: str, look: Looks) -> list[Finding]:
-    """Find episodes whose colors or sides are exchanged."""
+def _changed(camera: str, look: Looks, elsewhere: set[int]) -> list[Finding]:
+    """Find episodes whose colors or sides are exchanged; those in `elsewhere` show another camera."""
     findings = []
     if len(look.episodes) < FEWEST_EPISODES:
         return []
-    shown = (look.dark == 0) & (look.bright == 0)
+    shown = (look.dark == 0) & (look.bright == 0) & ~np.isin(look.episodes, list(elsewhere))
     color = look.thumbs[..., 0] - look.thumbs[..., 2]  # red less blue: changes its sign with the order of colors
     usual = np.median(color[shown], axis=0) if shown.any() else np.zeros((SIDE, SIDE))
     if np.sqrt((usual**2).mean()) > 3:
@@ -309,9 +311,15 @@ def _fits(recording: Recording, camera: str, number: int) -> Float64[np.ndarray,
     except DatasetError:
         return None
     small = np.stack([thumbnail(image, side=32) for image in images]).astype(np.float32)
-    seen = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
-    states = recording.states[episode.start : stop][:, recording.moving_states]
-    moved = np.abs(np.diff(states, axis=0) / recording.state_span[recording.moving_states]).sum(axis=1)
-    if len(seen) < FEWEST_LAG_FRAMES - 1 or np.ptp(seen) == 0 or np.ptp(moved) == 0:
+    seen = _smooth(np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3)))
+    arm = [i for i in recording.moving_states if not is_gripper(recording.dataset.robot_spec.state_names[i])]
+    states = recording.states[episode.start : stop][:, arm] / recording.state_span[arm]
+    moved = _smooth(np.abs(np.diff(states, axis=0)).sum(axis=1))
+    if len(seen) < FEWEST_LAG_FRAMES - 5 or np.ptp(seen) == 0 or np.ptp(moved) == 0:
         return None
     return np.array([np.corrcoef(seen[lag:], moved[: len(moved) - lag])[0, 1] for lag in range(MOST_LAG + 1)])
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Return means over five frames: a small thing moves by whole pixels, now and then."""
+    return np.convolve(values, np.full(5, 0.2), mode="valid")

@@ -67,7 +67,7 @@ class Recording:
         return self.dataset.num_episodes
 
     @cached_property
-    def follows(self) -> Bool[np.ndarray, " N-1"]:
+    def follows(self) -> Bool[np.ndarray, " steps"]:
         """Whether frame i + 1 belongs to the episode of frame i."""
         return np.diff(self.dataset.episode_index) == 0
 

@@ -1,6 +1,6 @@
 """Checks of actions against states: conventions, lags, units and channels that were exchanged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +21,8 @@ def check_relations(recording: Recording) -> list[Finding]:
     findings = _convention(recording) or _double_delta(recording)
     if not findings:
         findings = _echo(recording) or _lag(recording)
-    return [*findings, *_units(recording), *_swapped(recording)]
+        findings += _units(recording)
+    return [*findings, *_units_of_some_episodes(recording), *_swapped(recording)]
 
 
 def _convention(recording: Recording) -> list[Finding]:
@@ -129,7 +130,7 @@ def _units(recording: Recording) -> list[Finding]:
             about = f", as between {likely[0]}" if likely else ""
             message = f"action and state differ by a factor of {ratio:.3g}{about}"
             findings.append(found("unit", "error", message, channel=recording.name("action", i)))
-    return findings + _units_of_some_episodes(recording)
+    return findings
 
 
 def _units_of_some_episodes(recording: Recording) -> list[Finding]:
@@ -176,29 +177,34 @@ def _swapped(recording: Recording) -> list[Finding]:
 
 def _disagreeing(recording: Recording, first: tuple[int, int], second: tuple[int, int]) -> list[int]:
     """Return the episodes in which two action channels fit each other's state channel, not their own."""
+    own, cross, size = np.zeros((3, recording.num_episodes))
     (i, j), (k, m) = first, second
-    own, cross = np.zeros(recording.num_episodes), np.zeros(recording.num_episodes)
-    fit: Callable[[np.ndarray, np.ndarray], float] = _distance if recording.absolute else correlation
+    gain = {} if recording.absolute else {j: _gain(recording, i, j), m: _gain(recording, k, m)}
     for number, episode in enumerate(recording.episodes):
-        states, actions = recording.states[episode], recording.actions[episode][:-1]
-        changes = np.diff(states, axis=0)
-        moved = states[1:] if recording.absolute else changes
-        enough = len(actions) >= 8 and (np.ptp(states[:, [j, m]], axis=0) > 0.1 * recording.state_span[[j, m]]).all()
-        if enough or (recording.absolute and len(actions) > 0):
-            own[number] = fit(actions[:, i], moved[:, j]) + fit(actions[:, k], moved[:, m])
-            cross[number] = fit(actions[:, i], moved[:, m]) + fit(actions[:, k], moved[:, j])
-    if recording.absolute:
-        usual = min(float(np.median(own)), float(np.median(cross)))
-        odd = np.flatnonzero((cross < 0.4 * own) & (own > 5 * usual) & (own > 0.1 * recording.state_span[[j, m]].sum()))
-    else:
-        odd = np.flatnonzero((cross > own + 1.0) & (cross > 1.2) & (own < 0.3))
-        if len(odd) < recording.num_episodes / 2 and np.median(own) < 0.8:  # actions follow nothing here anyway
-            return []
-    return odd.tolist()
+        states, actions = recording.states[episode], recording.actions[episode]
+        if recording.absolute:
+            moved, actions = states[1:], actions[:-1]
+        else:
+            moved, actions = np.diff(states, axis=0)[1:], actions[:-2]
+        if len(actions) < 5:
+            continue
+
+        def distance(action: int, state: int, actions: np.ndarray = actions, moved: np.ndarray = moved) -> float:
+            return float(np.abs(actions[:, action] - gain.get(state, 1.0) * moved[:, state]).mean())
+
+        own[number] = distance(i, j) + distance(k, m)
+        cross[number] = distance(i, m) + distance(k, j)
+        size[number] = np.abs(actions[:, i]).mean() + np.abs(actions[:, k]).mean()
+    usual = min(float(np.median(own)), float(np.median(cross)))
+    odd = (cross < 0.4 * own) & (own > 3 * usual)
+    odd &= own > (0.1 * recording.state_span[[j, m]].sum() if recording.absolute else 0.3 * size)
+    return np.flatnonzero(odd).tolist()
 
 
-def _distance(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
-    return float(np.abs(x - y).mean())
+def _gain(recording: Recording, action: int, state: int) -> float:
+    """Return how large a delta is, in changes of the state that follows it."""
+    actions, _, changes = recording.lagged(1)
+    return float((actions[:, action] * changes[:, state]).sum() / max((changes[:, state] ** 2).sum(), 1e-12))
 
 
 def _exchanged_starts(recording: Recording, j: int, m: int) -> list[int]:
