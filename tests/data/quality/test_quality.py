@@ -10,8 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import quality_fixtures as plant  # noqa: E402
 
-from vla.data.quality.examine import ExamineSettings, examine, open_examined  # noqa: E402
+from vla.data.quality.examine import ExamineSettings, examine  # noqa: E402
 from vla.data.quality.findings import CHECKS  # noqa: E402
+from vla.data.quality.opening import open_examined  # noqa: E402
 
 TARGET, DELTA = "joint_target", "joint_delta"
 IN_RECORDING = [
@@ -73,10 +74,10 @@ OF_PICTURES = list(CHECKS)[list(CHECKS).index("picture_damaged") :]
 
 
 def findings_of(root, **settings):
-    dataset, findings = open_examined(root)
-    if dataset is not None:
-        findings = [*findings, *examine(dataset, settings=ExamineSettings(**settings))]
-    return findings
+    opened = open_examined(root)
+    if opened.dataset is None:
+        return opened.findings
+    return opened.findings + examine(opened.dataset, settings=ExamineSettings(**settings))
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,15 @@
 """Looks for what is wrong with a recording before a policy is trained on it.
 
-    dataset, findings = open_examined("outputs/datasets/mine")
-    findings += examine(dataset, settings=ExamineSettings())
+    opened = open_examined("outputs/datasets/mine")
+    findings = opened.findings + examine(opened.dataset, settings=ExamineSettings())
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
 
-from vla.data import tables
-from vla.data.layout import ACTION_KEY, DATA_PATH, STATE_KEY, STATS_PATH, DatasetError, read_info
+from vla.data.layout import ACTION_KEY, STATE_KEY, STATS_PATH
 from vla.data.quality.channels import check_channels
 from vla.data.quality.episodes import check_episodes
 from vla.data.quality.findings import Finding, by_severity, found
@@ -23,7 +20,6 @@ from vla.data.quality.times import check_times
 from vla.data.reader import Dataset
 from vla.files import DamagedFile, read_json
 from vla.registry import Choices, Range, check_attributes
-from vla.spec import RobotSpec, SpecMismatch
 
 STATISTICS_OFF = 0.05  # of a channel's range
 
@@ -43,27 +39,6 @@ class ExamineSettings:
 
     def __post_init__(self) -> None:
         check_attributes(self, where="examine")
-
-
-def open_examined(
-    root: Path | str, *, robot_spec: RobotSpec | None = None
-) -> tuple[Dataset | None, list[Finding]]:
-    """Open a dataset; what stands in the way of that becomes findings.
-
-    Args:
-        root: the directory that holds `meta/`.
-        robot_spec: for datasets that store none.
-
-    Returns:
-        The dataset, or None if it cannot be opened, and what is wrong with its files.
-    """
-    findings = not_finite(Path(root))
-    try:
-        return Dataset(root, robot_spec=robot_spec), findings
-    except (DatasetError, SpecMismatch) as error:
-        if not findings:
-            findings = [found("unreadable", "error", str(error))]
-        return None, findings
 
 
 def examine(
@@ -132,43 +107,3 @@ def check_statistics(recording: Recording) -> list[Finding]:
 def _at(statistics: dict[str, list[float]], name: str, i: int) -> str:
     values = np.asarray(statistics[name], dtype=float).ravel()
     return f"{values[i]:.4g}" if i < len(values) else "absent"
-
-
-def not_finite(root: Path) -> list[Finding]:
-    """Find NaN, infinite and missing numbers in the data files, with which a dataset does not open.
-
-    Files that cannot be read are left to the reader, which says what is wrong with them.
-    """
-    findings = []
-    try:
-        info = read_info(root)
-        tables.check_version(root, info)
-        episodes = tables.read_episodes(root, info["total_episodes"])
-        paths = tables.data_files(root, episodes, info.get("data_path", DATA_PATH))
-        for kind, key in (("state", STATE_KEY), ("action", ACTION_KEY)):
-            where: set[int] = set()
-            channels: set[int] = set()
-            for path in paths:
-                table = tables.read_table(path, [key, "episode_index"])
-                rows, columns = _bad_cells(table[key])
-                where |= set(table["episode_index"].to_numpy()[rows].tolist())
-                channels |= set(columns.tolist())
-            if where:
-                names = f"{kind} " + ", ".join(map(str, sorted(channels)))
-                message = f"NaN, infinity or nothing in {len(where)} of {info['total_episodes']} episodes, channels {names} (from 0)"
-                findings.append(found("not_finite", "error", message, episodes=where))
-    except (DatasetError, KeyError, TypeError, pa.ArrowException):
-        return []
-    return findings
-
-
-def _bad_cells(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and channels of the numbers that are null, NaN or infinite; none of columns of another kind."""
-    rows = column.to_pylist()
-    values = [row if isinstance(row, list) else [row] for row in rows]
-    width = max((len(row) for row in values), default=0)
-    if any(len(row) != width for row in values):
-        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-    matrix = np.array([[np.nan if one is None else one for one in row] for row in values], dtype=float)
-    bad = np.argwhere(~np.isfinite(matrix.reshape(len(values), width)))
-    return bad[:, 0], bad[:, 1]
