@@ -44,7 +44,9 @@ class Draft:
 
     def hold(self, first: int, last: int) -> None:
         """Let the robot rest before and after."""
-        index = np.concatenate([np.zeros(first, int), np.arange(len(self.states)), np.full(last, len(self.states) - 1)])
+        index = np.concatenate(
+            [np.zeros(first, int), np.arange(len(self.states)), np.full(last, len(self.states) - 1)]
+        )
         self.states, self.actions = self.states[index], self.actions[index]
         self.images = {name: frames[index] for name, frames in self.images.items()}
 
@@ -54,7 +56,10 @@ def arm_spec(convention: str = "joint_target") -> RobotSpec:
     gripper = Channel(name="gripper", unit="1", low=0.0, high=1.0)
     return RobotSpec(
         name="arm",
-        cameras=(CameraSpec(name="front", height=32, width=48), CameraSpec(name="wrist", height=32, width=48)),
+        cameras=(
+            CameraSpec(name="front", height=32, width=48),
+            CameraSpec(name="wrist", height=32, width=48),
+        ),
         state=(*(Channel(name=name, unit="rad", low=-3.2, high=3.2) for name in JOINTS), gripper),
         action=(*(Channel(name=name, unit="rad", low=low, high=high) for name in JOINTS), gripper),
         control_hz=HZ,
@@ -107,12 +112,16 @@ def _pictures(states: np.ndarray, camera: int) -> np.ndarray:
     return frames
 
 
-def record(root: Path, drafts: list[Draft], *, convention: str = "joint_target", storage: str = "image") -> Path:
+def record(
+    root: Path, drafts: list[Draft], *, convention: str = "joint_target", storage: str = "image"
+) -> Path:
     with DatasetWriter(root, robot_spec=arm_spec(convention), storage=storage) as writer:
         for draft in drafts:
             for t in range(len(draft.states)):
                 images = {name: frames[t] for name, frames in draft.images.items()}
-                writer.add_frame(images, draft.states[t].astype(np.float32), draft.actions[t].astype(np.float32))
+                writer.add_frame(
+                    images, draft.states[t].astype(np.float32), draft.actions[t].astype(np.float32)
+                )
             writer.save_episode(draft.task, draft.extra)
     return root
 
@@ -313,7 +322,9 @@ def change_column(path: Path, name: str, change: Callable[[list], list]) -> None
     table = pq.read_table(path)
     values = change(table[name].to_pylist())
     index = table.schema.get_field_index(name)
-    pq.write_table(table.set_column(index, table.schema.field(name), pa.array(values, table[name].type)), path)
+    pq.write_table(
+        table.set_column(index, table.schema.field(name), pa.array(values, table[name].type)), path
+    )
 
 
 def change_times(root: Path, change: Callable[[np.ndarray], None]) -> None:

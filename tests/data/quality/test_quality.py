@@ -89,7 +89,8 @@ def drafts():
 def clean(drafts, tmp_path_factory):
     root = tmp_path_factory.mktemp("clean")
     return {
-        storage: plant.record(root / storage, drafts[TARGET], storage=storage) for storage in ("image", "video")
+        storage: plant.record(root / storage, drafts[TARGET], storage=storage)
+        for storage in ("image", "video")
     }
 
 

@@ -11,7 +11,11 @@ from vla.data.quality.recording import Recording
 from vla.processing.text import TextTokenizer, normalize_instruction
 
 STILL = 0.03  # of a channel's span: nearer to the first (last) frame counts as not moved
-IDLE_S, LONG_IDLE_S, IDLE_SHARE = 1.0, 3.0, 0.05  # an idle end; a long one; a share of all frames that matters
+IDLE_S, LONG_IDLE_S, IDLE_SHARE = (
+    1.0,
+    3.0,
+    0.05,
+)  # an idle end; a long one; a share of all frames that matters
 FEWEST_IDLE_FRAMES = 10
 IN_MOTION = 0.5  # of the episode's own high speed, in its last frames
 SHORT = 0.2  # of the median length of the episodes of the same task
@@ -61,7 +65,11 @@ def _idle(recording: Recording) -> list[Finding]:
     hz = recording.dataset.robot_spec.control_hz
     ends = [idle_ends(recording, number) for number in range(recording.num_episodes)]
     for end, (check, word) in enumerate((("idle_start", "first"), ("idle_end", "last"))):
-        frames = {number: both[end] for number, both in enumerate(ends) if both[end] >= fewest_idle_frames(recording)}
+        frames = {
+            number: both[end]
+            for number, both in enumerate(ends)
+            if both[end] >= fewest_idle_frames(recording)
+        }
         if not frames:
             continue
         share, longest = sum(frames.values()) / recording.dataset.num_frames, max(frames.values()) / hz
@@ -90,7 +98,9 @@ def _speeds(recording: Recording, episode: slice) -> Float64[np.ndarray, " steps
     """Return the step of the fastest channel from frame to frame, as share of its span."""
     if not recording.moving_states:
         return np.zeros(0)
-    states = recording.states[episode][:, recording.moving_states] / recording.state_span[recording.moving_states]
+    states = (
+        recording.states[episode][:, recording.moving_states] / recording.state_span[recording.moving_states]
+    )
     return np.abs(np.diff(states, axis=0)).max(axis=1)
 
 

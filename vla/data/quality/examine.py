@@ -1,7 +1,7 @@
 """Looks for what is wrong with a recording before a policy is trained on it.
 
-    opened = open_examined("outputs/datasets/mine")
-    findings = opened.findings + examine(opened.dataset, settings=ExamineSettings())
+opened = open_examined("outputs/datasets/mine")
+findings = opened.findings + examine(opened.dataset, settings=ExamineSettings())
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class ExamineSettings:
         Choices("none", "some", "all"),
         "whether to look at no picture, at a few of some episodes, or to decode every one",
     ] = "some"
-    max_episodes: Annotated[int, Range(1), "whose pictures are looked at with pictures=some, evenly spread"] = 300
+    max_episodes: Annotated[
+        int, Range(1), "whose pictures are looked at with pictures=some, evenly spread"
+    ] = 300
 
     def __post_init__(self) -> None:
         check_attributes(self, where="examine")
@@ -78,13 +80,20 @@ def check_statistics(recording: Recording) -> list[Finding]:
     except DamagedFile as error:
         return [found("statistics", "error", str(error))]
     findings, missing = [], []
-    for kind, key, exact in (("state", STATE_KEY, recording.states), ("action", ACTION_KEY, recording.actions)):
+    for kind, key, exact in (
+        ("state", STATE_KEY, recording.states),
+        ("action", ACTION_KEY, recording.actions),
+    ):
         statistics = stored.get(key, {})
         if not all(isinstance(statistics.get(name), list) for name in ("min", "max", "mean")):
             missing.append(key)
             continue
         wrong: list[int] = []
-        for name, true in (("min", exact.min(axis=0)), ("max", exact.max(axis=0)), ("mean", exact.mean(axis=0))):
+        for name, true in (
+            ("min", exact.min(axis=0)),
+            ("max", exact.max(axis=0)),
+            ("mean", exact.mean(axis=0)),
+        ):
             given = np.asarray(statistics[name], dtype=float).ravel()
             if given.shape != true.shape:
                 wrong = list(range(len(true)))
@@ -100,7 +109,9 @@ def check_statistics(recording: Recording) -> list[Finding]:
             )
             findings.append(found("statistics", "error", message, channel=", ".join(names)))
     if missing:
-        findings.append(found("statistics", "note", f"meta/stats.json has no min, max and mean of {', '.join(missing)}"))
+        findings.append(
+            found("statistics", "note", f"meta/stats.json has no min, max and mean of {', '.join(missing)}")
+        )
     return findings
 
 

@@ -129,7 +129,9 @@ def write_mended(
                 writer.discard_episode()
                 plan.lines.append(f"dropped episode {number}: {error}")
                 continue
-            writer.save_episode(plan.sentences[number], {name: values[number] for name, values in extras.items()})
+            writer.save_episode(
+                plan.sentences[number], {name: values[number] for name, values in extras.items()}
+            )
     return plan.lines
 
 
@@ -157,7 +159,9 @@ def _plan(recording: Recording, findings: Sequence[Finding], settings: MendSetti
             frames[number] = (start, stop)
     texts = sentences(recording)
     better = spellings([texts[number] for number in frames])
-    plan = _Plan(frames=frames, sentences={number: better.get(texts[number], texts[number]) for number in frames})
+    plan = _Plan(
+        frames=frames, sentences={number: better.get(texts[number], texts[number]) for number in frames}
+    )
     for reason in dict.fromkeys(why.values()):
         dropped = [number for number in sorted(why) if why[number] == reason]
         plan.lines.append(f"dropped {len(dropped)} episodes ({reason}): {_listed(dropped)}")
@@ -206,7 +210,9 @@ def _plan_exchanges(
                     plan.states.setdefault(number, []).append(pair)
                     paired = [moves[i] for i in pair if i in moves]
                     label = ", ".join(recording.name("action", i) for i in paired)
-                    if len(paired) == 2 and (label, number) not in wrong_actions:  # actions fit the wrong state
+                    if (
+                        len(paired) == 2 and (label, number) not in wrong_actions
+                    ):  # actions fit the wrong state
                         plan.actions.setdefault(number, []).append((paired[0], paired[1]))
                 elif not _state_is_wrong(recording, findings, pair, number):
                     plan.actions.setdefault(number, []).append(pair)
@@ -220,7 +226,8 @@ def _state_is_wrong(
     states = dict(recording.pairs)
     label = ", ".join(recording.name("state", states[i]) for i in actions)
     return any(
-        one.check == "swapped_channels" and one.channel == label and number in one.episodes for one in findings
+        one.check == "swapped_channels" and one.channel == label and number in one.episodes
+        for one in findings
     )
 
 
@@ -260,7 +267,9 @@ def _plain_extras(dataset: Dataset, plan: _Plan) -> dict[str, list[Any]]:
         else:
             left.append(name)
     if left:
-        plan.lines.append(f"left out the episode columns {left}: not one of bool, int, float and str throughout")
+        plan.lines.append(
+            f"left out the episode columns {left}: not one of bool, int, float and str throughout"
+        )
     return kept
 
 

@@ -85,11 +85,18 @@ def guess_action_convention(dataset: Dataset) -> tuple[str, str]:
     targets, deltas = [], []
     for i, j in recording.pairs:
         action, state, change = actions[:, i], states[:, j], changes[:, j]
-        targets.append(correlation(action, state) / (1 + np.abs(action - state).mean() / recording.state_span[j]))
-        deltas.append(correlation(action, change) / (1 + np.abs(action - change).mean() / recording.state_span[j]))
+        targets.append(
+            correlation(action, state) / (1 + np.abs(action - state).mean() / recording.state_span[j])
+        )
+        deltas.append(
+            correlation(action, change) / (1 + np.abs(action - change).mean() / recording.state_span[j])
+        )
     target, delta = float(np.mean(targets)), float(np.mean(deltas))
     if target >= delta:
-        return "joint_target", f"actions follow the next state ({target:.2f}) rather than its change ({delta:.2f})"
+        return (
+            "joint_target",
+            f"actions follow the next state ({target:.2f}) rather than its change ({delta:.2f})",
+        )
     kind = "joint_delta" if names.action_names == names.state_names else "end_effector_delta"
     return kind, f"actions follow the change of the state ({delta:.2f}) rather than the state ({target:.2f})"
 
@@ -100,14 +107,21 @@ def guess_gripper_sign(dataset: Dataset) -> tuple[str, str]:
     grippers = [name for name in names.action_names if is_gripper(name)]
     if not grippers:
         return "none", "no action channel is called a gripper"
-    pairs = [(i, j) for i, j in paired_channels(names.action_names, names.state_names) if names.action_names[i] in grippers]
+    pairs = [
+        (i, j)
+        for i, j in paired_channels(names.action_names, names.state_names)
+        if names.action_names[i] in grippers
+    ]
     if not pairs:
         return "positive_opens", f"as usual; no state channel tells what {grippers[0]!r} does"
     actions, states, changes = Recording.of(dataset).lagged(1)
     i, j = pairs[0]
     moved, held = correlation(actions[:, i], changes[:, j]), correlation(actions[:, i], states[:, j])
     sign = "positive_closes" if moved + held < 0 else "positive_opens"
-    return sign, f"{names.action_names[i]!r} and its state agree by {held:.2f}, if a larger state is wider open"
+    return (
+        sign,
+        f"{names.action_names[i]!r} and its state agree by {held:.2f}, if a larger state is wider open",
+    )
 
 
 def not_finite(root: Path) -> list[Finding]:
@@ -146,7 +160,12 @@ def _bad_cells(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
     values = column.combine_chunks().flatten() if nested else column
-    if column.null_count or not len(column) or len(values) % len(column) or not pa.types.is_floating(values.type):
+    if (
+        column.null_count
+        or not len(column)
+        or len(values) % len(column)
+        or not pa.types.is_floating(values.type)
+    ):
         return nothing
     matrix = values.to_numpy().reshape(len(column), -1)  # nulls become NaN
     rows, columns = np.nonzero(~np.isfinite(matrix))

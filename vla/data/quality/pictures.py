@@ -126,7 +126,9 @@ def _moves(recording: Recording, frames: np.ndarray) -> np.ndarray:
     """Return whether the robot moved from each of the frames to the next."""
     if not recording.moving_states:
         return np.zeros(len(frames) - 1, dtype=bool)
-    states = recording.states[frames][:, recording.moving_states] / recording.state_span[recording.moving_states]
+    states = (
+        recording.states[frames][:, recording.moving_states] / recording.state_span[recording.moving_states]
+    )
     return np.abs(np.diff(states, axis=0)).max(axis=1, initial=0) > MOVED
 
 
@@ -173,7 +175,10 @@ def _damaged(camera: str, look: Looks, total: int) -> list[Finding]:
 
 def _exposure(camera: str, look: Looks) -> list[Finding]:
     findings = []
-    for check, shares, word in (("picture_black", look.dark, "black"), ("picture_overexposed", look.bright, "white")):
+    for check, shares, word in (
+        ("picture_black", look.dark, "black"),
+        ("picture_overexposed", look.bright, "white"),
+    ):
         where = [number for number, share in zip(look.episodes, shares, strict=True) if share > 0]
         if where:
             message = f"pictures are {word} in {count_of(where, len(look.episodes))}"
@@ -207,10 +212,14 @@ def _changed(camera: str, look: Looks, elsewhere: set[int]) -> list[Finding]:
     if len(look.episodes) < FEWEST_EPISODES:
         return []
     shown = (look.dark == 0) & (look.bright == 0) & ~np.isin(look.episodes, list(elsewhere))
-    color = look.thumbs[..., 0] - look.thumbs[..., 2]  # red less blue: changes its sign with the order of colors
+    color = (
+        look.thumbs[..., 0] - look.thumbs[..., 2]
+    )  # red less blue: changes its sign with the order of colors
     usual = np.median(color[shown], axis=0) if shown.any() else np.zeros((SIDE, SIDE))
     if np.sqrt((usual**2).mean()) > 3:
-        likeness = (color * usual).sum(axis=(1, 2)) / (np.linalg.norm(color, axis=(1, 2)) * np.linalg.norm(usual) + 1e-6)
+        likeness = (color * usual).sum(axis=(1, 2)) / (
+            np.linalg.norm(color, axis=(1, 2)) * np.linalg.norm(usual) + 1e-6
+        )
         odd = shown & (likeness < -0.5)
         consistent = np.median(likeness[shown]) > 0.7 and (likeness[shown & ~odd] > 0.2).all()
         findings += _odd("color_order", "red and blue are exchanged", odd, consistent, camera, look)
@@ -230,7 +239,9 @@ _TURNS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 )
 
 
-def _odd(check: str, words: str, odd: np.ndarray, consistent: bool, camera: str, look: Looks) -> list[Finding]:
+def _odd(
+    check: str, words: str, odd: np.ndarray, consistent: bool, camera: str, look: Looks
+) -> list[Finding]:
     where = [number for number, one in zip(look.episodes, odd, strict=True) if one]
     if not (consistent and 0 < len(where) <= MOST_SHARE * len(look.episodes)):
         return []
@@ -255,7 +266,9 @@ def _same(looks: dict[str, Looks]) -> list[Finding]:
             where = [n for n in a if n in b and a[n] == b[n] and len(set(a[n])) > 1]
             if where:
                 message = f"{first} and {second} show equal pictures in {count_of(where, len(a))}"
-                findings.append(found("camera_same", "error", message, episodes=where, camera=f"{first}, {second}"))
+                findings.append(
+                    found("camera_same", "error", message, episodes=where, camera=f"{first}, {second}")
+                )
     return findings
 
 
@@ -279,7 +292,9 @@ def _exchanged(looks: dict[str, Looks]) -> list[Finding]:
             consistent = (own[~odd] < 0.8 * cross[~odd]).all()
             if where and consistent and len(where) <= MOST_SHARE * len(both):
                 message = f"{first} and {second} are exchanged in {count_of(where, len(both))}, by comparison with the others"
-                findings.append(found("cameras_exchanged", "error", message, episodes=where, camera=f"{first}, {second}"))
+                findings.append(
+                    found("cameras_exchanged", "error", message, episodes=where, camera=f"{first}, {second}")
+                )
     return findings
 
 
@@ -288,7 +303,11 @@ def _late(recording: Recording, looks: dict[str, Looks]) -> list[Finding]:
     findings = []
     lengths = recording.dataset.episode_lengths
     for camera, look in looks.items():
-        usable = [n for n, frozen in zip(look.episodes, look.frozen, strict=True) if not frozen and lengths[n] >= FEWEST_LAG_FRAMES]
+        usable = [
+            n
+            for n, frozen in zip(look.episodes, look.frozen, strict=True)
+            if not frozen and lengths[n] >= FEWEST_LAG_FRAMES
+        ]
         picked = usable[:: max(1, len(usable) // MOST_LAG_EPISODES)][:MOST_LAG_EPISODES]
         fits = np.array([fit for n in picked if (fit := _fits(recording, camera, n)) is not None])
         if len(fits) < 4:

@@ -16,7 +16,9 @@ from vla.data.reader import Dataset
 from vla.spec import Channel
 
 _GRIPPER = re.compile(r"gripper|finger|jaw|hand_open", re.IGNORECASE)
-_PREFIX = re.compile(r"^(delta|target|goal|command|cmd|d|tcp|hand|ee|eef|position|pos|joint)[_./ ]+", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"^(delta|target|goal|command|cmd|d|tcp|hand|ee|eef|position|pos|joint)[_./ ]+", re.IGNORECASE
+)
 
 
 def is_gripper(name: str) -> bool:
@@ -80,8 +82,15 @@ class Recording:
     def moving_states(self) -> list[int]:
         """State channels whose changes are more than noise: at least a hundredth of the widest of their unit."""
         spans, channels = self.state_span, self.dataset.robot_spec.state
-        widest = {unit: max(s for s, c in zip(spans, channels, strict=True) if c.unit == unit) for unit in _units(channels)}
-        return [i for i, (s, c) in enumerate(zip(spans, channels, strict=True)) if s > 0.01 * widest[c.unit] and s > 0]
+        widest = {
+            unit: max(s for s, c in zip(spans, channels, strict=True) if c.unit == unit)
+            for unit in _units(channels)
+        }
+        return [
+            i
+            for i, (s, c) in enumerate(zip(spans, channels, strict=True))
+            if s > 0.01 * widest[c.unit] and s > 0
+        ]
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -102,7 +111,11 @@ class Recording:
         states = self.states[episode][:, self.moving_states]
         return (np.abs(states - states[frame]) / self.state_span[self.moving_states]).max(axis=1)
 
-    def lagged(self, lag: int) -> tuple[Float64[np.ndarray, "n action"], Float64[np.ndarray, "n state"], Float64[np.ndarray, "n state"]]:
+    def lagged(
+        self, lag: int
+    ) -> tuple[
+        Float64[np.ndarray, "n action"], Float64[np.ndarray, "n state"], Float64[np.ndarray, "n state"]
+    ]:
         """Return actions, and the states and next changes of the state `lag` frames later, within episodes."""
         index = self.dataset.episode_index
         frames = np.arange(len(index))
@@ -115,7 +128,9 @@ class Recording:
 
     def name(self, kind: str, i: int) -> str:
         """Return what to call a channel in a finding: ``state/elbow``."""
-        names = self.dataset.robot_spec.state_names if kind == "state" else self.dataset.robot_spec.action_names
+        names = (
+            self.dataset.robot_spec.state_names if kind == "state" else self.dataset.robot_spec.action_names
+        )
         return f"{kind}/{names[i]}"
 
 

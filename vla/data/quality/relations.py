@@ -42,7 +42,9 @@ def _convention(recording: Recording) -> list[Finding]:
     convention = recording.dataset.robot_spec.action_convention
     check = "deltas_called_absolute" if recording.absolute else "absolutes_called_deltas"
     what = "changes of the state" if recording.absolute else "positions"
-    message = f"the convention is {convention}, but {len(wrong)} of {len(recording.pairs)} channels are {what}"
+    message = (
+        f"the convention is {convention}, but {len(wrong)} of {len(recording.pairs)} channels are {what}"
+    )
     return [found(check, "error", message, channel=_names(recording, "action", wrong))]
 
 
@@ -87,7 +89,9 @@ def _echo(recording: Recording) -> list[Finding]:
     if recording.absolute and share(state) > 0.95:
         return [found("action_equals_state", "error", "every action is the state of the same frame")]
     if share(state + change if recording.absolute else change) > 0.95:
-        return [found("action_equals_next_state", "warning", "every action is the next measured state, exactly")]
+        return [
+            found("action_equals_next_state", "warning", "every action is the next measured state, exactly")
+        ]
     return []
 
 
@@ -146,7 +150,12 @@ def _units_of_some_episodes(recording: Recording) -> list[Finding]:
             findings.append(found("unit", "error", message, channel=recording.name("state", j)))
     if recording.num_episodes < FEWEST_EPISODES or len(recording.moving_states) < 2:
         return findings
-    typical = np.array([np.median(np.abs(recording.states[e][:, recording.moving_states]), axis=0) for e in recording.episodes])
+    typical = np.array(
+        [
+            np.median(np.abs(recording.states[e][:, recording.moving_states]), axis=0)
+            for e in recording.episodes
+        ]
+    )
     ratio = typical / np.maximum(np.median(typical, axis=0), 1e-9)
     odd = np.flatnonzero((ratio > 15).mean(axis=1) > 0.5)
     if 0 < len(odd) <= MOST_SHARE * recording.num_episodes:
@@ -163,7 +172,9 @@ def _swapped(recording: Recording) -> list[Finding]:
         if spec.state[j].unit == spec.state[m].unit and spec.action[i].unit == spec.action[k].unit:
             odd = _disagreeing(recording, (i, j), (k, m))
             if odd:
-                message = f"actions fit the state of the other channel in {count_of(odd, recording.num_episodes)}"
+                message = (
+                    f"actions fit the state of the other channel in {count_of(odd, recording.num_episodes)}"
+                )
                 channel = _names(recording, "action", (i, k))
                 findings.append(found("swapped_channels", "error", message, episodes=odd, channel=channel))
     for j, m in combinations(recording.moving_states, 2):
@@ -189,7 +200,9 @@ def _disagreeing(recording: Recording, first: tuple[int, int], second: tuple[int
         if len(actions) < 5:
             continue
 
-        def distance(action: int, state: int, actions: np.ndarray = actions, moved: np.ndarray = moved) -> float:
+        def distance(
+            action: int, state: int, actions: np.ndarray = actions, moved: np.ndarray = moved
+        ) -> float:
             return float(np.abs(actions[:, action] - gain.get(state, 1.0) * moved[:, state]).mean())
 
         own[number] = distance(i, j) + distance(k, m)

@@ -35,7 +35,13 @@ def check_times(recording: Recording) -> list[Finding]:
     """Find time stamps that are missing, doubled, drifting, or of another rate than the declared one."""
     times = read_times(recording.dataset)
     if times is None:
-        return [found("time_missing", "warning", "the data files have no column `timestamp`: a constant rate is assumed")]
+        return [
+            found(
+                "time_missing",
+                "warning",
+                "the data files have no column `timestamp`: a constant rate is assumed",
+            )
+        ]
     period = 1.0 / float(recording.dataset.info["fps"])
     steps = np.diff(times)[recording.follows] / period
     typical = float(np.median(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 1.0
@@ -57,7 +63,12 @@ def check_times(recording: Recording) -> list[Finding]:
         "time_drift": "time stamps are up to {worst:.2f} periods from frame / rate: {n}",
     }
     return [
-        found(check, "error", words[check].format(n=count_of(where, recording.num_episodes), worst=worst[check]), episodes=where)
+        found(
+            check,
+            "error",
+            words[check].format(n=count_of(where, recording.num_episodes), worst=worst[check]),
+            episodes=where,
+        )
         for check, where in faults.items()
         if where
     ]
