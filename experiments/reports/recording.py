@@ -74,8 +74,9 @@ class ContactSheet:
     def to_html(self) -> str:
         """Return one card per episode."""
         cards = (
-            f'<figure><img style="width:100%" alt="first, middle and last picture" src="data:image/jpeg;base64,'
-            f'{base64.b64encode(jpeg).decode()}"><figcaption class="note">{html.escape(caption)}</figcaption></figure>'
+            '<figure><img style="width:100%" alt="first, middle and last picture" '
+            f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+            f'<figcaption class="note">{html.escape(caption)}</figcaption></figure>'
             for caption, jpeg in self.strips
         )
         return f'<div class="cards">{"".join(cards)}</div>'
@@ -259,7 +260,7 @@ def _curves(dataset: Dataset) -> list[Charts]:
 
 
 def _histograms(dataset: Dataset) -> Charts:
-    """Return how often each value occurs; an action next to the state that it moves, where both are positions."""
+    """Return how often each value occurs; an action next to its state, where both are positions."""
     spec = dataset.robot_spec
     absolute = spec.action_convention == "joint_target"
     pairs = (

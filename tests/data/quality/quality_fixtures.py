@@ -327,7 +327,7 @@ def change_column(path: Path, name: str, change: Callable[[list], list]) -> None
     )
 
 
-def change_times(root: Path, change: Callable[[np.ndarray], None]) -> None:
+def change_times(root: Path, change: Callable[[np.ndarray], object]) -> None:
     def changed(values: list) -> list:
         times = np.array(values, dtype=float)
         change(times)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from vla.data.quality.findings import Finding, count_of, found
+from vla.data.quality.findings import Finding, found
 from vla.data.quality.recording import Recording, is_gripper
 from vla.spec import Channel
 
@@ -84,8 +84,9 @@ def _discontinuities(
         if where.any():
             episodes = _episodes(recording, where)
             first = int(np.argmax(where))
-            place = f"first at frame {first - recording.dataset.episode_starts[episodes[0]]} of episode {episodes[0]}"
-            message = f"{name} {words} in {count_of(episodes, recording.num_episodes)}, {place}"
+            frame = first - recording.dataset.episode_starts[episodes[0]]
+            place = f"first at frame {frame} of episode {episodes[0]}"
+            message = f"{name} {words} in {recording.count(episodes)}, {place}"
             findings.append(found(check, severity, message, episodes=episodes, channel=name))
     return findings
 

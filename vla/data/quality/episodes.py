@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 from jaxtyping import Float64
 
-from vla.data.quality.findings import Finding, count_of, found
+from vla.data.quality.findings import Finding, found
 from vla.data.quality.recording import Recording
 from vla.processing.text import TextTokenizer, normalize_instruction
 
@@ -23,7 +23,7 @@ UNEQUAL = 5.0  # most frequent task to the rarest
 
 
 def idle_ends(recording: Recording, number: int) -> tuple[int, int]:
-    """Return how many frames at the beginning and at the end of an episode differ from its first (last) by little.
+    """Return how many frames at the beginning (end) of an episode differ little from its first (last).
 
     An episode that never moves is all beginning.
     """
@@ -75,7 +75,7 @@ def _idle(recording: Recording) -> list[Finding]:
         share, longest = sum(frames.values()) / recording.dataset.num_frames, max(frames.values()) / hz
         matters = share >= IDLE_SHARE or longest >= LONG_IDLE_S
         message = (
-            f"nothing moves in the {word} seconds of {count_of(list(frames), recording.num_episodes)}: up to {longest:.1f} s, "
+            f"nothing moves in the {word} seconds of {recording.count(list(frames))}: up to {longest:.1f} s, "
             f"{share:.0%} of all frames"
         )
         findings.append(found(check, "warning" if matters else "note", message, episodes=frames))
@@ -90,7 +90,7 @@ def _ends_in_motion(recording: Recording) -> list[Finding]:
             moving.append(number)
     if not moving:
         return []
-    message = f"the arm is still moving in the last frames of {count_of(moving, recording.num_episodes)}"
+    message = f"the arm is still moving in the last frames of {recording.count(moving)}"
     return [found("ends_in_motion", "note", message, episodes=moving)]
 
 
@@ -124,14 +124,14 @@ def _short(recording: Recording, action_horizon: int) -> list[Finding]:
     tiny = short_episodes(recording, action_horizon)
     if tiny:
         message = (
-            f"{count_of(tiny, recording.num_episodes)} have {min(lengths[tiny])} to {max(lengths[tiny])} frames, others of "
+            f"{recording.count(tiny)} have {min(lengths[tiny])} to {max(lengths[tiny])} frames, others of "
             f"their task {np.median(lengths):.0f}; a chunk has {action_horizon}"
         )
         return [found("short", "warning", message, episodes=tiny)]
     short = np.flatnonzero(lengths < action_horizon).tolist()
     if not short:
         return []
-    message = f"{count_of(short, recording.num_episodes)} are shorter than a chunk of {action_horizon}, from {min(lengths)} frames on"
+    message = f"{recording.count(short)} are shorter than a chunk of {action_horizon}: {min(lengths)} or more"
     mostly = len(short) > recording.num_episodes / 2
     return [found("short", "warning" if mostly else "note", message, episodes=short)]
 
@@ -156,7 +156,9 @@ def _copies(recording: Recording) -> list[Finding]:
     if not again:
         return []
     number, first = next(iter(again.items()))
-    message = f"{count_of(list(again), recording.num_episodes)} have exactly the numbers of an earlier one, such as {number} of {first}"
+    message = (
+        f"{recording.count(list(again))} have the numbers of an earlier one, such as {number} of {first}"
+    )
     return [found("duplicate", "warning", message, episodes=again)]
 
 
@@ -165,7 +167,7 @@ def _failed(recording: Recording) -> list[Finding]:
     failed = [number for number, value in enumerate(success) if value is False]
     if not failed:
         return []
-    message = f"{count_of(failed, recording.num_episodes)} are marked as failures (success is false)"
+    message = f"{recording.count(failed)} are marked as failures (success is false)"
     return [found("failed", "note", message, episodes=failed)]
 
 
@@ -182,7 +184,7 @@ def sentences(recording: Recording) -> list[str]:
 
 
 def spellings(texts: list[str]) -> dict[str, str]:
-    """Return what to write in place of sentences that differ from a more frequent one by case, marks or spaces.
+    """Return the more frequent spelling of sentences that differ by case, marks or blanks alone.
 
     >>> spellings(["lift it", "lift it", "Lift it. "])
     {'Lift it. ': 'lift it'}
@@ -201,11 +203,10 @@ def spellings(texts: list[str]) -> dict[str, str]:
 def _sentences(recording: Recording, max_tokens: int) -> list[Finding]:
     findings = []
     texts = sentences(recording)
-    total = recording.num_episodes
     counts = Counter(normalize_instruction(text) for text in texts)
     empty = [number for number, text in enumerate(texts) if not normalize_instruction(text)]
     if empty:
-        message = f"{count_of(empty, total)} have no instruction"
+        message = f"{recording.count(empty)} have no instruction"
         findings.append(found("sentence_empty", "error", message, episodes=empty))
     better = spellings(texts)
     if better:
@@ -214,16 +215,20 @@ def _sentences(recording: Recording, max_tokens: int) -> list[Finding]:
         message = f"{len(pairs)} sentences differ from another by case, marks or spaces alone: {pairs[0]}"
         findings.append(found("sentence_spelling", "warning", message, episodes=odd))
     rare = [text for text, count in counts.items() if count == 1]
-    if rare and np.median(list(counts.values())) >= 5 and len(rare) <= 0.34 * len(counts):
+    usual = float(np.median(list(counts.values())))
+    if rare and usual >= 5 and len(rare) <= 0.34 * len(counts):
         odd = [number for number, text in enumerate(texts) if normalize_instruction(text) in rare]
-        message = f"{len(rare)} of {len(counts)} sentences occur once, the others {np.median(list(counts.values())):.0f} times: {rare[0]!r}"
+        message = f"{len(rare)} of {len(counts)} sentences occur once, most {usual:.0f} times: {rare[0]!r}"
         findings.append(found("sentence_rare", "warning", message, episodes=odd))
     tokenizer = TextTokenizer.train([text for text in counts if text] or ["-"])
     lengths = {text: 1 + len(tokenizer.encode(text)) for text in counts}
     long = [text for text, length in lengths.items() if length > max_tokens]
     if long:
         odd = [number for number, text in enumerate(texts) if normalize_instruction(text) in long]
-        message = f"{len(long)} sentences have up to {max(lengths.values())} tokens, the limit is {max_tokens}: {long[0][:60]!r}"
+        most = max(lengths.values())
+        message = (
+            f"{len(long)} sentences have up to {most} tokens, the limit is {max_tokens}: {long[0][:60]!r}"
+        )
         findings.append(found("sentence_long", "warning", message, episodes=odd))
     return findings
 
@@ -238,7 +243,10 @@ def _tasks(recording: Recording) -> list[Finding]:
         texts[name].add(normalize_instruction(text))
     several = sorted(name for name, those in texts.items() if len(those) > 1)
     if several and len(texts) >= 3 and len(several) <= 0.34 * len(texts):
-        message = f"{len(several)} of {len(texts)} tasks have several sentences, the others one: {several[0]!r} has {sorted(texts[several[0]])}"
+        message = (
+            f"{len(several)} of {len(texts)} tasks have several sentences: {several[0]!r} has "
+            f"{sorted(texts[several[0]])}"
+        )
         odd = [number for number, name in enumerate(names) if name in several]
         findings.append(found("sentence_task", "warning", message, episodes=odd))
     counts = Counter(names).most_common()

@@ -73,7 +73,7 @@ def examine(
 
 
 def check_statistics(recording: Recording) -> list[Finding]:
-    """Find a meta/stats.json that does not belong to the numbers, such as that of actions before a conversion."""
+    """Find a meta/stats.json of other numbers, such as those of the actions before a conversion."""
     path = recording.dataset.root / STATS_PATH
     try:
         stored = read_json(path) if path.is_file() else {}
@@ -104,8 +104,8 @@ def check_statistics(recording: Recording) -> list[Finding]:
             names = [recording.name(kind, i) for i in sorted(set(wrong))]
             i = wrong[0]
             message = (
-                f"meta/stats.json is not that of the data in {len(names)} channels of {key}: mean {_at(statistics, 'mean', i)}, "
-                f"but it is {exact.mean(axis=0)[i]:.4g} in {names[0]}"
+                f"meta/stats.json is not that of the data in {len(names)} channels of {key}: it has the mean "
+                f"{_at(statistics, 'mean', i)}, but it is {exact.mean(axis=0)[i]:.4g} in {names[0]}"
             )
             findings.append(found("statistics", "error", message, channel=", ".join(names)))
     if missing:

@@ -1,7 +1,7 @@
 """What can be wrong with a recording: every check by name, and what to do about it.
 
-A finding is an ``error`` (a policy trained on it will be wrong), a ``warning`` (look at it before training) or a
-``note`` (often intended).
+A finding is an ``error`` (a policy trained on it will be wrong), a ``warning`` (look at it before training)
+or a ``note`` (often intended).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,24 +14,24 @@ CHECKS = {
     # files
     "unreadable": "restore the file that the message names, or record or download the dataset again",
     "not_finite": "drop these episodes; then look for the driver or conversion that wrote NaN or infinity",
-    "statistics": "recompute meta/stats.json (LeRobot: `lerobot-edit-dataset`, recompute_stats): policies that "
+    "statistics": "recompute meta/stats.json (`lerobot-edit-dataset`, recompute_stats): policies that "
     "normalize by it learn wrong numbers. A conversion to deltas must come before the statistics",
     # time
     "time_missing": "record `timestamp` in seconds from the start of the episode",
     "time_doubled": "drop these episodes, or write the time stamps of the camera, one per frame",
-    "time_gaps": "drop these episodes: frames are missing; look for a slow disk, encoder or bus while recording",
+    "time_gaps": "drop these episodes: frames are missing; look for a slow disk, encoder or bus",
     "time_drift": "rewrite the time stamps as frame / rate if frames were captured evenly, else resample",
-    "control_rate": "set `fps` in meta/info.json to the rate that was recorded, or resample to the declared one",
+    "control_rate": "set `fps` in meta/info.json to the recorded rate, or resample to the declared one",
     # actions against states
-    "deltas_called_absolute": "declare the convention joint_delta (or end_effector_delta), or add the state to "
-    "the actions",
+    "deltas_called_absolute": "declare the convention joint_delta (or end_effector_delta), or add the state "
+    "to the actions",
     "absolutes_called_deltas": "declare the convention joint_target, or subtract the state from the actions",
     "double_delta": "undo one of the two conversions: the cumulative sum of the actions is the delta",
     "action_late": "shift the actions back by that many frames; look at where the command is recorded",
     "action_equals_state": "record what was commanded: a policy that learns the present state stands still",
     "action_equals_next_state": "record what was commanded, where it exists: measured positions lag behind "
     "commands, so the arm lags and cannot push or hold",
-    "swapped_channels": "exchange the two channels in these episodes (the mend of this program does on request)",
+    "swapped_channels": "exchange the channels in these episodes (mending.restore=[channels] does)",
     "unit": "convert to one unit (rad, m) in state and action, in all episodes",
     # single channels
     "out_of_range": "correct the range in the robot spec, or the values",
@@ -61,7 +61,7 @@ CHECKS = {
     "picture_overexposed": "drop these episodes; fix exposure and gain before recording",
     "camera_frozen": "drop these episodes; look for a driver that repeats its last frame",
     "camera_same": "give every camera its own device: both names show the same pictures",
-    "cameras_exchanged": "exchange the cameras in these episodes (the mend of this program does on request)",
+    "cameras_exchanged": "exchange the cameras in these episodes (mending.restore=[cameras] does)",
     "color_order": "exchange red and blue in these episodes: OpenCV gives BGR",
     "picture_turned": "turn or mirror the pictures of these episodes back",
     "letterbox": "crop the black bars, or bring all episodes to one picture size in the same way",

@@ -1,7 +1,7 @@
-"""Writes a copy of a recording without what the checks found, as far as that is safe; the source is only read.
+"""Writes a copy of a recording without what the checks found, where that is safe; the source is only read.
 
 Safe are: dropping whole episodes, cutting frames in which nothing moves, exchanging red and blue back, one
-spelling for one sentence. Exchanging channels or cameras back is done on request only. Everything else (units,
+spelling for one sentence. Exchanging channels or cameras back is done on request only. All else (units,
 conventions, lags) needs somebody who knows what was recorded.
 """
 
@@ -160,7 +160,10 @@ def _plan(recording: Recording, findings: Sequence[Finding], settings: MendSetti
     texts = sentences(recording)
     better = spellings([texts[number] for number in frames])
     plan = _Plan(
-        frames=frames, sentences={number: better.get(texts[number], texts[number]) for number in frames}
+        frames=frames,
+        sentences={
+            number: better[texts[number]] if texts[number] in better else texts[number] for number in frames
+        },
     )
     for reason in dict.fromkeys(why.values()):
         dropped = [number for number in sorted(why) if why[number] == reason]

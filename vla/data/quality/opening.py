@@ -10,7 +10,7 @@ import pyarrow as pa
 from vla.data import tables
 from vla.data.foreign import derive_robot_spec
 from vla.data.layout import ACTION_KEY, DATA_PATH, STATE_KEY, DatasetError, read_info
-from vla.data.quality.findings import Finding, found
+from vla.data.quality.findings import Finding, count_of, found
 from vla.data.quality.recording import Recording, correlation, is_gripper, paired_channels
 from vla.data.reader import Dataset
 from vla.spec import SpecMismatch
@@ -146,8 +146,8 @@ def not_finite(root: Path) -> list[Finding]:
             if where:
                 listed = ", ".join(map(str, sorted(channels)))
                 message = (
-                    f"NaN, infinity or nothing in {kind} channels {listed} (counted from 0) of {len(where)} of "
-                    f"{info['total_episodes']} episodes"
+                    f"NaN, infinity or nothing in {kind} channels {listed} (counted from 0) of "
+                    f"{count_of(sorted(where), info['total_episodes'])}"
                 )
                 findings.append(found("not_finite", "error", message, episodes=where))
     except DatasetError:
@@ -156,7 +156,7 @@ def not_finite(root: Path) -> list[Finding]:
 
 
 def _bad_cells(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and channels of the numbers that are null, NaN or infinite; none of columns of another kind."""
+    """Return rows and channels of null, NaN or infinite numbers; none for another kind of column."""
     nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
     values = column.combine_chunks().flatten() if nested else column

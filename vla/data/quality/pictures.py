@@ -1,12 +1,13 @@
 """Checks of pictures: black, frozen, exchanged, turned, with other colors or bars, or late.
 
-A few frames of every episode are looked at, each as a thumbnail. An episode is odd when a change of it (red and
-blue exchanged, mirrored, the other camera) looks more like the rest than itself does; where episodes differ
-too much among themselves for that, nothing is said.
+A few frames of every episode are looked at, each as a thumbnail. An episode is odd when a change of it (red
+and blue exchanged, mirrored, the other camera) looks more like the rest than itself does; where episodes
+differ too much among themselves for that, nothing is said.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -110,7 +111,7 @@ def _look(recording: Recording, camera: str, number: int, *, every_frame: bool) 
             recording.dataset.frames(camera, start, min(start + FRAMES_AT_ONCE, episode.stop))
     images = [recording.dataset.frames(camera, int(i), int(i) + 1)[0] for i in frames]
     moved = _moves(recording, frames)
-    still = np.array([_same_picture(a, b) for a, b in zip(images, images[1:], strict=False)], dtype=bool)
+    still = np.array([_same_picture(a, b) for a, b in pairwise(images)], dtype=bool)
     return {
         "episode": number,
         "thumb": np.mean([thumbnail(image) for image in images], axis=0, dtype=np.float32),
@@ -196,8 +197,8 @@ def _frozen(camera: str, look: Looks) -> list[Finding]:
 
 
 def _bars(camera: str, look: Looks) -> list[Finding]:
-    barred = (look.bars > BARS).any(axis=1)
-    where = [number for number, one in zip(look.episodes, barred, strict=True) if one]
+    barred = np.any(look.bars > BARS, axis=1)
+    where = [number for number, one in zip(look.episodes, barred.tolist(), strict=True) if one]
     if not where:
         return []
     share = look.bars.max()
@@ -291,7 +292,7 @@ def _exchanged(looks: dict[str, Looks]) -> list[Finding]:
             where = [n for n, one in zip(both, odd, strict=True) if one]
             consistent = (own[~odd] < 0.8 * cross[~odd]).all()
             if where and consistent and len(where) <= MOST_SHARE * len(both):
-                message = f"{first} and {second} are exchanged in {count_of(where, len(both))}, by comparison with the others"
+                message = f"{first} and {second} seem to be exchanged in {count_of(where, len(both))}"
                 findings.append(
                     found("cameras_exchanged", "error", message, episodes=where, camera=f"{first}, {second}")
                 )
@@ -316,7 +317,10 @@ def _late(recording: Recording, looks: dict[str, Looks]) -> list[Finding]:
         best = int(mean.argmax())
         agree = (np.abs(fits.argmax(axis=1) - best) <= 1).mean()
         if best >= 2 and mean[best] > 0.6 and mean[best] > max(mean[:2]) + 0.15 and agree >= 0.6:
-            message = f"pictures change {best} frames after the state does (agreement {mean[best]:.2f}, {mean[0]:.2f} without delay)"
+            message = (
+                f"pictures change {best} frames after the state does (agreement {mean[best]:.2f}, "
+                f"{mean[0]:.2f} without delay)"
+            )
             findings.append(found("picture_late", "warning", message, camera=camera))
     return findings
 

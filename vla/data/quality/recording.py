@@ -1,7 +1,7 @@
-"""A dataset as its checks look at it: numbers by episode, how far they move, and which channels belong together.
+"""A dataset as its checks look at it: numbers by episode, and which channels belong together.
 
-Delta actions are compared with changes of the state, absolute ones with the state itself, so the checks need to
-know which state channel an action channel moves. Names tell it, or the order where the numbers of channels agree.
+Delta actions are compared with changes of the state, absolute ones with the state itself, so the checks need
+to know which state channel an action channel moves: names tell, or the order if there are as many of both.
 """
 
 import re
@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from vla.data.quality.findings import count_of
 from vla.data.reader import Dataset
 from vla.spec import Channel
 
@@ -80,7 +81,7 @@ class Recording:
 
     @cached_property
     def moving_states(self) -> list[int]:
-        """State channels whose changes are more than noise: at least a hundredth of the widest of their unit."""
+        """State channels whose changes are more than noise: a hundredth of the widest of their unit."""
         spans, channels = self.state_span, self.dataset.robot_spec.state
         widest = {
             unit: max(s for s, c in zip(spans, channels, strict=True) if c.unit == unit)
@@ -105,7 +106,7 @@ class Recording:
         ]
 
     def distance_from(self, episode: slice, frame: int) -> Float64[np.ndarray, " time"]:
-        """Return how far the frames of an episode are from one of them: the channel that differs most, in spans."""
+        """Return how far frames of an episode are from one, in spans of the channel that differs most."""
         if not self.moving_states:
             return np.zeros(episode.stop - episode.start)
         states = self.states[episode][:, self.moving_states]
@@ -116,7 +117,7 @@ class Recording:
     ) -> tuple[
         Float64[np.ndarray, "n action"], Float64[np.ndarray, "n state"], Float64[np.ndarray, "n state"]
     ]:
-        """Return actions, and the states and next changes of the state `lag` frames later, within episodes."""
+        """Return actions, and the states and their next changes `lag` frames later, within episodes."""
         index = self.dataset.episode_index
         frames = np.arange(len(index))
         later = frames + lag
@@ -125,6 +126,10 @@ class Recording:
         same = (index[frames] == index[later]) & self.follows[later]
         frames, later = frames[same], later[same]
         return self.actions[frames], self.states[later], self.states[later + 1] - self.states[later]
+
+    def count(self, episodes: Sequence[int]) -> str:
+        """Return how many of the episodes these are, in words."""
+        return count_of(episodes, self.num_episodes)
 
     def name(self, kind: str, i: int) -> str:
         """Return what to call a channel in a finding: ``state/elbow``."""

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float64
 
-from vla.data.quality.findings import Finding, count_of, found
+from vla.data.quality.findings import Finding, found
 from vla.data.quality.recording import Recording, correlation
 
 LAGS = range(-6, 7)  # in frames, of the state behind the action; an action precedes what it causes
@@ -63,7 +63,7 @@ def _double_delta(recording: Recording) -> list[Finding]:
             twice.append(i)
     if not twice or len(twice) < len(recording.pairs) / 2:
         return []
-    message = f"{len(twice)} of {len(recording.pairs)} action channels are differences of deltas: their sum is the delta"
+    message = f"{len(twice)} of {len(recording.pairs)} action channels are differences of deltas"
     return [found("double_delta", "error", message, channel=_names(recording, "action", twice))]
 
 
@@ -110,7 +110,7 @@ def _lag(recording: Recording) -> list[Finding]:
 
 
 def _fit(recording: Recording, lag: int) -> float:
-    """Return how well actions fit to the state `lag` frames later: 1 is perfect, 0 is none; mean over channels."""
+    """Return how well actions fit to the state `lag` frames later: 1 is perfect; mean over channels."""
     actions, states, changes = recording.lagged(lag)
     if not recording.pairs or len(actions) < 3:
         return 0.0
@@ -159,7 +159,8 @@ def _units_of_some_episodes(recording: Recording) -> list[Finding]:
     ratio = typical / np.maximum(np.median(typical, axis=0), 1e-9)
     odd = np.flatnonzero((ratio > 15).mean(axis=1) > 0.5)
     if 0 < len(odd) <= MOST_SHARE * recording.num_episodes:
-        message = f"most state channels are {np.median(ratio[odd]):.3g} times as large in {count_of(odd.tolist(), recording.num_episodes)}"
+        factor = np.median(ratio[odd])
+        message = f"most state channels are {factor:.3g} times as large in {recording.count(odd.tolist())}"
         findings.append(found("unit", "error", message, episodes=odd))
     return findings
 
@@ -172,15 +173,13 @@ def _swapped(recording: Recording) -> list[Finding]:
         if spec.state[j].unit == spec.state[m].unit and spec.action[i].unit == spec.action[k].unit:
             odd = _disagreeing(recording, (i, j), (k, m))
             if odd:
-                message = (
-                    f"actions fit the state of the other channel in {count_of(odd, recording.num_episodes)}"
-                )
+                message = f"actions fit the state of the other channel in {recording.count(odd)}"
                 channel = _names(recording, "action", (i, k))
                 findings.append(found("swapped_channels", "error", message, episodes=odd, channel=channel))
     for j, m in combinations(recording.moving_states, 2):
         odd = _exchanged_starts(recording, j, m) if spec.state[j].unit == spec.state[m].unit else []
         if odd:
-            message = f"episodes start where the other channel starts in the rest: {count_of(odd, recording.num_episodes)}"
+            message = f"episodes start where the other channel starts in the rest: {recording.count(odd)}"
             channel = _names(recording, "state", (j, m))
             findings.append(found("swapped_channels", "error", message, episodes=odd, channel=channel))
     return findings

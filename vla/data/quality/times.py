@@ -5,7 +5,7 @@ from jaxtyping import Float64
 
 from vla.data import tables
 from vla.data.layout import DATA_PATH
-from vla.data.quality.findings import Finding, count_of, found
+from vla.data.quality.findings import Finding, found
 from vla.data.quality.recording import Recording
 from vla.data.reader import Dataset
 
@@ -15,7 +15,7 @@ RATE = 0.02  # relative
 
 
 def read_times(dataset: Dataset) -> Float64[np.ndarray, " N"] | None:
-    """Return `timestamp` of every frame as stored [s], NaN where it is null; None if a file has no such column.
+    """Return `timestamp` of every frame as stored [s], NaN where null; None if a file has no such column.
 
     Raises:
         DatasetError: a data file is damaged.
@@ -66,7 +66,7 @@ def check_times(recording: Recording) -> list[Finding]:
         found(
             check,
             "error",
-            words[check].format(n=count_of(where, recording.num_episodes), worst=worst[check]),
+            words[check].format(n=recording.count(where), worst=worst[check]),
             episodes=where,
         )
         for check, where in faults.items()
