@@ -222,7 +222,7 @@ def _changed(camera: str, look: Looks, elsewhere: set[int]) -> list[Finding]:
             np.linalg.norm(color, axis=(1, 2)) * np.linalg.norm(usual) + 1e-6
         )
         odd = shown & (likeness < -0.5)
-        consistent = np.median(likeness[shown]) > 0.7 and (likeness[shown & ~odd] > 0.2).all()
+        consistent = bool(np.median(likeness[shown]) > 0.7 and (likeness[shown & ~odd] > 0.2).all())
         findings += _odd("color_order", "red and blue are exchanged", odd, consistent, camera, look)
     gray = look.thumbs.mean(axis=-1)
     usual_gray = np.median(gray[shown], axis=0) if shown.any() else np.zeros((SIDE, SIDE))
