@@ -20,9 +20,11 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.config import cli, schema
+from experiments.config.robot_file import write_draft
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_table
 from vla.data.lerobot_v3 import Dataset
+from vla.data.origin import read_origin
 from vla.data.quality.examine import examine
 from vla.data.quality.findings import SEVERITIES, Finding
 from vla.data.quality.mend import write_mended
@@ -87,7 +89,6 @@ def check_dataset(run: schema.CheckRun, out_dir: Path) -> list[Finding]:
         findings = findings + examine(
             dataset, settings=run.examine, progress=lambda episodes: with_bar("looking at pictures", episodes)
         )
-        # A place for what comes with a robot file: a draft for a dataset that stores no robot spec.
     print_findings(findings, 0 if dataset is None else dataset.num_episodes)
     atomic_write_json(
         out_dir / "findings.json",
@@ -108,9 +109,18 @@ def check_dataset(run: schema.CheckRun, out_dir: Path) -> list[Finding]:
         command=cli.typed_command("check"),
     )
     print(f"\nreport: {page}")
+    if dataset is not None and run.robot_file is None and not states_its_spec(dataset):
+        draft = out_dir / "robot.yaml"
+        write_draft(draft, dataset)
+        print(f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)")
     if run.mend is not None:
         _mend(dataset, findings, run)
     return findings
+
+
+def states_its_spec(dataset: Dataset) -> bool:
+    """Whether the dataset says itself what its numbers mean."""
+    return read_origin(dataset.root, dataset.info) is not None
 
 
 def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: schema.CheckRun) -> None:

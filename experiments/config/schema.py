@@ -128,6 +128,9 @@ class CheckRun(Program):
     """`python -m experiments.check`."""
 
     dataset: Annotated[str, "directory of the recording; it is only read"]
+    robot_file: Annotated[str | None, "what its numbers mean, if it does not state it; null drafts one"] = (
+        None
+    )
     action_convention: Annotated[
         str | None, Choices(*ACTION_CONVENTIONS), "of a dataset that stores no robot spec; null: guess"
     ] = None

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vla.data import origin
 from vla.data.layout import PIXEL_FORMATS, DatasetError, camera_key
 from vla.data.quality.episodes import fewest_idle_frames, idle_ends, sentences, spellings
 from vla.data.quality.findings import Finding
@@ -113,7 +114,7 @@ def write_mended(
     camera = dataset.robot_spec.camera_names[0]
     info = dataset.info["features"][camera_key(camera)].get("info") or {}
     pixel_format = info.get("video.pix_fmt")
-    stored = dataset.info.get("vla", {}).get("extra_info", {})
+    stored = (origin.read_origin(dataset.root, dataset.info) or {}).get("extra_info", {})
     storages = {dataset.storage(name) for name in dataset.robot_spec.camera_names}
     with DatasetWriter(
         target,

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vla.data import tables
+from vla.data import origin, tables
 from vla.data.foreign import derive_robot_spec
 from vla.data.layout import ACTION_KEY, DATA_PATH, STATE_KEY, DatasetError, read_info
 from vla.data.quality.findings import Finding, count_of, found
-from vla.data.quality.recording import Recording, correlation, is_gripper, paired_channels
+from vla.data.quality.recording import Recording, correlation, is_gripper, paired_channels, stem
 from vla.data.reader import Dataset
-from vla.spec import SpecMismatch
+from vla.spec import RobotSpec, SpecMismatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,24 +32,32 @@ class Opened:
 
 
 def open_examined(
-    root: Path | str, *, action_convention: str | None = None, gripper_sign: str | None = None
+    root: Path | str,
+    *,
+    robot_spec: RobotSpec | None = None,
+    action_convention: str | None = None,
+    gripper_sign: str | None = None,
 ) -> Opened:
     """Open a dataset.
 
     Args:
         root: the directory that holds `meta/`.
-        action_convention: of a dataset that stores no robot spec, as those of LeRobot; None guesses it.
+        robot_spec: what its numbers mean, in place of what it states.
+        action_convention: of a dataset that states none, as those of LeRobot; None guesses it.
         gripper_sign: likewise.
 
     Raises:
-        ValueError: a convention was given for a dataset that states its own.
+        ValueError: a convention was given for a dataset whose spec is given or stored.
     """
     root = Path(root)
+    given = {"action_convention": action_convention, "gripper_sign": gripper_sign}
     findings = not_finite(root)
     try:
-        if "vla" in read_info(root):
-            _require_not_given(root, action_convention=action_convention, gripper_sign=gripper_sign)
-            return Opened(dataset=Dataset(root), findings=findings, guesses=[])
+        if robot_spec is not None or origin.read_origin(root, read_info(root)) is not None:
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"the robot spec of {root} states the {name}; leave {name}={value} out")
+            return Opened(dataset=Dataset(root, robot_spec=robot_spec), findings=findings, guesses=[])
         spec = derive_robot_spec(
             root, action_convention=action_convention or "joint_target", gripper_sign=gripper_sign or "none"
         )
@@ -69,36 +77,27 @@ def open_examined(
         return Opened(dataset=None, findings=findings, guesses=[])
 
 
-def _require_not_given(root: Path, *, action_convention: str | None, gripper_sign: str | None) -> None:
-    for name, value in (("action_convention", action_convention), ("gripper_sign", gripper_sign)):
-        if value is not None:
-            raise ValueError(f"{root} states its {name} in its robot spec; leave {name}={value} out")
-
-
 def guess_action_convention(dataset: Dataset) -> tuple[str, str]:
-    """Return the likely convention and why: targets are near the next state, deltas near its next change."""
-    recording = Recording.of(dataset)
-    names = dataset.robot_spec
+    """Return the likely convention and why: targets are near the next state, deltas like its next change."""
+    recording, names = Recording.of(dataset), dataset.robot_spec.action_names
+    where = "end_effector" if {"x", "y", "z"} <= {stem(name) for name in names} else "joint"
     if not recording.pairs:
-        return "end_effector_delta", "no action channel has the name or the place of a state channel"
+        return f"{where}_delta", "no action channel has the name or the place of a state channel that moves"
     actions, states, changes = recording.lagged(1)
-    targets, deltas = [], []
+    targets, deltas, gains = [], [], []
     for i, j in recording.pairs:
         action, state, change = actions[:, i], states[:, j], changes[:, j]
-        targets.append(
-            correlation(action, state) / (1 + np.abs(action - state).mean() / recording.state_span[j])
-        )
-        deltas.append(
-            correlation(action, change) / (1 + np.abs(action - change).mean() / recording.state_span[j])
-        )
+        off = np.abs(action - state).mean() / recording.state_span[j]
+        targets.append(correlation(action, state) / (1 + off))
+        deltas.append(correlation(action, change))
+        gains.append((action * change).sum() / max((change**2).sum(), 1e-12))
     target, delta = float(np.mean(targets)), float(np.mean(deltas))
+    compared = f"({target:.2f} for positions, {delta:.2f} for changes)"
     if target >= delta:
-        return (
-            "joint_target",
-            f"actions follow the next state ({target:.2f}) rather than its change ({delta:.2f})",
-        )
-    kind = "joint_delta" if names.action_names == names.state_names else "end_effector_delta"
-    return kind, f"actions follow the change of the state ({delta:.2f}) rather than the state ({target:.2f})"
+        return f"{where}_target", f"actions follow the next state rather than its change {compared}"
+    if where == "joint" and abs(float(np.median(gains)) * dataset.robot_spec.control_hz**-1 - 1) < 0.5:
+        return "joint_velocity", f"actions are the change of the state per second {compared}"
+    return f"{where}_delta", f"actions follow the change of the state rather than the state {compared}"
 
 
 def guess_gripper_sign(dataset: Dataset) -> tuple[str, str]:

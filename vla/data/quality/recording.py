@@ -46,7 +46,7 @@ class Recording:
     @classmethod
     def of(cls, dataset: Dataset) -> "Recording":
         """Return what the checks need of a dataset."""
-        return cls(dataset=dataset, absolute=dataset.robot_spec.action_convention == "joint_target")
+        return cls(dataset=dataset, absolute=dataset.robot_spec.gives_positions)
 
     @cached_property
     def states(self) -> Float64[np.ndarray, "N state"]:
@@ -57,6 +57,11 @@ class Recording:
     def actions(self) -> Float64[np.ndarray, "N action"]:
         """Actions in the units of the spec."""
         return self.dataset.actions.astype(np.float64)
+
+    @property
+    def change_per_action(self) -> float:
+        """By how much an action of 1 changes a position in a control period; 1 for positions."""
+        return 1.0 if self.absolute else self.dataset.robot_spec.change_per_action
 
     @cached_property
     def episodes(self) -> list[slice]:
@@ -117,7 +122,10 @@ class Recording:
     ) -> tuple[
         Float64[np.ndarray, "n action"], Float64[np.ndarray, "n state"], Float64[np.ndarray, "n state"]
     ]:
-        """Return actions, and the states and their next changes `lag` frames later, within episodes."""
+        """Return actions, and the states and their next changes `lag` frames later, within episodes.
+
+        Changes are scaled as actions are: per second where those are velocities.
+        """
         index = self.dataset.episode_index
         frames = np.arange(len(index))
         later = frames + lag
@@ -125,7 +133,8 @@ class Recording:
         frames, later = frames[inside], later[inside]
         same = (index[frames] == index[later]) & self.follows[later]
         frames, later = frames[same], later[same]
-        return self.actions[frames], self.states[later], self.states[later + 1] - self.states[later]
+        changes = (self.states[later + 1] - self.states[later]) / self.change_per_action
+        return self.actions[frames], self.states[later], changes
 
     def count(self, episodes: Sequence[int]) -> str:
         """Return how many of the episodes these are, in words."""
@@ -148,10 +157,10 @@ def paired_channels(actions: Sequence[str], states: Sequence[str]) -> list[tuple
     [(0, 0), (1, 1)]
     """
     by_name: list[tuple[int, int]] = []
-    stems = [_stem(name) for name in states]
+    stems = [stem(name) for name in states]
     for i, name in enumerate(actions):
         exact = [j for j, other in enumerate(states) if other == name]
-        same = exact or [j for j, stem in enumerate(stems) if stem == _stem(name)]
+        same = exact or [j for j, other in enumerate(stems) if other == stem(name)]
         if not same and is_gripper(name):
             same = [j for j, other in enumerate(states) if is_gripper(other)]
         if len(same) == 1:
@@ -161,7 +170,12 @@ def paired_channels(actions: Sequence[str], states: Sequence[str]) -> list[tuple
     return [(i, i) for i in range(len(actions))] if len(actions) == len(states) else []
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """Return what a channel's name says of its place: without what says that it is a target or of a hand.
+
+    >>> stem("delta_x"), stem("tcp_x"), stem("elbow_flex.pos")
+    ('x', 'x', 'elbow_flex.pos')
+    """
     shorter = _PREFIX.sub("", name)
     while shorter != name:
         name, shorter = shorter, _PREFIX.sub("", shorter)

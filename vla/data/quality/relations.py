@@ -195,7 +195,7 @@ def _disagreeing(recording: Recording, first: tuple[int, int], second: tuple[int
         if recording.absolute:
             moved, actions = states[1:], actions[:-1]
         else:
-            moved, actions = np.diff(states, axis=0)[1:], actions[:-2]
+            moved, actions = np.diff(states, axis=0)[1:] / recording.change_per_action, actions[:-2]
         if len(actions) < 5:
             continue
 
