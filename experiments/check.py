@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.config import cli, schema
-from experiments.config.robot_file import write_draft
+from experiments.config.robot_draft import write_draft
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_table
 from vla.data.lerobot_v3 import Dataset
