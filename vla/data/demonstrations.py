@@ -11,9 +11,9 @@ from vla.data.windows import Windows, open_windows
 from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
-from vla.processing.resize import RESIZE_MODES, Resizing
 from vla.processing.state import StateInput
 from vla.registry import Choices, Range
+from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
 
 MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
@@ -34,7 +34,7 @@ class DemonstrationSource:
         action_horizon: int,
         frame_offsets: Sequence[int],
         seed: int,
-        robot_spec: RobotSpec | None = None,
+        robot_spec: RobotSpec | None,
         cache_dir: Annotated[str, "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
         cameras: Annotated[
@@ -63,14 +63,8 @@ class DemonstrationSource:
             seed: of the choice of held-out episodes.
             robot_spec: needed for recordings that do not say what their numbers mean; taken in place of
                 what others say.
-            cache_dir: a setting, as all that follow; their annotations say what they are.
-            more_datasets: a setting.
-            cameras: a setting.
-            image_size: a setting.
-            resize: a setting.
-            validation_share: a setting.
-            max_windows: a setting.
-            augmentation: a setting.
+
+        The other arguments are settings; their annotations say what they are.
 
         Returns:
             A source for training and one that is held out, which share no episode.
@@ -86,9 +80,7 @@ class DemonstrationSource:
             frame_offsets=frame_offsets,
             robot_spec=robot_spec,
             cameras=cameras,
-            resizing=None
-            if image_size is None
-            else Resizing(height=image_size, width=image_size, mode=resize),
+            resizing=image_size and Resizing(height=image_size, width=image_size, mode=resize),
         )
         train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
         if max_windows is not None:
@@ -112,6 +104,10 @@ class DemonstrationSource:
     def to_json(self) -> dict[str, Any]:
         """Return the augmentation."""
         return {"augmentation": None if self.augmentation is None else dict(vars(self.augmentation))}
+
+    def fingerprints(self) -> list[str]:
+        """Return a hash of states and actions for each episode."""
+        return list(self.windows.episodes())
 
     def demonstrations(self) -> Demonstrations:
         """Return states, actions, instructions, and a sample of chunks, all of these windows."""
