@@ -80,7 +80,7 @@ class DemonstrationSource:
             frame_offsets=frame_offsets,
             robot_spec=robot_spec,
             cameras=cameras,
-            resizing=image_size and Resizing(height=image_size, width=image_size, mode=resize),
+            resizing=_square(image_size, mode=resize),
         )
         train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
         if max_windows is not None:
@@ -191,6 +191,10 @@ class DemonstrationSource:
         return {
             "later_states": encoder.normalize(self.windows.later_states(indices, requests["later_states"]))
         }
+
+
+def _square(size: int | None, *, mode: str) -> Resizing | None:
+    return None if size is None else Resizing(height=size, width=size, mode=mode)
 
 
 def _draw_committed(batch: int, *, most: int, seed: Sequence[int]) -> Int64[np.ndarray, " batch"]:
