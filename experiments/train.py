@@ -24,7 +24,7 @@ from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_instruction_modes, load_policy
-from vla.data.layout import read_info
+from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
@@ -76,7 +76,7 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
         return
     quality_shown, cameras_shown = run.env.get("render_quality"), list(run.env.get("cameras", cameras))
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
-        recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
+        recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
         if quality != quality_shown:
             raise ValueError(

@@ -38,6 +38,7 @@ REQUIRED = {  # what a person has to give
     "benchmark": ["part=data"],
     "delay_table": ["bundle=b"],
     "serve": ["bundle=b"],
+    "convert": ["source=s", "dataset=d", "mapping=aloha"],
 }
 
 
