@@ -1,6 +1,6 @@
 """Converts recordings in HDF5 into a dataset that every other program reads.
 
-    python -m experiments.convert source=demo.hdf5 mapping=robomimic instruction="lift it" dataset=outputs/lift
+    python -m experiments.convert source=a.hdf5 mapping=robomimic instruction="lift it" dataset=outputs/lift
 
 A mapping, a YAML file such as those in `conf/convert/`, says which key is which camera, state and action. All
 files are checked before anything is written. The same command continues an interrupted conversion.

@@ -31,6 +31,7 @@ from vla.files import DirectoryLock
 from vla.model.checkpoint import read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import Processor
+from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
 from vla.spec import SpecMismatch
 from vla.training.distributed import (
@@ -103,6 +104,18 @@ def build_processor(run: schema.TrainRun, train: Source) -> Processor:
     )
 
 
+def note_on_instructions(train: Source) -> str | None:
+    """Return a line about instructions that a policy cannot tell apart because only their writing differs."""
+    _, pairs = equal_instructions(train.demonstrations().instructions)
+    if not pairs:
+        return None
+    one, other = pairs[0]
+    return (
+        f"{len(pairs)} pairs of instructions differ in writing alone and count as one, such as {one!r} and "
+        f"{other!r}"
+    )
+
+
 def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -> VLAModel:
     """Return a model with random weights for what the processor encodes.
 
@@ -165,6 +178,9 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         if ranks.is_main:
             held_out = "none" if validation.num_samples == 0 else validation.describe()
             print(f"training on {train.describe()}; held out: {held_out}")
+            note = note_on_instructions(train)
+            if note is not None:
+                print(note)
         processor = build_processor(run, train)
         require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
         trainer = Trainer(

@@ -6,7 +6,7 @@ It knows nothing about models, simulators or files other than its own JSON form.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,13 @@ from jaxtyping import Float32
 
 from vla.errors import VLAError
 
-ACTION_CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
+ACTION_CONVENTIONS = (
+    "joint_target",
+    "joint_delta",
+    "joint_velocity",
+    "end_effector_target",
+    "end_effector_delta",
+)
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
@@ -72,8 +78,9 @@ class Channel:
 class RobotSpec:
     """Everything that two programs must agree on before one may command the other.
 
-    `action_convention` is one of `ACTION_CONVENTIONS`; an end-effector delta is applied each control period
-    to the commanded pose, in the robot's base frame. `gripper_sign` tells what a larger gripper action does.
+    `action_convention` is one of `ACTION_CONVENTIONS`: targets are positions; a delta is applied each control
+    period to the commanded position, that of an end effector in the robot's base frame; a velocity, in units
+    per second, holds for one control period. `gripper_sign` tells what a larger gripper action does.
     """
 
     name: str
@@ -126,6 +133,29 @@ class RobotSpec:
     def action_high(self) -> Float32[np.ndarray, " action"]:
         """Largest allowed action, in each channel's unit."""
         return np.array([channel.high for channel in self.action], dtype=np.float32)
+
+    @property
+    def gives_positions(self) -> bool:
+        """Whether actions are positions; else they are changes (see `change_per_action`)."""
+        return self.action_convention.endswith("_target")
+
+    @property
+    def change_per_action(self) -> float:
+        """By how much an action of 1 changes the commanded position in a control period."""
+        return 1.0 / self.control_hz if self.action_convention == "joint_velocity" else 1.0
+
+    def seeing(self, cameras: Sequence[str]) -> "RobotSpec":
+        """Return the spec with only these of its cameras, in this order.
+
+        Raises:
+            ValueError: none is named, one is named twice, or does not exist.
+        """
+        mine = {camera.name: camera for camera in self.cameras}
+        if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(mine):
+            raise ValueError(
+                f"cameras {list(cameras)} must be some of those of {self.name!r}, each once: {list(mine)}"
+            )
+        return dataclasses.replace(self, cameras=tuple(mine[name] for name in cameras))
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON-ready dictionaries and lists."""

@@ -58,7 +58,7 @@ def test_quantiles_are_recomputed(tmp_path):
 
 def test_a_spec_is_derived_only_on_request(tmp_path):
     states, _ = write_lerobot(tmp_path, VARIANTS["h264"])
-    with pytest.raises(DatasetError, match="does not say what its numbers mean; pass robot_spec="):
+    with pytest.raises(DatasetError, match="does not say what its numbers mean; give robot_file="):
         Dataset(tmp_path)
     spec = derive_robot_spec(tmp_path, action_convention="joint_target", gripper_sign="none")
     assert spec.name == "so100"

@@ -14,6 +14,7 @@ from vla.data import hdf5
 from vla.data.hdf5 import find_files, read_episodes, read_pictures, robot_spec_of
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
+from vla.data.writer import DatasetWriter
 from vla.files import DirectoryInUse
 from vla.registry import SettingError
 
@@ -242,12 +243,10 @@ def test_units_are_one_for_all_or_one_each(tmp_path):
 def test_another_writer_is_waited_for_by_nobody(tmp_path):
     write_aloha(tmp_path / "raw")
     dataset = run(tmp_path / "raw", tmp_path / "d", "aloha")
-    from vla.data.writer import DatasetWriter
-
     info = dataset.info["vla"]["extra_info"]
-    with DatasetWriter(dataset.root, robot_spec=dataset.robot_spec, storage="image", extra_info=info):
-        with pytest.raises(DirectoryInUse):
-            run(tmp_path / "raw", tmp_path / "d", "aloha")
+    writer = DatasetWriter(dataset.root, robot_spec=dataset.robot_spec, storage="image", extra_info=info)
+    with writer, pytest.raises(DirectoryInUse):
+        run(tmp_path / "raw", tmp_path / "d", "aloha")
 
 
 def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_spec_that_no_longer_fits_is_not_used(record):
 
     edit_info(root, narrow)
     with pytest.raises(
-        DatasetError, match=r"meta/vla\.json no longer fits: action has shape \[1\].*robot_spec="
+        DatasetError, match=r"meta/vla\.json no longer fits: action has shape \[1\].*robot_file="
     ):
         Dataset(root)
 

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from processing_fixtures import fit
 
 from vla.interface import NOTHING, PAD_ID, DecodeError, ObservationError
-from vla.processing.processor import Processor
+from vla.processing.moments import Demonstrations
+from vla.processing.processor import DEFAULT_INPUTS, Processor
 from vla.processing.text import BOS_ID, InstructionTooLong
 from vla.spec import CameraSpec
 
@@ -243,7 +244,7 @@ def test_parts_that_do_not_fit_together_are_refused(processor, robot_spec) -> No
     state = data["inputs"]["state"]
     renamed = {**state, "normalizer": {**state["normalizer"], "names": ["y", "opening"]}}
     cases = [
-        ({"robot_spec": unequal.to_json()}, "one size is needed"),
+        ({"robot_spec": unequal.to_json()}, "the policy sees one"),
         (
             {"robot_spec": dataclasses.replace(robot_spec, action=robot_spec.action[:2]).to_json()},
             "3 dimensions",
@@ -280,3 +281,23 @@ def test_importing_the_processor_is_quick_and_needs_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_instructions_that_no_policy_can_tell_apart_are_refused(
+    robot_spec, demonstrated_states, demonstrated_actions
+) -> None:
+    def fitted(*instructions: str, **settings) -> Processor:
+        demonstrations = Demonstrations(
+            robot_spec=robot_spec,
+            states=demonstrated_states,
+            actions=demonstrated_actions,
+            chunks=demonstrated_actions[:100].reshape(-1, 5, 3),
+            instructions=instructions,
+        )
+        inputs = {**DEFAULT_INPUTS, "text": {"kind": "text", **settings}}
+        return Processor.fit(demonstrations, codec={"kind": "uniform"}, inputs=inputs)
+
+    fitted("Lift it.", "lift it", "turn by 90", "turn by -90", "turn by 1.5", "turn by 15", "10%", "10")
+    with pytest.raises(ValueError, match=r"by - 90' and 'turn by 90' have the same tokens.*same_tokens="):
+        fitted("turn by - 90", "lift it", "turn by 90")
+    fitted("turn by - 90", "lift it", "turn by 90", same_tokens="allow")

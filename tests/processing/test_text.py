@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from vla.processing.text import TextTokenizer, normalize_instruction
+from vla.processing.text import (
+    WITH_NUMBERS,
+    WORDS_ONLY,
+    TextTokenizer,
+    equal_instructions,
+    normalize_instruction,
+)
 
 INSTRUCTIONS = [
     f"{verb} the {color} {shape}"
@@ -21,6 +27,83 @@ def test_any_text_encodes_and_decodes_to_its_normal_form(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert all(0 <= i < TOKENIZER.vocab_size for i in ids)
     assert TOKENIZER.decode(ids) == normalize_instruction(text)
+
+
+NUMBERS = st.text(alphabet=" 0159abé.,:/-'\u2019%\u2212\u2013\"(&")
+
+
+@given(NUMBERS)
+def test_normalizing_numbers_twice_changes_nothing_and_loses_no_id(text: str) -> None:
+    once = normalize_instruction(text)
+    assert normalize_instruction(once) == once
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == once
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Nd"])))
+def test_without_digits_both_rules_are_one(text: str) -> None:
+    rules = [normalize_instruction(text, rule=rule) for rule in (WORDS_ONLY, WITH_NUMBERS)]
+    assert rules[0] == rules[1]
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        ["by 90 degrees", "by -90 degrees", "by +90 degrees", "by 90° degrees"],
+        ["open 15", "open 1.5", "open .15", "open 1,5", "open 1 5", "open 15%", "open 1.5%"],
+        ["cube 1", "cube -1"],
+        ["at 10:30", "at 10 30", "at 1030", "at 10/30", "at 10-30", "at 10.30"],
+        ["x=-5", "x=5"],
+    ],
+)
+def test_what_belongs_to_a_number_makes_a_difference(different: list[str]) -> None:
+    assert len({tuple(TOKENIZER.encode(text)) for text in different}) == len(different)
+    assert equal_instructions(different) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        [
+            "turn joint-2 by -90 degrees.",
+            "Turn joint 2 by \u221290 degrees",
+            "turn JOINT-2, by \u201390 degrees",
+        ],
+        ["open it 10%", "open it 10 %", "Open it 10%!"],
+        ["by 1.5.", "by 1.5"],
+    ],
+)
+def test_other_marks_make_none(alike: list[str]) -> None:
+    assert len({tuple(TOKENIZER.encode(text)) for text in alike}) == 1
+
+
+def test_a_tokenizer_of_before_reads_as_before() -> None:
+    data = TOKENIZER.to_json()
+    assert data.pop("rule") == WITH_NUMBERS
+    old = TextTokenizer.from_json(data)
+    assert old.rule == WORDS_ONLY
+    assert TextTokenizer.from_json(old.to_json()).rule == WORDS_ONLY
+    for texts in (["by -90", "by 90"], ["1.5", "1 5"], ["10%", "10"], ["5'6", "56"]):
+        assert old.encode(texts[0]) == old.encode(texts[1])
+        assert TOKENIZER.encode(texts[0]) != TOKENIZER.encode(texts[1])
+    with pytest.raises(ValueError, match=r"by rule 3; this version knows 1 and 2"):
+        TextTokenizer.from_json({**data, "rule": 3})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_harmless"),
+    [
+        ("Lift the cube.", "lift  the cube", True),
+        ("pick-up “it”, please", "pick up it please", True),
+        ("turn it by 3.", "turn it by 3", True),
+        ("joint-2", "joint 2", True),
+        ("turn by - 90", "turn by 90", False),
+        ("turn by 5'", "turn by 5", False),
+        ("take a & b", "take a b", False),
+    ],
+)
+def test_different_instructions_with_equal_tokens_are_found(one: str, other: str, is_harmless: bool) -> None:
+    pairs = ([], [(one, other)]) if is_harmless else ([(one, other)], [])
+    assert equal_instructions([one, "reach", other, one]) == pairs
 
 
 @given(st.text(alphabet=st.characters()))  # lone surrogates too, which have no UTF-8 bytes

@@ -30,7 +30,15 @@ from vla.training.batches import BatchMaker, Prefetcher
 from vla.training.checkpoint import load_training
 from vla.training.metrics import read_metrics
 from vla.training.settings import NonFiniteLossError, TrainerSettings
+from vla.training.step import shares_of_terms
 from vla.training.trainer import Trainer
+
+LAST_WEIGHT = {  # of each head: small or zero at first, so that gradients before it would be too
+    "parallel": "bin_logits.residual.weight",
+    "autoregressive": "bin_logits.residual.weight",
+    "fast": "logits_out.weight",
+    "flow": "velocity_out.weight",
+}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -95,6 +103,56 @@ def test_it_learns_a_batch_by_heart(tmp_path: Path) -> None:
     train_for(tmp_path / "run", tmp_path, steps=150, learning_rate=3e-3, log_every_steps=1)
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]  # the rest is the width of the targets
+
+
+@pytest.mark.parametrize("max_committed", [0, 2])
+@pytest.mark.parametrize(
+    ("head", "codec"),
+    [("parallel", "uniform"), ("autoregressive", "quantile"), ("fast", "fast"), ("flow", "continuous")],
+)
+def test_batches_that_are_added_up_give_the_gradient_of_one_large_batch(
+    tmp_path: Path, head: str, codec: str, max_committed: int
+) -> None:
+    source = DemonstrationSource(make_windows(tmp_path))
+    processor = make_processor(source, codec=codec, max_committed=max_committed)
+    model = tiny_model(processor, head=head, auxiliaries={"later": {"kind": "later_states", "offsets": [2]}})
+    torch.nn.init.normal_(model.head.get_parameter(LAST_WEIGHT[head]), std=0.1)
+    whole = BatchMaker(
+        source,
+        processor=processor,
+        requests=model.requests(),
+        noise=model.noise_specs(training=True),
+        seed=0,
+    ).make(np.array([0, 1, 2, 3, 5, 6, 13, 20, 4, 12, 27, 34]), number=0)
+    parts = [{name: tensor[start : start + 3] for name, tensor in whole.items()} for start in (0, 3, 6, 9)]
+    assert len({float(model.num_terms(part)["loss"]) for part in parts}) > 1, "else nothing is tested"
+    model.loss(whole)["loss"].backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for part, share in zip(parts, shares_of_terms(model, parts, device=torch.device("cpu")), strict=True):
+        model.loss(part, share)["loss"].backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_in_small_batches_equals_one_in_large_ones(tmp_path: Path) -> None:
+    for name, sizes in {"large": {"batch_size": 16}, "small": {"batch_size": 4, "accumulate": 4}}.items():
+        train_for(tmp_path / name, tmp_path, steps=4, log_every_steps=1, augmentation=None, **sizes)
+    large, small = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("large", "small"))
+    for key in ("loss", "token_accuracy", "gradient_norm", "validation/loss", "validation/error/x [m]"):
+        values = [[row[key] for row in rows if key in row] for rows in (large, small)]
+        assert values[0]
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-4, err_msg=key)
+
+
+def test_a_run_without_held_out_episodes_trains_and_says_so(tmp_path: Path, capsys) -> None:
+    result = train_for(tmp_path / "run", tmp_path, steps=4, now=2, validation_share=0.0)
+    assert result.metrics == {}
+    assert "no episode is held out" in capsys.readouterr().err
+    assert train_for(tmp_path / "run", tmp_path, steps=4, validation_share=0.0).end == "finished"
+    assert len(load_policy_checkpoint(tmp_path / "run").golden) == 16, (
+        "exports are tried on moments of training"
+    )
 
 
 def test_losses_are_the_golden_ones(tmp_path: Path) -> None:

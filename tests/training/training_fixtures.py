@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +70,19 @@ def make_processor(
     )
 
 
-def tiny_model(processor: Processor, *, width: int = 32, head: str = "parallel") -> VLAModel:
+def tiny_model(
+    processor: Processor,
+    *,
+    width: int = 32,
+    head: str = "parallel",
+    auxiliaries: dict[str, dict[str, Any]] | None = None,
+) -> VLAModel:
     """Return a seeded model that fits the processor."""
     torch.manual_seed(0)
     backbone = {"kind": "scene", "width": width, "depth": 2, "num_heads": 2, "stem_channels": [8, 16]}
-    config = ModelConfig.complete(backbone=backbone, head={"kind": head, **HEAD_SETTINGS.get(head, {})})
+    config = ModelConfig.complete(
+        backbone=backbone, head={"kind": head, **HEAD_SETTINGS.get(head, {})}, auxiliaries=auxiliaries
+    )
     return VLAModel(specs=processor.specs(), config=config)
 
 
@@ -87,6 +96,7 @@ def train_for(
     head: str = "parallel",
     codec: str = "uniform",
     max_committed: int = 0,
+    validation_share: float = 0.2,
     augmentation: ImageAugmentation | None = AUGMENTATION,
     **changes: float | str | None,
 ) -> TrainingResult:
@@ -94,7 +104,7 @@ def train_for(
     windows = make_windows(directory)
     train, validation = (
         DemonstrationSource(part, augmentation=augmentation)
-        for part in windows.split_by_episode(validation_share=0.2, seed=0)
+        for part in windows.split_by_episode(validation_share=validation_share, seed=0)
     )
     processor = make_processor(DemonstrationSource(windows), max_committed=max_committed, codec=codec)
     settings = TrainerSettings(

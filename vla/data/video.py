@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, UInt8
 
 from vla.data.layout import DatasetError
+from vla.processing.resize import Resizing
 
 _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 
@@ -163,14 +164,24 @@ def decode_frames(
     height: int,
     width: int,
     tolerance_s: float,
-) -> UInt8[np.ndarray, "frames h w 3"]:
+    resizing: Resizing,
+    out: UInt8[np.ndarray, "frames new_h new_w 3"],
+) -> None:
     """Decode the frames at ascending `timestamps` [s] in one pass, from the key frame before the first.
+
+    Args:
+        path: the video file.
+        timestamps: from the start of the file [s].
+        height: of its frames, as the dataset says [pixels].
+        width: of its frames.
+        tolerance_s: how far a frame may lie from its timestamp [s].
+        resizing: what is done to each frame.
+        out: filled with the frames.
 
     Raises:
         DatasetError: the file is damaged, its frames have another size, or no frame lies within
             `tolerance_s` of a timestamp; the message gives the nearest.
     """
-    images = np.empty((len(timestamps), height, width, 3), dtype=np.uint8)
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:
@@ -194,13 +205,13 @@ def decode_frames(
                         f"video file {path} has frames of {frame.height}x{frame.width} (h x w), "
                         f"but meta/info.json says {height}x{width}"
                     )
-                images[found] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                out[found] = resizing.apply(reformatter.reformat(frame, format="rgb24").to_ndarray())
                 found += 1
                 while found < len(timestamps) and timestamps[found] <= latest + tolerance_s:
-                    images[found] = images[found - 1]
+                    out[found] = out[found - 1]
                     found += 1
                 if found == len(timestamps):
-                    return images
+                    return
     except _VIDEO_ERRORS as error:
         raise DatasetError(
             f"video file {path} cannot be decoded ({error}); restore it from a copy"

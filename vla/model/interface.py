@@ -120,8 +120,16 @@ class Head(nn.Module, ABC):
         """Return `loss` and whatever else is worth a curve, each a scalar.
 
         `batch` holds inputs and targets, `valid` [batch time] (False behind the end of an episode), and the
-        noise that `noise_specs` names. Committed steps are given, so they carry no loss.
+        noise that `noise_specs` names. Committed steps are given, so they carry no loss. All are means over
+        the terms that `num_terms` counts.
         """
+
+    def num_terms(self, batch: Tensors) -> Float[Tensor, ""]:
+        """Return over how many terms, all equally long, the `loss` of a batch is a mean; here its samples.
+
+        Several batches of one step count by it, so that they give the gradient of one large batch.
+        """
+        return num_samples(batch)
 
     @abstractmethod
     def sample(self, backbone: Backbone, prefix: Prefix, inputs: Tensors) -> dict[str, Tensor]:
@@ -161,6 +169,15 @@ class AuxiliaryTarget(nn.Module, ABC):
     @abstractmethod
     def loss(self, prefix: Prefix, batch: Tensors) -> Float[Tensor, ""]:
         """Return the loss of a batch, not yet weighted."""
+
+    def num_terms(self, batch: Tensors) -> Float[Tensor, ""]:
+        """Return over how many terms the loss of a batch is a mean, as `Head.num_terms`; here its samples."""
+        return num_samples(batch)
+
+
+def num_samples(batch: Tensors) -> Float[Tensor, ""]:
+    """Return how many samples a batch has, as a number to calculate with."""
+    return torch.tensor(float(len(next(iter(batch.values())))))
 
 
 def require_targets(specs: ModelSpecs, names: tuple[str, ...], *, head: str, codecs: str) -> None:

@@ -125,24 +125,47 @@ class VLAModel(nn.Module):
         """Return the auxiliary targets by name."""
         return {name: part for name, part in self.auxiliaries.items() if isinstance(part, AuxiliaryTarget)}
 
-    def loss(self, batch: Tensors) -> dict[str, Tensor]:
+    def loss(self, batch: Tensors, shares: Tensors | None = None) -> dict[str, Tensor]:
         """Return the `loss` of a batch and what else is worth a curve, each a scalar.
 
         What trains is what the batch has targets for.
+
+        Args:
+            batch: inputs, targets, `valid` and noise.
+            shares: by what the values of the head (`loss`) and of each auxiliary target (`loss/<name>`) are
+                multiplied, scalars; by nothing if None. With the share of each batch in the terms of all of
+                them, see `num_terms`, the sum over batches is the value of one large batch.
         """
         prefix = self.backbone.prefill(batch)
         values: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         if set(self.head.learns) <= set(batch):
             values = self.head.loss(self.backbone, prefix, batch)
+            if shares is not None:
+                values = {name: value * shares["loss"] for name, value in values.items()}
             losses.append(values["loss"])
         for name, part in self.auxiliary_targets().items():
             if set(part.learns) <= set(batch):
-                values[f"loss/{name}"] = part.loss(prefix, batch)
-                losses.append(part.weight * values[f"loss/{name}"])
+                key, value = f"loss/{name}", part.loss(prefix, batch)
+                values[key] = value if shares is None else value * shares[key]
+                losses.append(part.weight * values[key])
         if not losses:
             raise ValueError(f"the batch has no targets that this model learns; it has {sorted(batch)}")
         return {**values, "loss": torch.stack(losses).sum()}
+
+    def num_terms(self, batch: Tensors) -> dict[str, Tensor]:
+        """Return over how many terms the losses of a batch are means: `loss` of the head, `loss/<name>`.
+
+        What the batch has no targets for has none.
+        """
+        parts: dict[str, Head | AuxiliaryTarget] = {
+            "loss": self.head,
+            **{f"loss/{name}": part for name, part in self.auxiliary_targets().items()},
+        }
+        return {
+            name: part.num_terms(batch) if set(part.learns) <= set(batch) else torch.zeros(())
+            for name, part in parts.items()
+        }
 
     def sample(self, inputs: Tensors) -> dict[str, Tensor]:
         """Return what the codec decodes, for inputs and noise."""

@@ -1,6 +1,7 @@
 """Instructions as token ids: byte-level BPE, trained offline on the demonstrations' instructions.
 
-Case and punctuation carry no command, so they are removed in one place before training and encoding alike.
+Case and most punctuation carry no command, so they are removed in one place before training and encoding
+alike. What belongs to a number stays: its sign, decimal point and percent sign (`normalize_instruction`).
 Every byte is a token of its own, so words never seen in training still encode (into more tokens). Text ids
 come first in the one id space of the model (RT-2, arXiv:2307.15818), those of action tokens behind them:
 
@@ -8,7 +9,9 @@ come first in the one id space of the model (RT-2, arXiv:2307.15818), those of a
     pad  bos  -  | text (BPE)    | action ids of the codec, if it has any
 """
 
+import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -20,29 +23,86 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from vla.interface import PAD_ID, Arrays, ArraySpec, Moments, ObservationError
 from vla.processing.checks import require_keys
 from vla.processing.moments import Demonstrations
-from vla.registry import Range
+from vla.registry import Choices, Range
 from vla.spec import RobotSpec
 
 NUM_BYTES = 256
 BOS_ID = 1  # before every instruction, so that a blank one is not empty
 TEXT_OFFSET = 3  # id of the first token of the text tokenizer; 2 is reserved
 _MOST_REMEMBERED = 4096  # instructions whose ids are kept at hand
+WORDS_ONLY, WITH_NUMBERS = (
+    1,
+    2,
+)  # rules of `normalize_instruction`; a tokenizer keeps its own
+REFUSE, ALLOW = "refuse", "allow"
+_APOSTROPHE = "'\N{RIGHT SINGLE QUOTATION MARK}"
+_DASH = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}\N{MINUS SIGN}-"  # the last ends sets
+_NO_WORD_BEFORE = r"(?<![^\W_])"
+_OF_A_NUMBER = re.compile(
+    rf"(?<=\d)[.,:/{_APOSTROPHE}{_DASH}](?=\d)"  # 1.5  1,000  10:30  1/2  3-4
+    rf"|{_NO_WORD_BEFORE}[{_DASH}](?=\.?\d)"  # -90, but not that of joint-2
+    rf"|{_NO_WORD_BEFORE}\.(?=\d)"  # .5
+    r"|(?<=\d)\s*[%\N{PER MILLE SIGN}]"  # 10%  10 %
+)
+_SAME_MARK = str.maketrans(dict.fromkeys(_DASH, "-") | {"\N{RIGHT SINGLE QUOTATION MARK}": "'"})
+_SENTENCE_MARKS = r"""[.,;:!?'"()\u2018-\u201d\u2026-]"""  # they separate words and mean no more
 
 
-def normalize_instruction(text: str) -> str:
+def normalize_instruction(text: str, *, rule: int = WITH_NUMBERS) -> str:
     """Return the words of `text` in lower case with single spaces; apostrophes vanish, other marks separate.
+
+    What belongs to a number stays, as it carries the command: a minus, a decimal point, a percent sign, and
+    marks between digits. By the rule of before (`WORDS_ONLY`), these go as well; both treat a text without
+    digits alike.
 
     >>> normalize_instruction("  Pick-up the RED cube, please! ")
     'pick up the red cube please'
     >>> normalize_instruction("Don't stop...")
     'dont stop'
+    >>> normalize_instruction("Turn joint-2 by -90 degrees, then by 1.5. Open it 10 %!")
+    'turn joint 2 by -90 degrees then by 1.5 open it 10%'
     """
     # A half of a surrogate pair is no character and has no UTF-8 bytes.
     text = text.encode("utf-8", errors="ignore").decode("utf-8")
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
-    text = text.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
-    kept = (" " if unicodedata.category(char).startswith("P") else char for char in text)
-    return " ".join("".join(kept).split())
+    if rule == WORDS_ONLY:
+        return " ".join(_without_marks(re.sub(f"[{_APOSTROPHE}]", "", text)).split())
+    text = re.sub(rf"(?<!\d)[{_APOSTROPHE}]|[{_APOSTROPHE}](?!\d)", "", text)
+    pieces, start = [], 0
+    for found in _OF_A_NUMBER.finditer(text):
+        pieces += [_without_marks(text[start : found.start()]), found.group().strip().translate(_SAME_MARK)]
+        start = found.end()
+    return " ".join("".join([*pieces, _without_marks(text[start:])]).split())
+
+
+def _without_marks(text: str) -> str:
+    """Return the text with a space in place of each mark."""
+    return "".join(" " if unicodedata.category(char).startswith("P") else char for char in text)
+
+
+def equal_instructions(instructions: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the pairs of different instructions that normalize to the same text, hence to the same tokens.
+
+    Returns:
+        Pairs that may mean different things, and those that differ in case, spaces and sentence marks alone.
+    """
+    harmful, harmless = [], []
+    by_text: dict[str, list[str]] = {}
+    for instruction in dict.fromkeys(instructions):
+        by_text.setdefault(normalize_instruction(instruction), []).append(instruction)
+    for alike in by_text.values():
+        for pair in itertools.pairwise(alike):
+            plain = {_without_sentence_marks(instruction) for instruction in pair}
+            (harmless if len(plain) == 1 else harmful).append(pair)
+    return harmful, harmless
+
+
+def _without_sentence_marks(text: str) -> str:
+    """Return the text in lower case without spaces and sentence marks, but for marks next to a number."""
+    text = " ".join(unicodedata.normalize("NFC", text).lower().split())
+    text = re.sub(r"[.,;:!?]+(?=\s|$)|(?<=[^\W\d_])-(?=\d)", " ", text)  # "by 3."  joint-2
+    text = re.sub(rf"(?<!\d)(?<!\d ){_SENTENCE_MARKS}(?! ?\d)", " ", text)
+    return "".join(text.split())
 
 
 class TextTokenizer:
@@ -55,7 +115,15 @@ class TextTokenizer:
     (1, 7)
     """
 
-    def __init__(self, *, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, *, tokens: Sequence[str], merges: Sequence[tuple[str, str]], rule: int = WITH_NUMBERS
+    ) -> None:
+        if rule not in (WORDS_ONLY, WITH_NUMBERS):
+            raise ValueError(
+                f"the text tokenizer normalizes by rule {rule}; this version knows {WORDS_ONLY} and "
+                f"{WITH_NUMBERS}. Use the version of this program that wrote it"
+            )
+        self.rule = rule
         self._tokens, self._merges = list(tokens), [(left, right) for left, right in merges]
         known = set(self._tokens)
         lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - known)
@@ -96,7 +164,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return ids in [0, vocab_size) of the normalized text; a blank instruction gives none."""
-        normalized = normalize_instruction(text)
+        normalized = normalize_instruction(text, rule=self.rule)
         return list(self._tokenizer.encode(normalized).ids) if normalized else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -105,13 +173,16 @@ class TextTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return tokens and merges, independent of the library's own file format."""
-        return {"tokens": list(self._tokens), "merges": [list(pair) for pair in self._merges]}
+        merges = [list(pair) for pair in self._merges]
+        return {"rule": self.rule, "tokens": list(self._tokens), "merges": merges}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TextTokenizer":
-        """Rebuild from `to_json`, exactly."""
-        require_keys(data, ("tokens", "merges"), what="text tokenizer")
-        return cls(tokens=data["tokens"], merges=[(left, right) for left, right in data["merges"]])
+        """Rebuild from `to_json`, exactly; without a rule it is of a version that knew `WORDS_ONLY`."""
+        data = {"rule": WORDS_ONLY, **data}
+        require_keys(data, ("rule", "tokens", "merges"), what="text tokenizer")
+        merges = [(left, right) for left, right in data["merges"]]
+        return cls(tokens=data["tokens"], merges=merges, rule=data["rule"])
 
 
 class InstructionTooLong(ObservationError):
@@ -139,13 +210,26 @@ class TextInput:
         frame_offsets: Sequence[int],
         max_tokens: Annotated[int, Range(1), "longest instruction, in tokens, one for the beginning"] = 32,
         vocab_size: Annotated[int, Range(NUM_BYTES), "most different tokens of text"] = 512,
+        same_tokens: Annotated[
+            str, Choices(REFUSE, ALLOW), "different instructions that no model can tell apart"
+        ] = REFUSE,
     ) -> "TextInput":
         """Train the tokenizer on the demonstrated instructions.
 
         Raises:
-            ValueError: there is no instruction, or `vocab_size` is too small.
+            ValueError: there is no instruction, two different ones have the same tokens (those that differ
+                in case, spaces and sentence marks alone may), or `vocab_size` is too small.
             InstructionTooLong: a demonstrated instruction has more than `max_tokens` tokens.
         """
+        harmful, _ = equal_instructions(demonstrations.instructions)
+        if harmful and same_tokens == REFUSE:
+            one, other = harmful[0]
+            raise ValueError(
+                f"the instructions {one!r} and {other!r} have the same tokens (both read "
+                f"{normalize_instruction(one)!r}), so a policy could not tell them apart; "
+                f"{len(harmful)} such pairs in all. Word them differently when recording, or, if they mean "
+                f"the same, give processor.inputs.text.same_tokens={ALLOW}"
+            )
         tokenizer = TextTokenizer.train(demonstrations.instructions, vocab_size=vocab_size)
         made = cls(tokenizer=tokenizer, max_tokens=max_tokens)
         made.encode_text(demonstrations.instructions)

@@ -84,13 +84,18 @@ def adding_up(module: nn.Module, *, is_last: bool) -> AbstractContextManager[Non
     return module.no_sync()
 
 
-def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
-    """Return the mean of a tensor over all processes."""
+def sum_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
+    """Return the sum of a tensor over all processes."""
     if ranks.is_alone:
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
-    return value / ranks.world_size
+    return value
+
+
+def mean_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
+    """Return the mean of a tensor over all processes."""
+    return sum_over_ranks(value, ranks) / ranks.world_size
 
 
 def largest_over_ranks(value: float, ranks: Ranks, device: torch.device) -> float:

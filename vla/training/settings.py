@@ -58,7 +58,7 @@ class TrainingResult:
     phase_ms: dict[str, float]  # of a step, by phase: median over the logged intervals; host time on a GPU
     end: str  # FINISHED, OUT_OF_TIME or INTERRUPTED
     signal: int | None  # that interrupted it: SIGINT (Ctrl-C) or SIGTERM
-    metrics: dict[str, float]  # of the last validation
+    metrics: dict[str, float]  # of the last validation; empty where nothing is held out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

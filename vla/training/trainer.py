@@ -67,7 +67,7 @@ from vla.training.settings import (
     TrainingResult,
     out_of_time_message,
 )
-from vla.training.step import TrainStep
+from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
 from vla.training.validation import validate
 
@@ -133,7 +133,7 @@ class Trainer:
             self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
         self.prefetcher = self._open_prefetcher(train)
         self.validation_set = self._validation_set(validation)
-        self.golden = golden_moments(validation)
+        self.golden = golden_moments(validation if validation.num_samples else train)
         self.rates: list[float] = []
         self._step_s: list[float] = []  # of the steps since the last log
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
@@ -281,17 +281,18 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for number in range(1, settings.accumulate + 1):
+        with self._timing("data"):
+            drawn, shares = self._draw(batches)
+        for number, (batch, share) in enumerate(zip(drawn, shares, strict=True), start=1):
             with self._timing("data"):
-                batch, self.sampler_state = next(batches)
                 batch = to_device(batch, self.device)
             with adding_up(self.train_step, is_last=number == settings.accumulate):
                 with self._timing("forward"):
-                    losses = self.train_step(batch)
+                    losses = self.train_step(batch, share)
                 with self._timing("backward"):
-                    (losses["loss"] / settings.accumulate).backward()
+                    losses["loss"].backward()
             for name, value in losses.items():
-                sums[name] += value.detach() / settings.accumulate
+                sums[name] += value.detach()
         with self._timing("optimizer"):
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             values = {
@@ -305,6 +306,20 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
             self.average.update(self.model)
         return values
+
+    def _draw(
+        self, batches: Iterator[tuple[Batch, dict[str, Any]]]
+    ) -> tuple[list[Batch], list[dict[str, Tensor]]]:
+        """Return the batches of one step, and what share each has in the step's losses.
+
+        Gradients and values become means over the processes, so the shares of each process sum to 1 where
+        all have equally many terms.
+        """
+        drawn: list[Batch] = []
+        for _ in range(self.settings.accumulate):
+            batch, self.sampler_state = next(batches)
+            drawn.append(batch)
+        return drawn, shares_of_terms(self.model, drawn, ranks=self.ranks, device=self.device)
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
         if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
@@ -380,11 +395,13 @@ class Trainer:
             sink.log(self.step, numbers)
 
     def _validation_set(self, validation: Source) -> list[Batch]:
-        """Draw the fixed batches that every validation uses."""
+        """Draw the fixed batches that every validation uses, none where nothing is held out."""
         if validation.num_samples == 0:
-            raise ValueError(
-                "the validation set is empty; raise data.validation_share or record more episodes"
+            self._say(
+                "no episode is held out, so there will be no held-out losses; data.validation_share sets the "
+                "share, and a task needs two episodes for it"
             )
+            return []
         rng = np.random.default_rng(self.settings.seed)
         count = min(self.settings.validation_batches * self.settings.batch_size, validation.num_samples)
         chosen = rng.permutation(validation.num_samples)[:count].astype(np.int64)
@@ -399,7 +416,10 @@ class Trainer:
         return [maker.make(part, number=0) for part in parts]
 
     def _validate(self) -> None:
-        """Measure the averaged weights on held-out episodes."""
+        """Measure the averaged weights on held-out episodes, if there are any."""
+        self.validated_step = self.step
+        if not self.validation_set:
+            return
         with self._averaged_weights():
             self.metrics = validate(
                 self.model,
@@ -414,7 +434,6 @@ class Trainer:
             if "error/" not in name
         )
         self._say(f"step {self.step}: held-out {shown}")
-        self.validated_step = self.step
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
 
@@ -547,7 +566,7 @@ class Trainer:
             tqdm.write(text, file=sys.stderr)
 
 
-def golden_moments(held_out: Source) -> list[Observation]:
+def golden_moments(source: Source) -> list[Observation]:
     """Return moments for a checkpoint to keep, spread evenly over the samples."""
-    count = min(NUM_GOLDEN, held_out.num_samples)
-    return held_out.observations(np.linspace(0, held_out.num_samples - 1, count).astype(np.int64))
+    count = min(NUM_GOLDEN, source.num_samples)
+    return source.observations(np.linspace(0, source.num_samples - 1, count).astype(np.int64))

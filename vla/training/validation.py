@@ -10,6 +10,7 @@ from vla.interface import NOTHING, Arrays, ArraySpec
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, to_device
+from vla.training.step import shares_of_terms
 
 
 @torch.no_grad()
@@ -27,40 +28,37 @@ def validate(
     keeps it. `ids_per_chunk` is how many ids the model chose for it.
 
     Raises:
-        ValueError: there is no batch.
         DecodeError: the model answers with what is no chunk.
     """
-    if not batches:
-        raise ValueError(
-            "validation needs at least one batch; raise validation_share or record more episodes"
-        )
-    losses: defaultdict[str, list[float]] = defaultdict(list)
+    assert batches, "there is nothing to validate on"
+    means: defaultdict[str, float] = defaultdict(float)
+    num_samples = sum(len(batch["valid"]) for batch in batches)
     errors: list[np.ndarray] = []
     was_training = model.training
     model.eval()
-    for batch in (to_device(batch, device) for batch in batches):
+    for batch, share in zip(batches, shares_of_terms(model, batches, device=device), strict=True):
+        batch = to_device(batch, device)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            values, outputs = model.loss(batch), model.sample(batch)
+            values, outputs = model.loss(batch, share), model.sample(batch)
         for name, value in values.items():
-            losses[name].append(float(value))
+            means[f"validation/{name}"] += float(value)
         answers = {name: value.cpu().numpy() for name, value in outputs.items()}
-        losses["ids_per_chunk"].append(_ids_per_chunk(answers))
+        means["validation/ids_per_chunk"] += _num_ids(answers) / num_samples
         predicted = processor.decode(answers)
         wanted = processor.decode(
             {name: _whole(batch[name].cpu().numpy(), spec) for name, spec in processor.codec.specs().items()}
         )
-        errors.append(np.abs(predicted - wanted)[batch["valid"].cpu().numpy()].mean(axis=0))
+        errors.append(np.abs(predicted - wanted)[batch["valid"].cpu().numpy()])
     model.train(was_training)
-    means = {f"validation/{name}": float(np.mean(values)) for name, values in losses.items()}
-    for channel, error in zip(processor.robot_spec.action, np.mean(errors, axis=0), strict=True):
+    mean_errors = np.concatenate(errors).mean(axis=0, dtype=np.float64)
+    for channel, error in zip(processor.robot_spec.action, mean_errors, strict=True):
         means[f"validation/error/{channel.name} [{channel.unit}]"] = float(error)
-    return means
+    return dict(means)
 
 
-def _ids_per_chunk(answers: Arrays) -> float:
-    """Return the mean number of ids that the model chose for a chunk; 0 if it answers with numbers."""
-    ids = [answer.reshape(len(answer), -1) for answer in answers.values() if answer.dtype.kind == "i"]
-    return float(sum((one != NOTHING).sum(axis=1).mean() for one in ids))
+def _num_ids(answers: Arrays) -> int:
+    """Return how many ids the model chose in all; 0 if it answers with numbers."""
+    return sum(int((answer != NOTHING).sum()) for answer in answers.values() if answer.dtype.kind == "i")
 
 
 def _whole(targets: np.ndarray, spec: ArraySpec) -> np.ndarray:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vla.model.interface import Tensors
+
 LARGEST_LOGIT = 1e8  # beyond it, or with NaN, a model is broken: its actions must not reach a robot
 
 
@@ -75,6 +77,12 @@ def smoothed_targets(*, num_bins: int, smoothing_bins: float) -> Float[Tensor, "
     else:
         kernel = torch.eye(num_bins)
     return kernel / kernel.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def learned_steps(batch: Tensors) -> Bool[Tensor, "batch time"]:
+    """Return which steps a head over bins learns: they exist and are not committed."""
+    committed, valid = batch.get("committed"), batch["valid"]
+    return valid if committed is None else valid & (committed[..., 0] < 0)
 
 
 def bin_loss(

@@ -65,6 +65,10 @@ class FastHead(StepwiseHead):
         accuracy = ((logits.argmax(dim=-1) == ids).float() * weight).sum()
         return {"loss": (cross_entropy * weight).sum(), "token_accuracy": accuracy}
 
+    def num_terms(self, batch: Tensors) -> Float[Tensor, ""]:
+        """Return the number of ids."""
+        return (batch["action_ids"] >= 0).sum().float()
+
     def begin(
         self, backbone: Backbone, prefix: Prefix, inputs: Tensors
     ) -> tuple[tuple[Tensor, ...], Decoding]:

@@ -89,6 +89,10 @@ class FlowHead(Head):
         learned = batch["valid"] & ~is_given
         return {"loss": (error * learned).sum() / learned.sum().clamp(min=1)}
 
+    def num_terms(self, batch: Tensors) -> Float[Tensor, ""]:
+        """Return the number of existing steps that are not committed."""
+        return (batch["valid"] & ~self._is_committed(batch)).sum().float()
+
     def sample(self, backbone: Backbone, prefix: Prefix, inputs: Tensors) -> dict[str, Tensor]:
         """Return actions after `num_steps` Euler steps from the noise given."""
         is_given = self._is_committed(inputs)

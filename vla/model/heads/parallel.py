@@ -16,6 +16,7 @@ from vla.model.heads.bins import (
     bin_loss,
     closest_margin,
     keep_committed,
+    learned_steps,
     most_likely,
     smoothed_targets,
 )
@@ -68,10 +69,12 @@ class ParallelHead(Head):
 
     def loss(self, backbone: Backbone, prefix: Prefix, batch: Tensors) -> dict[str, Tensor]:
         """Return the cross-entropy over bins and the share of bins guessed right."""
-        committed, valid = batch.get("committed"), batch["valid"]
-        if committed is not None:
-            valid = valid & (committed[..., 0] < 0)
-        return bin_loss(self.logits(backbone, prefix, committed), batch["bins"], valid, self.targets)
+        logits = self.logits(backbone, prefix, batch.get("committed"))
+        return bin_loss(logits, batch["bins"], learned_steps(batch), self.targets)
+
+    def num_terms(self, batch: Tensors) -> Float[Tensor, ""]:
+        """Return the number of existing steps that are not committed."""
+        return learned_steps(batch).sum().float()
 
     def sample(self, backbone: Backbone, prefix: Prefix, inputs: Tensors) -> dict[str, Tensor]:
         """Return the most likely bins, those that are committed as they are."""
