@@ -26,7 +26,7 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
-from vla.data.layout import read_info
+from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
@@ -93,7 +93,7 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
         return False
     quality_shown = run.env.get("render_quality")
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
-        recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
+        recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
         if quality != quality_shown:
             raise ValueError(
