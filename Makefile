@@ -35,7 +35,7 @@ format: setup ## let ruff fix and format
 	$(PY) -m ruff format .
 
 clean: ## remove caches and run outputs
-	rm -rf outputs multirun .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf outputs multirun build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv: clean ## remove .venv and .venv-franka too

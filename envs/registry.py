@@ -6,10 +6,12 @@ in its constructor, which also takes the task.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from envs.base import ManipulationEnv
 from vla.registry import Registry
+
+if TYPE_CHECKING:  # names alone need no simulator
+    import envs.base
 
 FORMER_NAMES = {"twin_share": "same_color_share"}  # of settings, in stored results and datasets
 
@@ -22,31 +24,7 @@ class TaskGroups:
     tasks: Mapping[str, tuple[str, ...]]
 
 
-class FamilyNotInstalled(RuntimeError):
-    """A family of environments needs a package that is not installed; the message holds the line to run."""
-
-
-class EnvironmentRegistry(Registry[ManipulationEnv]):
-    """A registry that says how to install what a family of environments lacks."""
-
-    def get(self, name: str) -> type[ManipulationEnv]:
-        """Import and return a family's class.
-
-        Raises:
-            ValueError: there is no such family; the message names the nearest and all that exist.
-            FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
-        """
-        try:
-            return super().get(name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "metaworld":
-                raise
-            raise FamilyNotInstalled(
-                "env family 'metaworld' needs Meta-World; run .venv/bin/pip install -e '.[metaworld]'"
-            ) from error
-
-
-ENVIRONMENTS = EnvironmentRegistry(
+ENVIRONMENTS: Registry["envs.base.ManipulationEnv"] = Registry(
     "env",
     {"tabletop": "envs.tabletop.env:TabletopEnv", "metaworld": "envs.metaworld.env:MetaWorldEnv"},
     key="family",
@@ -91,12 +69,12 @@ def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(key, key): value for key, value in config.items()}
 
 
-def make_env(config: Mapping[str, Any]) -> ManipulationEnv:
+def make_env(config: Mapping[str, Any]) -> "envs.base.ManipulationEnv":
     """Build an environment from ``{"family": ..., "task": ..., ...}``; other keys are the family's settings.
 
     Raises:
         ValueError: the family, the task or a key is unknown, or a value is not allowed.
-        FamilyNotInstalled: the family needs a package that is not installed; the message tells how to.
+        NotInstalled: the family needs a package that is not installed; the message says what to run.
     """
     settings = dict(config)
     task = settings.pop("task", None)

@@ -12,12 +12,12 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from envs.base import ManipulationEnv, StepOutcome
+from envs.episode_request import EpisodeRequest
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace, max_envs
 from policies.runtime.chunk_queue import ChunkQueue
 from policies.runtime.chunking import SCHEDULES, PlannedAction, make_schedule
@@ -31,29 +31,7 @@ from policies.runtime.watchdog import Level, WatchdogLimits, assess_inference
 from vla.interface import Observation, Policy, SensorReading
 from vla.spec import RobotSpec
 
-INSTRUCTION_MODES = ("original", "blank", "swapped")  # which one the policy is given; the goal stays the same
-
 _SPARE_ENVS = 2  # per worker: kept alive next to those in use, so that a change of task costs less
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpisodeRequest:
-    """Which episode to run: everything that its course depends on, the policy apart."""
-
-    task: str  # a name for people and files; the environment follows from env_config
-    env_config: Mapping[str, Any]
-    seed: int
-    instruction_mode: str = "original"
-
-    def __post_init__(self) -> None:
-        if self.instruction_mode not in INSTRUCTION_MODES:
-            raise ValueError(
-                f"instruction_mode is {self.instruction_mode!r}; choose from {INSTRUCTION_MODES}"
-            )
-
-    def describe(self) -> str:
-        """Return a short name for messages."""
-        return f"task {self.task}, seed {self.seed}, {self.instruction_mode} instruction"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

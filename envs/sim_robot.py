@@ -144,5 +144,5 @@ class SimRobot:
     def _holding(self, action: Float[np.ndarray, " action"]) -> Float32[np.ndarray, " action"]:
         """Return the action that stays where an action led to; a gripper's channel is named gripper."""
         spec = self.robot_spec
-        keeps = [spec.action_convention == "joint_target" or "gripper" in name for name in spec.action_names]
+        keeps = [spec.gives_positions or "gripper" in name for name in spec.action_names]
         return np.where(keeps, action, 0.0).astype(np.float32)

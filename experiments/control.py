@@ -35,7 +35,6 @@ from experiments.config.control_setup import (
     open_policy,
     task_config,
 )
-from experiments.config.robot import SimulatedRobot
 from experiments.config.schema import ControlRun
 from experiments.reports.control import live_line, summarize, write_control_page
 from policies.runtime.clock import MonotonicClock, SimulatedClock
@@ -146,8 +145,8 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool:
                 clock=clock,
                 recorder=recorder,
             )
-            summary = f"{chosen_task(run)}, seed {run.seed}: {instruction!r}; schedule {run.schedule}"
-            print(f"{summary}; Ctrl-C stops the robot", flush=True)
+            scene = f"{chosen_task(run)}, seed {run.seed}" if run.env else robot.robot_spec.name
+            print(f"{scene}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
             with stop_on_signals(controller), closing(LiveLine()) as line:
                 drive(
                     controller,
@@ -189,17 +188,18 @@ def main(config: DictConfig) -> None:
     run = schema.typed(config, ControlRun)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if run.replay is not None:
-        if not isinstance(run.robot, SimulatedRobot):
+        if not run.robot.is_simulated:
             raise ValueError("a recording is sent again to robot=sim alone")
         replay_sim(run, Path(run.replay))
         return
     began = time.monotonic()
     is_reached = control_robot(run, run_dir)
     recording = read_recording(run_dir)
+    title = chosen_task(run) if run.env else recording.robot_spec.name
     write_control_page(
         run_dir / "report.html",
         recording,
-        title=f"Control: {chosen_task(run)}, schedule {run.schedule}",
+        title=f"Control: {title}, schedule {run.schedule}",
         command=cli.typed_command("control"),
     )
     summary = summarize(recording)

@@ -19,8 +19,8 @@ from experiments.config.control_setup import (
     drive,
     task_config,
 )
-from experiments.config.robot import SimulatedRobot
 from experiments.config.schema import DelayTableRun
+from experiments.config.simulated_robot import SimulatedRobot
 from experiments.reports.pages import DelayRow
 from policies.exported import BundlePolicy
 from policies.runtime.clock import SimulatedClock

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from envs.workers import WorkerPool
 from experiments.config import cli, schema
 from experiments.config.control_setup import chosen_task
-from experiments.config.robot import SimulatedRobot
 from experiments.config.schema import DelayTableRun
+from experiments.config.simulated_robot import SimulatedRobot
 from experiments.delay_episode import DelayEpisode, Key, OpenPolicy, open_bundle
 from experiments.reports.pages import (
     DelayRow,

@@ -32,11 +32,21 @@ from vla.errors import VLAError, did_you_mean
 T = TypeVar("T")
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of a setting that has none
+EXTRA_OF = {  # pyproject.toml: package as it is imported -> the extra that brings it
+    **dict.fromkeys(("torch", "einops", "safetensors", "onnx", "onnxscript"), "train"),
+    **dict.fromkeys(("gymnasium", "mujoco", "mink", "daqp"), "sim"),
+    **dict.fromkeys(("pyarrow", "av", "tqdm"), "data"),
+    "metaworld": "metaworld",
+}
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Any: "any value"}
 
 
 class SettingError(VLAError):
     """A setting is unknown, missing, or has a value that its declaration does not allow."""
+
+
+class NotInstalled(RuntimeError):
+    """A part needs a package that is not installed; the message holds the line to run."""
 
 
 class Constraint:
@@ -230,12 +240,22 @@ class Registry(Constraint, Generic[T]):
 
         Raises:
             ValueError: there is no such entry; the message names the nearest and all that exist.
+            NotInstalled: it needs a package of one of our extras; the message says what to run.
             ImportError: its module cannot be imported, or does not define it.
         """
         if name not in self._entries:
             raise ValueError(f"{self._what} {name!r} is unknown; {did_you_mean(name, self._entries)}")
         module_name, _, attribute = self._entries[name].partition(":")
-        module = importlib.import_module(module_name)
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF:
+                raise
+            raise NotInstalled(
+                f"{self._what} {name!r} needs {package}, which is not installed; "
+                f"run pip install -e '.[{EXTRA_OF[package]}]' where vla-stack lies"
+            ) from error
         if attribute not in vars(module):
             raise ImportError(f"{self._what} {name!r}: module {module_name} defines no {attribute}")
         return vars(module)[attribute]
@@ -244,7 +264,7 @@ class Registry(Constraint, Generic[T]):
         """Return the settings of an entry.
 
         Raises:
-            ValueError, ImportError: as `get`.
+            ValueError, NotInstalled, ImportError: as `get`.
         """
         return settings_of(self.made_by(name))
 
@@ -258,7 +278,7 @@ class Registry(Constraint, Generic[T]):
 
         Raises:
             SettingError: the name is missing or unknown, or a setting is wrong.
-            ImportError: as `get`.
+            NotInstalled, ImportError: as `get`.
         """
         arguments = self.check(config, where=where)
         return self.made_by(config[self.key])(**arguments, **parts)
@@ -267,7 +287,7 @@ class Registry(Constraint, Generic[T]):
         """Return the arguments that `build` would pass, without building; see `check_settings`.
 
         Raises:
-            SettingError, ImportError: as `build`.
+            SettingError, NotInstalled, ImportError: as `build`.
         """
         where, choices = where or self._what, ", ".join(self._entries)
         if self.key not in config:
@@ -283,7 +303,7 @@ class Registry(Constraint, Generic[T]):
         """Return what builds an entry and declares its settings.
 
         Raises:
-            ValueError, ImportError: as `get`.
+            ValueError, NotInstalled, ImportError: as `get`.
         """
         entry = self.get(name)
         return entry if self._maker is None else getattr(entry, self._maker)

@@ -6,7 +6,7 @@ It knows nothing about models, simulators or files other than its own JSON form.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,13 @@ from jaxtyping import Float32
 
 from vla.errors import VLAError
 
-ACTION_CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
+ACTION_CONVENTIONS = (
+    "joint_target",
+    "joint_delta",
+    "joint_velocity",
+    "end_effector_target",
+    "end_effector_delta",
+)
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
@@ -23,13 +29,30 @@ class SpecMismatch(VLAError):
     """Two robot specs that had to agree do not; the message lists each difference."""
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether text can be written as UTF-8, which a lone surrogate (half a character) cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSpec:
-    """One RGB camera: its name and the size of its frames in pixels."""
+    """One RGB camera: its name and the size of its frames in pixels.
+
+    The name becomes the name of files and folders, so it is one path component of printable characters.
+    """
 
     name: str
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        name = self.name
+        is_printable = isinstance(name, str) and name.isprintable() and len(name.encode()) <= 200
+        if not is_printable or not 1 <= len(name) <= 100 or name.startswith(".") or {"/", "\\"} & set(name):
+            raise ValueError(
+                f"camera name {name!r} cannot name a file; give 1 to 100 printable characters (200 bytes in "
+                "UTF-8) without '/' and '\\' that do not begin with '.', such as 'wrist_left'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +65,9 @@ class Channel:
     high: float
 
     def __post_init__(self) -> None:
+        for kind, text in (("name", self.name), ("unit", self.unit)):
+            if not isinstance(text, str) or not text or not is_utf8(text):
+                raise ValueError(f"channel {self.name!r} has the {kind} {text!r}; give text in valid UTF-8")
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ValueError(
                 f"channel {self.name!r} has range [{self.low}, {self.high}]; it must be finite and low < high"
@@ -52,8 +78,9 @@ class Channel:
 class RobotSpec:
     """Everything that two programs must agree on before one may command the other.
 
-    `action_convention` is one of `ACTION_CONVENTIONS`; an end-effector delta is applied each control period
-    to the commanded pose, in the robot's base frame. `gripper_sign` tells what a larger gripper action does.
+    `action_convention` is one of `ACTION_CONVENTIONS`: targets are positions; a delta is applied each control
+    period to the commanded position, that of an end effector in the robot's base frame; a velocity, in units
+    per second, holds for one control period. `gripper_sign` tells what a larger gripper action does.
     """
 
     name: str
@@ -65,6 +92,8 @@ class RobotSpec:
     gripper_sign: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_utf8(self.name):
+            raise ValueError(f"the robot name {self.name!r} is no valid UTF-8 text")
         if self.action_convention not in ACTION_CONVENTIONS:
             raise ValueError(f"action_convention {self.action_convention!r} is none of {ACTION_CONVENTIONS}")
         if self.gripper_sign not in GRIPPER_SIGNS:
@@ -104,6 +133,29 @@ class RobotSpec:
     def action_high(self) -> Float32[np.ndarray, " action"]:
         """Largest allowed action, in each channel's unit."""
         return np.array([channel.high for channel in self.action], dtype=np.float32)
+
+    @property
+    def gives_positions(self) -> bool:
+        """Whether actions are positions; else they are changes (see `change_per_action`)."""
+        return self.action_convention.endswith("_target")
+
+    @property
+    def change_per_action(self) -> float:
+        """By how much an action of 1 changes the commanded position in a control period."""
+        return 1.0 / self.control_hz if self.action_convention == "joint_velocity" else 1.0
+
+    def seeing(self, cameras: Sequence[str]) -> "RobotSpec":
+        """Return the spec with only these of its cameras, in this order.
+
+        Raises:
+            ValueError: none is named, one is named twice, or does not exist.
+        """
+        mine = {camera.name: camera for camera in self.cameras}
+        if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(mine):
+            raise ValueError(
+                f"cameras {list(cameras)} must be some of those of {self.name!r}, each once: {list(mine)}"
+            )
+        return dataclasses.replace(self, cameras=tuple(mine[name] for name in cameras))
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON-ready dictionaries and lists."""

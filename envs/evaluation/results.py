@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from envs.episode_request import INSTRUCTION_MODES, EpisodeRequest
 from envs.evaluation.episodes import FORMER_NAMES, EpisodeRow, read_rows, with_instruction_mode
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups, with_current_names
-from envs.rollout import INSTRUCTION_MODES, EpisodeRequest
 from policies.runtime.limits import SafetyLimits
 from vla.files import read_json
 from vla.provenance import software_versions

@@ -203,7 +203,7 @@ def _add_actuators(spec: mujoco.MjSpec) -> None:
         objtype=mujoco.mjtObj.mjOBJ_JOINT,
         name1=FINGER_JOINT_NAMES[0],
         name2=FINGER_JOINT_NAMES[1],
-        data=[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        data=[0, 1] + [0] * (mujoco.mjNEQDATA - 2),  # one finger is where the other is; the rest is unused
         solref=[0.005, 1],
     )
 

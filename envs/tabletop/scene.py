@@ -144,7 +144,13 @@ def _add_room(spec: mujoco.MjSpec) -> None:
     world.add_geom(
         name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, pos=[0, 0, -0.7], size=[4, 4, 0.05], **_DRAWN_ONLY
     )
-    world.add_light(name="lamp", pos=[0.6, 0.4, 1.6], dir=[-0.1, -0.25, -1], directional=True)
+    # MuJoCo 3.3.3 replaced the flag of a light that is far away by a type of light.
+    far = (
+        {"type": mujoco.mjtLightType.mjLIGHT_DIRECTIONAL}
+        if "mjtLightType" in vars(mujoco)
+        else {"directional": True}
+    )
+    world.add_light(name="lamp", pos=[0.6, 0.4, 1.6], dir=[-0.1, -0.25, -1], **far)
     world.add_camera(name="exterior", pos=[1.0, 0, 0.6], fovy=40)
 
 

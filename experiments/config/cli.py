@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,8 +18,9 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+import conf
 from experiments.config.declared import all_keys, help_table, keys_of
-from experiments.config.extensions import extensions_in, load_extensions
+from experiments.config.extensions import CONF, extensions_in, load_extensions
 from experiments.config.schema import ROOTS
 from vla.registry import SettingError, did_you_mean
 
@@ -60,6 +61,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_terminated)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
+        require_our_configuration(conf.__path__)
         load_extensions(extensions_in(sys.argv[1:]))
         _call(main)
     except SettingError as error:
@@ -84,6 +86,23 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _end(EXIT_INTERRUPTED, "interrupted; the same command with the same output directory continues")
     sys.exit(0)
+
+
+def require_our_configuration(found: Iterable[str]) -> None:
+    """Check where `conf` comes from: `python -m` looks into the working directory first.
+
+    Args:
+        found: folders that Python takes for the package `conf`.
+
+    Raises:
+        SettingError: a folder of that name hides ours.
+    """
+    folders = [Path(folder).absolute() for folder in found]
+    if CONF.absolute() not in folders:
+        raise SettingError(
+            f"the folder {', '.join(map(str, folders))} hides the configuration of this program, {CONF}; "
+            "start it from another folder, or rename that one"
+        )
 
 
 def _call(main: Callable[[], object]) -> None:

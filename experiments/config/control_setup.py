@@ -54,7 +54,7 @@ def evaluation_limits(settings: EvaluationRunSettings, family: str) -> SafetyLim
     text = resources.files("conf").joinpath("robot", f"{ROBOT_OF_FAMILY[family]}.yaml").read_text("utf-8")
     config = OmegaConf.to_object(OmegaConf.create(text))
     assert isinstance(config, dict)
-    robot = ROBOTS.build({str(key): value for key, value in config.items()})
+    robot = ROBOTS.build({str(key): value for key, value in config.items() if key != "defaults"})
     return robot.limits if settings.safety else None
 
 
@@ -62,8 +62,13 @@ def chosen_task(run: ControlRun | DelayTableRun) -> str:
     """Return the task to do.
 
     Raises:
-        ValueError: it is none of the environment's; the message names the nearest.
+        ValueError: there is no environment, or it has no such task; the message names the nearest.
     """
+    if not run.env:
+        raise ValueError(
+            f"task is {run.task!r}, but this robot stands in no scene that has tasks: "
+            "give instruction=... instead, or choose a scene with env=..."
+        )
     if run.task is None:
         return run.tasks[0]
     if run.task not in run.tasks:
@@ -72,7 +77,9 @@ def chosen_task(run: ControlRun | DelayTableRun) -> str:
 
 
 def task_config(run: ControlRun | DelayTableRun) -> dict[str, Any]:
-    """Return the `make_env` configuration of the task to do."""
+    """Return the `make_env` configuration of the task to do; nothing for a robot that stands in no scene."""
+    if not run.env and run.task is None:
+        return {}
     return env_configs(run.env, [chosen_task(run)])[chosen_task(run)]
 
 

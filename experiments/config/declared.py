@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from vla.registry import REQUIRED, Registry, Setting, settings_of
+from vla.registry import REQUIRED, NotInstalled, Registry, Setting, settings_of
 
 _OPEN = dict[str, Any]  # a part chosen by name
 
@@ -91,7 +91,7 @@ def rows_of_entry(registry: Registry[Any], name: str) -> Iterator[tuple[str, Set
     """Yield the settings of an entry of a registry; none if it is not installed."""
     try:
         maker = registry.made_by(name)
-    except (ImportError, RuntimeError):
+    except (ImportError, NotInstalled):
         return
     for key, setting in rows_of(maker):
         yield f"{key} ({name})", setting

@@ -17,7 +17,6 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import conf
 from envs.registry import ENVIRONMENTS
 from experiments.config.robot import ROBOTS
 from vla.data.registry import SOURCES
@@ -26,6 +25,7 @@ from vla.processing.registry import CODECS
 from vla.registry import Registry, SettingError
 
 KEY = "extensions"
+CONF = Path(__file__).parents[2] / "conf"
 GROUPS: Mapping[str, Registry[Any]] = {  # by Hydra's group
     "env": ENVIRONMENTS,
     "robot": ROBOTS,
@@ -59,7 +59,7 @@ def offer_parts() -> None:
     """Make the parts that have no file in `conf/` options of Hydra's groups, with their defaults."""
     for group, registry in GROUPS.items():
         for name in registry.names():
-            if not (Path(*conf.__path__) / group / f"{name}.yaml").is_file():
+            if not (CONF / group / f"{name}.yaml").is_file():
                 ConfigStore.instance().store(group=group, name=name, node={registry.key: name})
 
 

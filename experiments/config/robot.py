@@ -1,17 +1,15 @@
 """The robots that programs can drive, by name: what each needs to know, and how it is opened.
 
-To add one, write a dataclass like `SimulatedRobot` and add it to `ROBOTS`, from a module of your own that
-`extensions` names.
+To add one, write a dataclass like `SimulatedRobot` (simulated_robot.py) and add it to `ROBOTS`, from a module
+of your own that `extensions` names. This module needs no simulator, so that a robot's computer needs none.
 """
 
 import abc
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
 
-from envs.registry import make_env
-from envs.sim_robot import SensorFaults, SimRobot
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits
 from vla.interface import Robot
@@ -43,8 +41,14 @@ class TaskRobot(Robot, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RobotSetup(abc.ABC):
-    """What a program needs to know of a robot before it opens it."""
+    """What a program needs to know of a robot before it opens it.
 
+    Attributes:
+        is_simulated: whether it can be driven in simulated time.
+        limits: what commands may never exceed.
+    """
+
+    is_simulated: ClassVar[bool] = False
     limits: Annotated[SafetyLimits, "what commands may never exceed"]
 
     @abc.abstractmethod
@@ -54,39 +58,20 @@ class RobotSetup(abc.ABC):
         """Return the robot, ready to be driven and released on leaving.
 
         Args:
-            env_config: what `make_env` takes, for the scene that a robot stands in.
+            env_config: what `make_env` takes, for the scene that a robot stands in; empty without one.
             seed: of the scene's episode.
             clock: the robot's time.
 
         Raises:
-            ValueError: the task, or a key of the environment, is unknown.
+            ValueError: the robot stands in a scene and none is given, or the task or a key of it is unknown.
             RuntimeError: the robot does not answer, or is in error.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulatedRobot(RobotSetup):
-    """A simulated task as a robot, with faults of its sensors (`envs.sim_robot`)."""
-
-    faults: Annotated[SensorFaults, "of the way from the cameras to the computer"] = field(
-        default_factory=SensorFaults
-    )
-
-    @contextmanager
-    def open(self, env_config: Mapping[str, Any], *, seed: int, clock: Clock) -> Iterator[SimRobot]:
-        """Build the environment, start its episode, and close it on leaving."""
-        env = make_env(env_config)
-        try:
-            env.start_episode(seed=seed)
-            yield SimRobot(env=env, clock=clock, faults=self.faults, seed=seed)
-        finally:
-            env.close()
 
 
 ROBOTS: Registry[RobotSetup] = Registry(
     "robot",
     {
-        "sim": "experiments.config.robot:SimulatedRobot",
+        "sim": "experiments.config.simulated_robot:SimulatedRobot",
         "franka": "experiments.franka.scene:FrankaSetup",
     },
 )

@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from envs.disturbance import Disturbance
+from envs.episode_request import INSTRUCTION_MODES
 from envs.evaluation.results import EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
-from envs.rollout import INSTRUCTION_MODES
 from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
@@ -199,7 +199,7 @@ class BenchmarkRun(TrainRun):
 
 
 @dataclass(kw_only=True)
-class RobotProgram(TaskProgram):
+class RobotProgram(Program):
     """A program that drives a robot."""
 
     robot: Annotated[RobotSetup, ROBOTS, "the robot"]
@@ -215,6 +215,10 @@ class RobotProgram(TaskProgram):
 class ControlRun(RobotProgram):
     """`python -m experiments.control`."""
 
+    env: Annotated[dict[str, Any], ENVIRONMENTS, "the scene a robot stands in; empty for none"] = field(
+        default_factory=dict
+    )
+    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
     bundle: Annotated[str | None, "either a bundle, run in this process,"] = None
     server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
@@ -236,7 +240,7 @@ class ControlRun(RobotProgram):
 
 
 @dataclass(kw_only=True)
-class DelayTableRun(RobotProgram):
+class DelayTableRun(RobotProgram, TaskProgram):
     """`python -m experiments.delay_table`."""
 
     bundle: Annotated[str, "the policy"]
@@ -253,7 +257,7 @@ class DelayTableRun(RobotProgram):
 
 
 @dataclass(kw_only=True)
-class FrankaTrialsRun(RobotProgram):
+class FrankaTrialsRun(RobotProgram, TaskProgram):
     """`python -m experiments.franka_trials`."""
 
     bundle: Annotated[str | None, "null: the scripted expert acts in place of a policy"] = None
@@ -306,7 +310,9 @@ def typed(config: DictConfig, program: type[Run]) -> Run:
     """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     load_extensions(values["extensions"])
+    if program is ControlRun and not values["env"]:  # a robot that stands in no scene
+        del values["env"]
     run = program(**check_settings(program, values))
-    if isinstance(run, TaskProgram):
+    if isinstance(run, TaskProgram | ControlRun) and run.env:
         return dataclasses.replace(run, tasks=expand_tasks(run.env["family"], run.tasks))
     return run

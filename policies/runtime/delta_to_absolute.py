@@ -1,10 +1,11 @@
 """Chunks of changes, tied to where the robot was commanded to be when the policy looked.
 
-A policy that predicts changes (deltas) means: from the position of the moment of capture, this way. While it
-was thinking, the robot went on, perhaps otherwise than the new chunk begins. Executing the chunk's later
-changes as they are would lose the first ones; a policy that needs only those to arrive would never
-arrive. So each chunk becomes positions, counted from the commanded position at capture, and each period the
-change that leads there is requested, within the action's range. Channels that are positions stay as they are.
+A policy that predicts changes (deltas, velocities) means: from the position of the moment of capture, this
+way. While it was thinking, the robot went on, perhaps otherwise than the new chunk begins. Executing the
+chunk's later changes as they are would lose the first ones; a policy that needs only those to arrive would
+never arrive. So each chunk becomes positions, counted from the commanded position at capture, and each
+period the change that leads there is requested, within the action's range. Channels that are positions stay
+as they are.
 """
 
 from collections import deque
@@ -31,6 +32,7 @@ class DeltaToAbsolute:
         self, *, spec: RobotSpec, absolute: Bool[np.ndarray, " action"], is_enabled: bool = True
     ) -> None:
         self._low, self._high = spec.action_low, spec.action_high
+        self._change = spec.change_per_action
         self._as_is = absolute if is_enabled else np.ones_like(absolute)
         self._positions: deque[tuple[float, Float64[np.ndarray, " action"]]] = deque(maxlen=_REMEMBERED)
 
@@ -50,7 +52,7 @@ class DeltaToAbsolute:
         Raises:
             UnsafeCommand: no commanded position is known that the changes could count from.
         """
-        wanted = self._at(stamp) + np.cumsum(actions, axis=0, dtype=np.float64)
+        wanted = self._at(stamp) + np.cumsum(actions, axis=0, dtype=np.float64) * self._change
         return np.where(self._as_is, actions, wanted).astype(np.float32)
 
     def to_actions(
@@ -63,14 +65,14 @@ class DeltaToAbsolute:
         """
         if not len(positions):
             return positions
-        steps = np.diff(np.concatenate([self._at(stamp)[None], positions]), axis=0)
+        steps = np.diff(np.concatenate([self._at(stamp)[None], positions]), axis=0) / self._change
         return np.where(self._as_is, positions, np.clip(steps, self._low, self._high)).astype(np.float32)
 
     def to_request(
         self, wanted: Float32[np.ndarray, " action"], position: Float64[np.ndarray, " action"]
     ) -> Float32[np.ndarray, " action"]:
         """Return the action that leads from `position` toward what a converted chunk wants."""
-        step = np.clip(wanted - position, self._low, self._high)
+        step = np.clip((wanted - position) / self._change, self._low, self._high)
         return np.where(self._as_is, wanted, step).astype(np.float32)
 
     def _at(self, stamp: float) -> Float64[np.ndarray, " action"]:

@@ -1,8 +1,8 @@
 """What a robot's commands may never exceed, and an independent check of recorded commands against it.
 
 Limits are plain data, one entry for each channel of `RobotSpec.action`. They are about the *commanded
-position* of a channel: for absolute conventions the action itself, for delta conventions the sum of the
-actions since arming, started at what the state measures. This file moves nothing and filters nothing;
+position* of a channel: where actions are positions, the action itself; where they are changes or velocities,
+their sum since arming, started at what the state measures. This file moves nothing and filters nothing;
 safety.py does. `audit` shares no code with the filter, so that one may be held against the other.
 """
 
@@ -141,7 +141,7 @@ class SafetyLimits:
 
 def is_absolute(spec: RobotSpec, limits: SafetyLimits) -> Bool[np.ndarray, " action"]:
     """Which action channels give positions; the others give changes of positions."""
-    return limits.is_gripper | (spec.action_convention == "joint_target")
+    return limits.is_gripper | spec.gives_positions
 
 
 def in_periods(limits: SafetyLimits, period_s: float, *, margins: bool) -> PeriodLimits:
@@ -199,7 +199,8 @@ def audit(
     """
     absolute = is_absolute(spec, limits)
     sent = np.asarray(actions, np.float64)
-    positions = np.where(absolute, sent, start + np.cumsum(np.where(absolute, 0.0, sent), axis=0))
+    changes = np.where(absolute, 0.0, sent * spec.change_per_action)
+    positions = np.where(absolute, sent, start + np.cumsum(changes, axis=0))
     before = np.repeat(start[None], 3, axis=0)  # at rest
     track = np.concatenate([before, positions])
     dt = 1.0 / spec.control_hz

@@ -63,7 +63,8 @@ class SafetyFilter:
         self._names = spec.action_names
         self._gripper = limits.is_gripper
         self._absolute = is_absolute(spec, limits)
-        self._cartesian = spec.action_convention == "end_effector_delta"
+        self._cartesian = spec.action_convention.startswith("end_effector")
+        self._change = spec.change_per_action
         self._hard = in_periods(limits, 1.0 / spec.control_hz, margins=False)
         self._bounds = in_periods(limits, 1.0 / spec.control_hz, margins=True)
         self._measured_by = [
@@ -129,7 +130,7 @@ class SafetyFilter:
             ("position", np.where(self._absolute, reach, 0.0), self._limits.refuse_position_factor),
             (
                 "velocity",
-                np.where(self._absolute, 0.0, np.abs(actions) / fastest),
+                np.where(self._absolute, 0.0, np.abs(actions) * self._change / fastest),
                 self._limits.refuse_speed_factor,
             ),
         ):
@@ -157,7 +158,7 @@ class SafetyFilter:
         except UnsafeCommand as refusal:
             self.counts[f"refused {refusal.kind}"] += 1
             raise
-        wanted = np.where(self._absolute, request, self._position + request)
+        wanted = np.where(self._absolute, request, self._position + request * self._change)
         clamps = self._excesses(wanted)
         trackable = self._within_tracking_error(wanted, state)
         clamps += [f"tracking_error:{self._names[i]}" for i in np.flatnonzero(trackable != wanted)]
@@ -189,7 +190,7 @@ class SafetyFilter:
             raise UnsafeCommand(
                 "shape", f"command has shape {request.shape}; {len(self._names)} numbers are {self._names}"
             )
-        wanted = np.where(self._absolute, request, self._position + request)
+        wanted = np.where(self._absolute, request, self._position + request * self._change)
         middle = (self._hard.low + self._hard.high) / 2
         reach = np.abs(wanted - middle) / (self._hard.high - middle)
         speed = np.abs(wanted - self._position) / self._hard.velocity
@@ -278,8 +279,10 @@ class SafetyFilter:
         clamps: tuple[str, ...],
     ) -> SafeCommand:
         # What counts is what the robot gets, in float32; rounding must not add up.
-        action = np.where(self._absolute, position, position - self._position).astype(np.float32)
-        actual = np.where(self._absolute, action.astype(float), self._position + action.astype(float))
+        change = (position - self._position) / self._change
+        action = np.where(self._absolute, position, change).astype(np.float32)
+        moved = self._position + action.astype(float) * self._change
+        actual = np.where(self._absolute, action.astype(float), moved)
         velocity = actual - self._position
         self._position, self._acceleration, self._velocity = actual, velocity - self._velocity, velocity
         self._stop = stop

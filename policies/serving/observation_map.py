@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from policies.serving.wire import PackedImage
-from policies.serving.wire_images import RESIZE_MODES, resize_image, unpack_image
+from policies.serving.wire_images import unpack_image
 from vla.interface import Observation, ObservationError
+from vla.processing.resize import RESIZE_MODES, resize_image
 from vla.registry import Choices, check_attributes, check_settings
 from vla.spec import CameraSpec, RobotSpec
 

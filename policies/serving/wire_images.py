@@ -1,4 +1,4 @@
-"""Images on their way from the wire to a policy: unpacking PNG and JPEG under limits, and resizing.
+"""Images on their way from the wire to a policy: unpacking PNG and JPEG under limits.
 
 The size is read from the file's own header and compared with what was announced before a pixel is
 decompressed.
@@ -14,7 +14,6 @@ from PIL import Image, UnidentifiedImageError
 
 from policies.serving.wire import PackedImage, WireError
 
-RESIZE_MODES = ("stretch", "pad")
 _DECODER_ERRORS = (
     OSError,  # truncated or damaged data; UnidentifiedImageError is one
     SyntaxError,  # Pillow's word for a broken PNG
@@ -66,34 +65,3 @@ def unpack_image(packed: PackedImage, *, max_pixels: int) -> UInt8[np.ndarray, "
         raise WireError(
             "image_data", f"a {packed.format} image is damaged ({type(error).__name__})"
         ) from error
-
-
-def resize_image(
-    image: UInt8[np.ndarray, "h w 3"], *, height: int, width: int, mode: str
-) -> UInt8[np.ndarray, "new_h new_w 3"]:
-    """Return the image at another size, bilinearly.
-
-    `stretch` changes the aspect ratio; `pad` keeps it and fills with black, as openpi's `resize_with_pad`.
-
-    Raises:
-        ValueError: `mode` is none of `RESIZE_MODES`.
-    """
-    if mode not in RESIZE_MODES:
-        raise ValueError(f"resize mode {mode!r} is none of {RESIZE_MODES}")
-    if image.shape[:2] == (height, width):
-        return image
-    if mode == "stretch":
-        return _scaled(image, height=height, width=width)
-    scale = min(height / image.shape[0], width / image.shape[1])
-    inner_height = min(height, max(1, int(image.shape[0] * scale)))
-    inner_width = min(width, max(1, int(image.shape[1] * scale)))
-    canvas = np.zeros((height, width, 3), dtype=np.uint8)
-    top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    inner = _scaled(image, height=inner_height, width=inner_width)
-    canvas[top : top + inner_height, left : left + inner_width] = inner
-    return canvas
-
-
-def _scaled(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    scaled = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(scaled, dtype=np.uint8)

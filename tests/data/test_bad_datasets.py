@@ -11,7 +11,6 @@ from data_fixtures import damage_packet, make_spec
 
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
-from vla.spec import SpecMismatch
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -104,7 +103,7 @@ def test_damaged_bytes_inside_a_video_or_image_are_noticed(record):
 
 def test_another_robot_is_refused(record):
     root, _ = record([4])
-    with pytest.raises(SpecMismatch, match="given robot spec and dataset"):
+    with pytest.raises(DatasetError, match=r"fps is 20, control_hz 10\.0"):
         Dataset(root, robot_spec=make_spec(hz=10.0))
 
 

@@ -1,5 +1,6 @@
 """What is saved stays saved: kill -9 at every durable step, a full disk, a second writer."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -16,6 +17,7 @@ import vla.files
 from vla.data import consolidate as consolidate_module
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
+from vla.data.staging import read_staged, staged_path, write_staged
 from vla.data.writer import DatasetWriter, finish_recording
 from vla.files import DirectoryInUse
 
@@ -88,12 +90,12 @@ def check_complete(root: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["video", "image"])
 def test_a_recorder_killed_at_any_rename_resumes_without_loss(tmp_path, storage):
-    # Renames: info, three episodes, then data, episodes, (two videos,) stats, tasks, info.
-    num_renames = {"image": 9, "video": 11}[storage]
-    for renames in (0, 2, *range(4, num_renames)):
+    # Renames: origin, info, three episodes, then data, episodes, (two videos,) stats, tasks, origin, info.
+    num_renames = {"image": 11, "video": 13}[storage]
+    for renames in (0, 1, 3, *range(5, num_renames)):
         root = tmp_path / f"killed-{renames}"
         assert run_recorder(root, renames, storage) == -signal.SIGKILL
-        saved = min(max(renames - 1, 0), 3)
+        saved = min(max(renames - 2, 0), 3)
         with DatasetWriter(root, robot_spec=make_spec(), storage=storage) as writer:
             assert writer.num_episodes == saved, f"after {renames} renames"
             write_episodes(writer, make_episodes(make_spec(), LENGTHS)[saved:], first=saved)
@@ -103,7 +105,7 @@ def test_a_recorder_killed_at_any_rename_resumes_without_loss(tmp_path, storage)
 
 def test_a_killed_recording_can_be_finished_without_resuming(tmp_path):
     root = tmp_path / "d"
-    assert run_recorder(root, 3, "video") == -signal.SIGKILL
+    assert run_recorder(root, 4, "video") == -signal.SIGKILL
     with pytest.raises(DatasetError, match=r"2 finished episodes are not laid out.*finish_recording"):
         Dataset(root)
     finish_recording(root)
@@ -180,18 +182,82 @@ def test_a_file_size_limit_is_survived_for_real(tmp_path, spec):
     assert Dataset(tmp_path / "d").episode_lengths.tolist() == [2]
 
 
-def test_damage_in_a_waiting_episode_is_named(tmp_path, spec):
-    assert run_recorder(tmp_path / "d", 4, "image") == -signal.SIGKILL
+def test_a_damaged_waiting_episode_is_named_and_set_aside(tmp_path, spec, caplog):
+    assert run_recorder(tmp_path / "d", 5, "image") == -signal.SIGKILL
     victim = tmp_path / "d/.recording/episode-000001.parquet"
-    victim.write_bytes(victim.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match=r"episode-000001\.parquet is damaged"):
-        DatasetWriter(tmp_path / "d", robot_spec=spec, storage="image")
-    victim.unlink()
+    damaged = victim.read_bytes()[:-100]
+    victim.write_bytes(damaged)
+    with DatasetWriter(tmp_path / "d", robot_spec=spec, storage="image") as writer:
+        assert [extra["seed"] for extra in writer.episode_extras] == [100, 102]
+    assert "episode 1 of" in caplog.text
+    assert "episode-000001.parquet is damaged" in caplog.text
+    assert (tmp_path / "d/.recording/rejected/episode-000001.parquet").read_bytes() == damaged
+    reason = (tmp_path / "d/.recording/rejected/episode-000001.txt").read_text()
+    assert "is damaged" in reason
+    assert Dataset(tmp_path / "d").episode_extra["seed"] == [100, 102]
+
+
+def test_a_lost_waiting_episode_is_missed(tmp_path):
+    assert run_recorder(tmp_path / "d", 5, "image") == -signal.SIGKILL
+    (tmp_path / "d/.recording/episode-000001.parquet").unlink()
     with pytest.raises(DatasetError, match=r"holds the episodes \[0, 2\]"):
         finish_recording(tmp_path / "d")
     (tmp_path / "d/.recording/episode-000002.parquet").unlink()
     finish_recording(tmp_path / "d")
     assert Dataset(tmp_path / "d").num_episodes == 1
+
+
+def spoil(root, number, spec, **changes):
+    path = staged_path(root, number)
+    write_staged(path, dataclasses.replace(read_staged(path, spec), **changes))
+
+
+@pytest.mark.parametrize("storage", ["video", "image"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_episode_that_cannot_be_laid_out_never_locks_the_others(tmp_path, spec, caplog, storage, number):
+    changes = [
+        {"extra": {"seed": 2**70, "task_name": "lift", "success": True}},
+        {"extra": {"seed": 3}},
+        {"task": "lift \ud800"},
+        {"media": {"exterior": [b"no video"], "wrist": [b"no video"]}},
+    ]
+    for i, change in enumerate(changes):
+        root = tmp_path / f"{i}"
+        assert run_recorder(root, 5, storage) == -signal.SIGKILL
+        if number == 0 and change.get("extra") == {"seed": 3}:
+            continue  # the first decides which columns there are
+        spoil(root, number, spec, **change)
+        finish_recording(root)
+        kept = [n for n in range(3) if n != number]
+        dataset, episodes = Dataset(root), make_episodes(spec, LENGTHS)
+        np.testing.assert_array_equal(dataset.states, np.concatenate([episodes[n].states for n in kept]))
+        assert dataset.episode_extra["seed"] == [100 + n for n in kept]
+        assert len(dataset.frames("wrist", 0, dataset.num_frames)) == dataset.num_frames
+        assert len(list((root / ".recording/rejected").glob("*.parquet"))) == 1
+        with DatasetWriter(root, robot_spec=spec, storage=storage) as writer:
+            assert writer.num_episodes == 2
+            write_episodes(writer, make_episodes(spec, [2], first=7), first=7)
+        assert Dataset(root).episode_extra["seed"] == [*(100 + n for n in kept), 107]
+
+
+def test_setting_aside_survives_a_crash(tmp_path, spec, monkeypatch):
+    root = tmp_path / "d"
+    assert run_recorder(root, 5, "video") == -signal.SIGKILL
+    spoil(root, 0, spec, task="lift \ud800")
+    real, calls = Path.rename, []
+
+    def rename(self, target):
+        calls.append(target)
+        if len(calls) == 3:  # the bad one is away and the second has moved up, the third not yet
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            finish_recording(root)
+    finish_recording(root)
+    assert Dataset(root).episode_extra["seed"] == [101, 102]
 
 
 def test_a_recorder_killed_at_a_random_moment_keeps_what_it_reported(tmp_path):

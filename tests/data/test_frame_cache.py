@@ -9,6 +9,7 @@ from vla.data import frame_cache
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
+from vla.processing.resize import Resizing
 
 
 def decodings(monkeypatch):
@@ -16,12 +17,17 @@ def decodings(monkeypatch):
     calls = []
     real = Dataset.frames
 
-    def frames(self, camera, start, stop):
+    def frames(self, camera, start, stop, *, resizing=None):
         calls.append((camera, start, stop))
-        return real(self, camera, start, stop)
+        return real(self, camera, start, stop, resizing=resizing)
 
     monkeypatch.setattr(Dataset, "frames", frames)
     return calls
+
+
+def cached(cache_dir):
+    """All that lies in a cache directory but the remembered hashes of files."""
+    return [path for path in cache_dir.iterdir() if path.name != "hashes"]
 
 
 @pytest.mark.parametrize("storage", ["video", "image"])
@@ -46,7 +52,7 @@ def test_it_is_decoded_once(record, tmp_path, monkeypatch):
     shutil.copytree(root, tmp_path / "copy")
     open_frame_cache(Dataset(tmp_path / "copy"), tmp_path / "cache", progress=False)
     assert len(calls) == 2
-    assert len(list((tmp_path / "cache").iterdir())) == 1, "staging directories were left behind"
+    assert len(cached(tmp_path / "cache")) == 2, "staging directories were left behind"
 
 
 def test_it_is_never_stale(record, tmp_path):
@@ -55,16 +61,16 @@ def test_it_is_never_stale(record, tmp_path):
     record([4], root=root, first=1)
     second = open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
     assert (len(first["wrist"]), len(second["wrist"])) == (9, 13)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(cached(tmp_path / "cache")) == 4
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "lose", "manifest", "manifest version"])
 def test_damage_is_noticed_and_decoded_again(record, tmp_path, damage, caplog):
     root, _ = record([9])
-    dataset = Dataset(root)
+    dataset = Dataset(root, cameras=["wrist"])
     wanted = np.array(open_frame_cache(dataset, tmp_path / "cache", progress=False)["wrist"])
-    directory = next((tmp_path / "cache").iterdir())
-    victim = directory / "wrist.npy"
+    (directory,) = cached(tmp_path / "cache")
+    victim = directory / "frames.npy"
     if damage == "flip":
         content = bytearray(victim.read_bytes())
         content[-1] ^= 1
@@ -88,7 +94,7 @@ def test_a_small_disk_is_told_beforehand(record, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(OSError, match=r"take 0\.00 GB.*put the frame cache elsewhere"):
         open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert cached(tmp_path / "cache") == []
 
 
 def test_a_damaged_video_leaves_no_cache(record, tmp_path):
@@ -96,8 +102,8 @@ def test_a_damaged_video_leaves_no_cache(record, tmp_path):
     path = root / "videos/observation.images.wrist/chunk-000/file-000.mp4"
     damage_packet(path, 5)
     with pytest.raises(DatasetError, match=r"file-000\.mp4 cannot be decoded"):
-        open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)
-    assert list((tmp_path / "cache").iterdir()) == []
+        open_frame_cache(Dataset(root, cameras=["wrist"]), tmp_path / "cache", progress=False)
+    assert cached(tmp_path / "cache") == []
 
 
 def test_a_cache_made_by_another_process_meanwhile_is_used(record, tmp_path, monkeypatch):
@@ -105,11 +111,23 @@ def test_a_cache_made_by_another_process_meanwhile_is_used(record, tmp_path, mon
     dataset = Dataset(root)
     real = frame_cache._write_manifest
 
-    def slow(staging, *rest):
-        real(staging, *rest)
-        shutil.copytree(staging, tmp_path / "cache" / dataset.content_hash()[:24])
+    def slow(staging, cache, checksums):
+        real(staging, cache, checksums)
+        shutil.copytree(staging, cache.directory)
 
     monkeypatch.setattr(frame_cache, "_write_manifest", slow)
     cache = open_frame_cache(dataset, tmp_path / "cache", progress=False)
     np.testing.assert_array_equal(cache["wrist"], dataset.frames("wrist", 0, 9))
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(cached(tmp_path / "cache")) == 2
+
+
+def test_frames_are_resized_when_they_are_decoded_and_others_left_alone(record, tmp_path):
+    root, _ = record([9])
+    pad, stretch = (Resizing(height=10, width=14, mode=mode) for mode in ("pad", "stretch"))
+    dataset = Dataset(root, cameras=["wrist"])
+    for resizing in (pad, stretch, None):
+        cache = open_frame_cache(dataset, tmp_path / "cache", resizing=resizing, progress=False)
+        frames = dataset.frames("wrist", 0, 9)
+        np.testing.assert_array_equal(cache["wrist"], frames if resizing is None else resizing.apply(frames))
+        assert list(cache) == ["wrist"]
+    assert len(cached(tmp_path / "cache")) == 3, "one cache served two ways of resizing"

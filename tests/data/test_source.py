@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from data_fixtures import make_episodes, make_spec, picture, write_episodes
 
 from vla.data.demonstrations import DemonstrationSource
@@ -10,9 +11,11 @@ from vla.data.windows import open_windows
 from vla.data.writer import DatasetWriter
 from vla.interface import Observation
 from vla.processing.processor import Processor
+from vla.processing.resize import Resizing
 
 
-def test_a_training_batch_is_the_observation_of_the_same_moment(tmp_path):
+@pytest.mark.parametrize("resizing", [None, Resizing(height=12, width=12, mode="pad")], ids=str)
+def test_a_training_batch_is_the_observation_of_the_same_moment(tmp_path, resizing):
     spec, horizon, offsets = make_spec(), 5, (3, 0)
     episodes = [
         dataclasses.replace(episode, actions=np.tanh(episode.actions))
@@ -25,6 +28,7 @@ def test_a_training_batch_is_the_observation_of_the_same_moment(tmp_path):
         cache_dir=tmp_path / "c",
         action_horizon=horizon,
         frame_offsets=offsets,
+        resizing=resizing,
         progress=False,
     )
     source = DemonstrationSource(windows)
@@ -55,6 +59,7 @@ def test_a_training_batch_is_the_observation_of_the_same_moment(tmp_path):
                 stamp=0.0,
             )
         )
+    processor = Processor.from_json(processor.to_json())
     inputs = processor.encode_observations(observations)
     assert set(inputs) == set(processor.specs().inputs)
     for name, array in inputs.items():

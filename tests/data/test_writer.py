@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from data_fixtures import make_episodes, make_spec, picture, write_episodes
 
 from vla.data import layout
+from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.writer import DatasetWriter
-from vla.spec import SpecMismatch
+from vla.spec import CameraSpec, Channel, SpecMismatch
 
 FLOATS = pa.list_(pa.float32(), 3)
 INDEX_TYPES = {
@@ -235,6 +237,29 @@ def test_continuing_as_something_else_is_refused(record, spec, tmp_path):
     DatasetWriter(root, robot_spec=spec, storage="image").close()  # refusals let go of the lock
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", "wrist/left", "/camera/color", "../up", "..", "a\\b", ".a", "a\0", "a\nb", "\ud800", "x" * 101],
+)
+def test_a_camera_name_is_one_path_component(name):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        CameraSpec(name=name, height=16, width=24)
+
+
+def test_ordinary_names_are_recorded_and_trained_on(record, tmp_path):
+    names = ("front.left", "Kamera rechts", "\u624b\u9996" * 30, "x" * 100)
+    cameras = tuple(CameraSpec(name=name, height=16, width=24) for name in names)
+    spec = dataclasses.replace(make_spec(), cameras=cameras)
+    root, _ = record([3], spec=spec, storage="video")
+    assert set(open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)) == set(names)
+
+
+@pytest.mark.parametrize("change", [{"name": "a\ud800"}, {"unit": "\ud800"}, {"name": ""}, {"unit": ""}])
+def test_names_of_channels_are_utf8(change):
+    with pytest.raises(ValueError, match="give text in valid UTF-8"):
+        Channel(**({"name": "a", "unit": "1", "low": 0.0, "high": 1.0} | change))
+
+
 def test_impossible_recordings_are_refused(tmp_path, spec):
     assert "even frame sizes" in refused(tmp_path / "d", make_spec(size=(15, 24)), storage="video")
     assert "none of" in refused(tmp_path / "d", spec, storage="gif")
@@ -278,11 +303,14 @@ def test_bad_episodes_are_refused_and_can_be_corrected(tmp_path, spec):
         with pytest.raises(DatasetError, match="no frames"):
             writer.save_episode("push")
         writer.add_frame(**good_frame(spec))
-        for extra in ({"a/b": 1}, {"length": 1}, {"pose": [1, 2]}):
+        bad = {"a/b": 1}, {"length": 1}, {"pose": [1, 2]}, {"seed": 2**63}, {"seed": -(2**63) - 1}
+        for extra in (*bad, {"note": "\ud800"}, {"\ud800": 1}, {"": 1}):
             with pytest.raises(DatasetError, match="is not allowed"):
                 writer.save_episode("push", extra)
         with pytest.raises(DatasetError, match="empty instruction"):
             writer.save_episode(" ")
+        with pytest.raises(DatasetError, match="no valid UTF-8 text"):
+            writer.save_episode("lift \udcff")
         writer.save_episode("push", {"seed": np.int64(4)})
         writer.add_frame(**good_frame(spec))
         with pytest.raises(DatasetError, match="differ from those of earlier"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # noqa: F401  (registers the ids)
+import envs.gymnasium_ids  # noqa: F401  (registers the ids)
 from envs.collection import collect_episodes
 from envs.disturbance import Disturbance
 from envs.evaluation.evaluate import evaluate

@@ -8,7 +8,8 @@ import pytest
 
 from envs.metaworld.instructions import HELDOUT_WORDINGS, TRAIN_WORDINGS, phrase
 from envs.metaworld.tasks import MT10, MT50, SHARED_SCENES, TIERS, swapped_task
-from envs.registry import FamilyNotInstalled, expand_tasks, make_env, task_groups
+from envs.registry import expand_tasks, make_env, task_groups
+from vla.registry import NotInstalled
 
 
 def test_the_tiers_are_the_published_ones():
@@ -55,7 +56,7 @@ def test_an_installation_without_meta_world_is_told_what_to_install(monkeypatch)
     for name in ("metaworld", "metaworld.env_dict"):  # the second may have been imported by another test
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "envs.metaworld.env", raising=False)
-    with pytest.raises(FamilyNotInstalled, match=r"pip install -e '\.\[metaworld\]'"):
+    with pytest.raises(NotInstalled, match=r"env 'metaworld' needs .*install -e '\.\[metaworld\]'"):
         make_env({"family": "metaworld", "task": "reach"})
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # noqa: F401  (registers the ids)
+import envs.gymnasium_ids  # noqa: F401  (registers the ids)
 from envs.base import SUCCESS_HOLD_STEPS
 from envs.registry import make_env
 from envs.tabletop.env import TASKS, TabletopEnv

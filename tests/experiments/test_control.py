@@ -14,7 +14,7 @@ from envs.tabletop.env import TabletopEnv
 from envs.workers import WorkerError
 from experiments import control
 from experiments.config.control_setup import chosen_task, open_policy, task_config
-from experiments.config.robot import SimulatedRobot
+from experiments.config.simulated_robot import SimulatedRobot
 from experiments.delay_episode import Key, run_episode
 from experiments.delay_table import (
     play_in_workers,

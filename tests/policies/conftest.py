@@ -5,9 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests of this folder share policy_fixtures
 
-from policy_fixtures import tiny_model, tiny_observations, tiny_processor
-
-from policies.export import export_bundle
+from policy_fixtures import tiny_observations, tiny_processor
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +21,10 @@ def observations():
 @pytest.fixture(scope="session")
 def parallel_export(processor, observations, tmp_path_factory):
     """The report of one export of the tiny parallel model; tests copy its directory before they damage it."""
+    from policy_models import tiny_model  # here: a robot's computer has no torch, and runs the other tests
+
+    from policies.export import export_bundle
+
     return export_bundle(
         model=tiny_model(processor),
         processor=processor,

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from policy_fixtures import tiny_model, tiny_observations, tiny_processor
+from policy_fixtures import tiny_observations, tiny_processor
+from policy_models import tiny_model
 
 from policies.export import export_bundle
 

@@ -4,7 +4,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from policy_fixtures import tiny_model, tiny_observations, tiny_processor
+from policy_fixtures import tiny_observations, tiny_processor
+from policy_models import tiny_model
 
 import policies.export
 import policies.export_graph

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from policy_fixtures import tiny_model, tiny_observations, tiny_processor
+from policy_fixtures import tiny_observations, tiny_processor
+from policy_models import tiny_model
 
 from policies.conformance import MAX_ACTION_DIFFERENCE, compare_policies
 from policies.export import export_bundle

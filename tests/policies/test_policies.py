@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policy_fixtures import tiny_model, tiny_observations, tiny_processor
+from policy_fixtures import tiny_observations, tiny_processor
+from policy_models import tiny_model
 
 from policies.conformance import compare_policies
 from policies.exported import BundlePolicy

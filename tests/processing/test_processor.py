@@ -244,7 +244,7 @@ def test_parts_that_do_not_fit_together_are_refused(processor, robot_spec) -> No
     state = data["inputs"]["state"]
     renamed = {**state, "normalizer": {**state["normalizer"], "names": ["y", "opening"]}}
     cases = [
-        ({"robot_spec": unequal.to_json()}, "one size is needed"),
+        ({"robot_spec": unequal.to_json()}, "the policy sees one"),
         (
             {"robot_spec": dataclasses.replace(robot_spec, action=robot_spec.action[:2]).to_json()},
             "3 dimensions",

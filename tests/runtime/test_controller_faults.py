@@ -195,8 +195,19 @@ class Repeating:
     def __init__(self, inner):
         self._inner, self._rng, self._past = inner, np.random.default_rng(3), []
 
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
+    @property
+    def waiting_since(self):
+        return self._inner.waiting_since
+
+    @property
+    def has_died(self):
+        return self._inner.has_died
+
+    def submit(self, observation):
+        return self._inner.submit(observation)
+
+    def close(self):
+        self._inner.close()
 
     def poll(self):
         fresh = self._inner.poll()

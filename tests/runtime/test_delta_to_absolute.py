@@ -68,3 +68,13 @@ def test_changes_count_from_nothing_only_where_nothing_counts():
     assert len(unknown.to_actions(changes[:0], 1.0)) == 0
     disabled = DeltaToAbsolute(spec=arm_spec(), absolute=ABSOLUTE, is_enabled=False)
     np.testing.assert_array_equal(disabled.to_positions(changes + 1, 1.0), changes + 1)
+
+
+def test_velocities_count_by_the_period():
+    spec = arm_spec("joint_velocity")
+    made = DeltaToAbsolute(spec=spec, absolute=ABSOLUTE)
+    made.note(0.0, np.array([0.1, 0.0, 1.0]))
+    velocities = np.float32([[0.02, -0.01, 0.3], [0.02, 0.0, 0.4]])
+    positions = made.to_positions(velocities, 0.0)
+    np.testing.assert_allclose(positions[:, 0], [0.1 + 0.02 / 20, 0.1 + 0.04 / 20], rtol=1e-6)
+    np.testing.assert_allclose(made.to_actions(positions, 0.0), velocities, atol=1e-6)

@@ -10,9 +10,9 @@ from runtime_fixtures import arm_limits, arm_spec
 
 from policies.runtime.limits import ChannelLimits, SafetyLimits, audit
 from policies.runtime.safety import SafetyFilter, UnsafeCommand, UnsafeStart
+from vla.spec import ACTION_CONVENTIONS
 
 START = np.array([0.1, -0.2, 1.0], np.float32)
-CONVENTIONS = ("end_effector_delta", "joint_target", "joint_delta")
 NASTY = st.one_of(
     st.floats(-0.03, 0.03),  # ordinary deltas
     st.floats(-0.6, 0.6),  # ordinary targets
@@ -46,7 +46,7 @@ def play(safety, requests, *, state=None):
 
 
 @given(
-    convention=st.sampled_from(CONVENTIONS),
+    convention=st.sampled_from(ACTION_CONVENTIONS),
     requests=st.lists(REQUESTS, min_size=1, max_size=40),
     hz=st.sampled_from([20.0, 50.0]),
     jerk=st.sampled_from([8.0, 60.0, math.inf]),
@@ -62,7 +62,7 @@ def test_no_stream_of_requests_makes_the_filter_break_a_limit(convention, reques
     assert audit(np.concatenate([sent, stopping]), start=start, spec=spec, limits=limits) == []
 
 
-@given(seed=st.integers(0, 10_000), convention=st.sampled_from(CONVENTIONS))
+@given(seed=st.integers(0, 10_000), convention=st.sampled_from(ACTION_CONVENTIONS))
 @settings(max_examples=15)
 def test_driving_at_full_speed_into_every_wall_breaks_no_limit(seed, convention):
     safety, spec, limits = make(convention)

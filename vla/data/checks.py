@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vla.data import layout
+from vla.data import layout, origin, tables
 from vla.data.layout import DatasetError
-from vla.spec import RobotSpec
+from vla.data.staging import EXTRA_TYPES
+from vla.spec import RobotSpec, is_utf8
 
 
 def check_recordable(spec: RobotSpec, *, storage: str, pixel_format: str) -> None:
@@ -57,24 +58,58 @@ def check_vector(kind: str, values: np.ndarray, names: tuple[str, ...], where: s
     return vector
 
 
-def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise unless info.json is that of a recording with the same spec and settings as `wanted`."""
-    if "vla" not in info:
-        raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")
-    if info["vla"] == wanted["vla"] and info["features"] == wanted["features"]:
-        return
-    mine, theirs = (
-        RobotSpec.from_json(wanted["vla"]["robot_spec"]),
-        RobotSpec.from_json(info["vla"]["robot_spec"]),
+def check_extra(key: str, value: Any) -> None:
+    """Raise `DatasetError` unless an extra column may have this name and hold this value."""
+    is_fitting = type(value) in EXTRA_TYPES and (
+        (type(value) is not int or -(2**63) <= value < 2**63) and (type(value) is not str or is_utf8(value))
     )
-    mine.require_same(theirs, mine="this recording", theirs=f"the dataset {root}")
+    if not is_fitting or not is_utf8(key) or key in layout.EPISODE_COLUMNS or "/" in key or not key:
+        raise DatasetError(
+            f"extra column {key!r} = {value!r} ({type(value).__name__}) is not allowed: values are bool, "
+            "int of 64 bits, float or str in valid UTF-8; names are such text, hold no '/' and are none of "
+            f"{list(layout.EPISODE_COLUMNS)}"
+        )
+
+
+def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Check that a dataset was recorded with the spec and settings of `wanted`, both as in info.json.
+
+    Other tools may have edited it in place since, as long as its episodes are ours and its features the same.
+
+    Raises:
+        DatasetError: it was not, or is no recording of this program; or another program added episodes.
+        SpecMismatch: it is a recording of another robot.
+    """
+    tables.check_version(root, info)
+    ours = origin.read_origin(root, info)
+    if ours is None:
+        raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")
+    mine = RobotSpec.from_json(wanted["vla"]["robot_spec"])
+    mine.require_same(origin.stored_spec(root, ours), mine="this recording", theirs=f"the dataset {root}")
     for key in ("storage", "extra_info"):
-        if info["vla"][key] != wanted["vla"][key]:
+        if ours[key] != wanted["vla"][key]:
             raise DatasetError(
-                f"{root} was recorded with {key} {info['vla'][key]}, now it is {wanted['vla'][key]}; "
+                f"{root} was recorded with {key} {ours[key]}, now it is {wanted['vla'][key]}; "
                 "give the same, or another directory"
             )
-    raise DatasetError(
-        f"{root} was recorded with other features (encoder settings?): {info['features']} against "
-        f"{wanted['features']}; give the same encoder settings, or another directory"
-    )
+    if _declared(info["features"]) != _declared(wanted["features"]):
+        raise DatasetError(
+            f"{root} was recorded with other features (encoder settings?): {info['features']} against "
+            f"{wanted['features']}; give the same encoder settings, or another directory"
+        )
+    keys = [key for key, feature in info["features"].items() if feature["dtype"] in layout.STORAGES]
+    if info["total_episodes"]:
+        for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
+            tables.histogram_columns(path, keys)
+
+
+def _declared(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must agree before episodes are added: types, shapes, names, and how video was encoded."""
+    settings = ("video.codec", "video.pix_fmt", "video.fps", "video.g", "video.crf", "video.preset")
+    return {
+        key: {
+            **{name: feature.get(name) for name in ("dtype", "shape", "names")},
+            **{name: (feature.get("info") or {}).get(name) for name in settings},
+        }
+        for key, feature in features.items()
+    }

@@ -1,9 +1,10 @@
 """Lays recorded episodes out as LeRobotDataset v3, behind those that are already there.
 
 Finished files are never rewritten: new episodes go to new data, video and episode files, which are built in
-`.recording/layout`, flushed and renamed one by one. `meta/info.json` comes last and is the commit: a run that
-dies before it leaves files that no one counts, and the next run removes them and starts again from the
-episodes that are still staged.
+`.recording/layout`, flushed and renamed one by one. stats.json, tasks.parquet and meta/vla.json follow;
+`meta/info.json` comes last and is the commit: a run that dies before it leaves files that no one counts, and
+the next run removes them and starts again from the episodes that are still staged. An episode that cannot be
+laid out is set aside (see `staging`), and the others are laid out without it.
 """
 
 import re
@@ -16,10 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from vla.data import layout, tables
+from vla.data import layout, origin, tables
 from vla.data.episode_files import EpisodeFiles
-from vla.data.layout import ACTION_KEY, FILES_PER_CHUNK, INDEX_KEYS, STATE_KEY, read_info
-from vla.data.staging import read_staged, staged_indices, staged_path, waiting_indices
+from vla.data.layout import (
+    ACTION_KEY,
+    FILES_PER_CHUNK,
+    INDEX_KEYS,
+    STATE_KEY,
+    DatasetError,
+    read_info,
+)
+from vla.data.staging import read_staged, set_aside, staged_indices, staged_path, waiting_indices
 from vla.data.statistics import image_stats_json, numeric_stats_json
 from vla.files import atomic_write_bytes, atomic_write_json, publish_file
 
@@ -29,9 +37,10 @@ def consolidate(root: Path) -> None:
 
     Raises:
         OSError: the disk is full, for example. The staged episodes are still there: free space, call again.
-        DatasetError: a staged episode or a file of the dataset is damaged.
+        DatasetError: a file of the dataset is damaged, or a staged episode is missing.
     """
     info = read_info(root)
+    info["vla"] = origin.read_origin(root, info)  # LeRobot leaves it out when it edits a dataset in place
     for index in staged_indices(root):
         if index < info["total_episodes"]:  # laid out already; we died before removing it
             staged_path(root, index).unlink()
@@ -42,6 +51,7 @@ def consolidate(root: Path) -> None:
     shutil.rmtree(building, ignore_errors=True)
     committed = _Committed(root, info)
     committed.remove_stray_files()
+    known = _known_files(root)
     try:
         files = EpisodeFiles(
             building,
@@ -49,9 +59,11 @@ def consolidate(root: Path) -> None:
             tasks=committed.tasks(),
             first_numbers={prefix: committed.next_number(prefix) for prefix in committed.prefixes},
         )
-        for index in waiting:
-            files.append(read_staged(staged_path(root, index), files.spec))
+        num_staged = _lay_out_waiting(root, files)
+        if not num_staged:
+            return
         files.finish()
+        written = origin.describe_files(building, sorted(_files_under(building)))
         _publish_tree(building, root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -69,9 +81,29 @@ def consolidate(root: Path) -> None:
         "total_tasks": len(files.tasks),
         "splits": {"train": f"0:{files.num_episodes}"},
     }
-    atomic_write_json(root / layout.INFO_PATH, info)
-    for index in waiting:
+    written |= origin.describe_files(root, [layout.STATS_PATH, layout.TASKS_PATH])
+    origin.write_info(root, info, known | written)
+    for index in range(info["total_episodes"] - num_staged, info["total_episodes"]):
         staged_path(root, index).unlink()
+
+
+def _lay_out_waiting(root: Path, files: EpisodeFiles) -> int:
+    """Lay out the staged episodes from `files.num_episodes` on; set those aside that cannot be."""
+    first = files.num_episodes
+    while (path := staged_path(root, files.num_episodes)).exists():
+        try:
+            files.append(read_staged(path, files.spec))
+        except DatasetError as error:
+            set_aside(root, files.num_episodes, str(error))
+    return files.num_episodes - first
+
+
+def _known_files(root: Path) -> origin.FileTable:
+    """Return the entries of the files that are there, as we wrote them; read for an older recording."""
+    names, known = origin.committed_files(root), origin.read_files(root)
+    if set(known) <= {layout.INFO_PATH}:
+        return origin.describe_files(root, names)
+    return {name: known[name] for name in names if name in known}
 
 
 class _Committed:
@@ -116,10 +148,11 @@ class _Committed:
         if self._episodes is None:
             return counts
         keys = [key for key, feature in self._info["features"].items() if feature["dtype"] in layout.STORAGES]
-        columns = {f"stats/{key}/histogram": key for key in keys}
         for number in range(self.next_number("meta/episodes")):
-            table = tables.read_table(layout.episodes_file(self._root, number), list(columns))
-            for column, key in columns.items():
+            path = layout.episodes_file(self._root, number)
+            columns = tables.histogram_columns(path, keys)
+            table = tables.read_table(path, list(columns.values()))
+            for key, column in columns.items():
                 flat = table[column].combine_chunks().flatten().to_numpy()
                 counts[key] = counts.get(key, 0) + flat.reshape(-1, 3, 256).sum(axis=0)
         return counts
@@ -130,20 +163,25 @@ def _dataset_stats(
 ) -> dict[str, Any]:
     """Return stats.json over all episodes, exactly: from the numbers and the pixel counts."""
     keys = [STATE_KEY, ACTION_KEY, *INDEX_KEYS]
-    table = pa.concat_tables(
-        tables.read_table(layout.data_file(root, number), keys) for number in data_numbers
-    ).combine_chunks()
-    stats = {}
-    for key in keys:
-        column = table[key].combine_chunks()
-        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        stats[key] = numeric_stats_json(flat.to_numpy().reshape(len(table), -1))
-    return stats | {key: image_stats_json(counts, len(table)) for key, counts in histograms.items()}
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for path in (layout.data_file(root, number) for number in data_numbers):
+        table = tables.read_table(path, keys)
+        for key in keys:
+            parts[key].append(tables.number_matrix(path, table, key))
+    joined = {key: np.concatenate(matrices) for key, matrices in parts.items()}
+    num_frames = len(joined[STATE_KEY])
+    return {key: numeric_stats_json(values) for key, values in joined.items()} | {
+        key: image_stats_json(counts, num_frames) for key, counts in histograms.items()
+    }
 
 
 def _publish_tree(building: Path, root: Path) -> None:
     """Flush every file under `building` and rename it to the same place under `root`."""
-    for path in sorted(path for path in building.rglob("*") if path.is_file()):
-        target = root / path.relative_to(building)
+    for name in sorted(_files_under(building)):
+        target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        publish_file(path, target)
+        publish_file(building / name, target)
+
+
+def _files_under(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -11,8 +11,10 @@ from vla.data.windows import Windows, open_windows
 from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
+from vla.processing.resize import RESIZE_MODES, Resizing
 from vla.processing.state import StateInput
-from vla.registry import Range
+from vla.registry import Choices, Range
+from vla.spec import RobotSpec
 
 MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
 _COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
@@ -32,11 +34,18 @@ class DemonstrationSource:
         action_horizon: int,
         frame_offsets: Sequence[int],
         seed: int,
+        robot_spec: RobotSpec | None = None,
         cache_dir: Annotated[str, "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
         cameras: Annotated[
             Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
         ] = None,
+        image_size: Annotated[
+            int | None, Range(1), "height and width of the frames that the policy sees; null: as recorded"
+        ] = None,
+        resize: Annotated[
+            str, Choices(*RESIZE_MODES), "to image_size: keeping the aspect ratio, or not"
+        ] = "pad",
         validation_share: Annotated[
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
@@ -52,9 +61,13 @@ class DemonstrationSource:
             action_horizon: control periods in a chunk.
             frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
             seed: of the choice of held-out episodes.
+            robot_spec: needed for recordings that do not say what their numbers mean; taken in place of
+                what others say.
             cache_dir: a setting, as all that follow; their annotations say what they are.
             more_datasets: a setting.
             cameras: a setting.
+            image_size: a setting.
+            resize: a setting.
             validation_share: a setting.
             max_windows: a setting.
             augmentation: a setting.
@@ -71,9 +84,12 @@ class DemonstrationSource:
             cache_dir=cache_dir,
             action_horizon=action_horizon,
             frame_offsets=frame_offsets,
+            robot_spec=robot_spec,
+            cameras=cameras,
+            resizing=None
+            if image_size is None
+            else Resizing(height=image_size, width=image_size, mode=resize),
         )
-        if cameras is not None:
-            windows = windows.seen_by(cameras)
         train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
         if max_windows is not None:
             train = validation = train.subset(np.arange(min(max_windows, train.num_windows)))
@@ -108,6 +124,7 @@ class DemonstrationSource:
             actions=windows.actions[windows.moments],
             chunks=windows.chunks(sample)[0],
             instructions=windows.instructions,
+            resizing=windows.resizing,
         )
 
     def batch(
@@ -139,7 +156,7 @@ class DemonstrationSource:
 
     def observations(self, indices: Int64[np.ndarray, " batch"]) -> list[Observation]:
         """Return windows as a policy would have met them."""
-        images, states = self.windows.images(indices), self.windows.state(indices)
+        images, states = self.windows.recorded_images(indices), self.windows.state(indices)
         nothing = np.zeros((0, len(self.windows.robot_spec.action)), dtype=np.float32)
         return [
             Observation(

@@ -13,10 +13,17 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from vla.data import layout
-from vla.data.layout import ACTION_KEY, FILES_PER_CHUNK, INDEX_KEYS, STATE_KEY, camera_key
+from vla.data.layout import (
+    ACTION_KEY,
+    FILES_PER_CHUNK,
+    INDEX_KEYS,
+    STATE_KEY,
+    DatasetError,
+    camera_key,
+)
 from vla.data.staging import EXTRA_TYPES, StagedEpisode
 from vla.data.statistics import image_stats_json, numeric_stats_json
-from vla.data.video import VideoJoiner
+from vla.data.video import VideoJoiner, count_frames
 from vla.spec import RobotSpec
 
 EPISODES_PER_ROW_GROUP = 10  # LeRobot's metadata buffer
@@ -49,12 +56,18 @@ class EpisodeFiles:
         self._data_path = building
         self._joiners: dict[str, VideoJoiner] = {}
         self._rows: list[dict[str, Any]] = []
+        self._extra_names: list[str] = []
 
     def append(self, episode: StagedEpisode) -> None:
-        """Lay out the next episode."""
+        """Lay out the next episode.
+
+        Raises:
+            DatasetError: the episode cannot be laid out; nothing was written.
+            OSError: the disk is full, for example.
+        """
+        table = self._checked_table(episode)
         if episode.task not in self.tasks:
             self.tasks.append(episode.task)
-        table = self._data_table(episode)
         number = self._write_data(table)
         length = len(episode.states)
         row: dict[str, Any] = {
@@ -69,6 +82,7 @@ class EpisodeFiles:
         if self.storage == "video":
             for camera, (mp4,) in episode.media.items():
                 row |= self._write_video(camera, mp4)
+        self._extra_names = list(episode.extra)
         row |= episode.extra | self._stats_columns(table, episode)
         row["meta/episodes/chunk_index"] = self.numbers["meta/episodes"] // FILES_PER_CHUNK
         row["meta/episodes/file_index"] = self.numbers["meta/episodes"] % FILES_PER_CHUNK
@@ -87,8 +101,33 @@ class EpisodeFiles:
         path.parent.mkdir(parents=True)
         pq.write_table(table, path, row_group_size=EPISODES_PER_ROW_GROUP)
 
+    def _checked_table(self, episode: StagedEpisode) -> pa.Table:
+        """Return the rows of data/, after checking whatever could fail once files are being written."""
+        length = len(episode.states)
+        if not length or len(episode.actions) != length:
+            raise DatasetError(f"it has {length} states and {len(episode.actions)} actions")
+        for camera, media in episode.media.items():
+            count = len(media)
+            if self.storage == "video":
+                count = count_frames(media[0]) if count == 1 else 0
+            if count != length:
+                raise DatasetError(f"camera {camera!r} has {count} frames and the episode {length} states")
+        if self._rows:
+            before = {key: type(self._rows[0].get(key)).__name__ for key in self._extra_names}
+            now = {key: type(value).__name__ for key, value in episode.extra.items()}
+            if before != now:
+                raise DatasetError(f"its extra columns {now} differ from those of earlier episodes, {before}")
+        try:
+            for value in episode.extra.values():
+                pa.array([value], EXTRA_TYPES[type(value)])
+            pa.array([episode.task], pa.string())
+            return self._data_table(episode)
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+            raise DatasetError(f"it does not fit the format: {error}") from error
+
     def _data_table(self, episode: StagedEpisode) -> pa.Table:
         length = len(episode.states)
+        task_index = self.tasks.index(episode.task) if episode.task in self.tasks else len(self.tasks)
         frame_index = np.arange(length, dtype=np.int64)
         columns: dict[str, pa.Array] = {
             STATE_KEY: _float_column(episode.states),
@@ -97,7 +136,7 @@ class EpisodeFiles:
             "frame_index": pa.array(frame_index),
             "episode_index": pa.array(np.full(length, self.num_episodes)),
             "index": pa.array(frame_index + self.num_frames),
-            "task_index": pa.array(np.full(length, self.tasks.index(episode.task))),
+            "task_index": pa.array(np.full(length, task_index)),
         }
         if self.storage == "image":
             names = pa.array([f"frame-{i:06d}.png" for i in range(length)])
@@ -152,7 +191,7 @@ class EpisodeFiles:
             stats = image_stats_json(histogram, len(episode.states))
             columns |= {f"stats/{key}/{name}": value for name, value in stats.items()}
             self.histograms[key] = self.histograms.get(key, 0) + histogram
-            columns[f"stats/{key}/histogram"] = histogram.ravel().tolist()
+            columns[layout.histogram_column(key)] = histogram.ravel().tolist()
         return columns
 
 

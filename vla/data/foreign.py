@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from vla.data import tables
-from vla.data.layout import ACTION_KEY, DATA_PATH, IMAGE_PREFIX, STATE_KEY, DatasetError, read_info
+from vla.data.layout import (
+    ACTION_KEY,
+    DATA_PATH,
+    IMAGE_PREFIX,
+    STATE_KEY,
+    STORAGES,
+    DatasetError,
+    camera_size,
+    is_depth,
+    read_info,
+)
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 
@@ -33,13 +43,7 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
     tables.check_version(root, info)
     features: dict[str, Any] = info["features"]
     missing = [key for key in (STATE_KEY, ACTION_KEY) if len(features.get(key, {}).get("shape", ())) != 1]
-    cameras = tuple(
-        CameraSpec(name=key.removeprefix(IMAGE_PREFIX), height=feature["shape"][0], width=feature["shape"][1])
-        for key, feature in features.items()
-        if key.startswith(IMAGE_PREFIX)
-        and feature["dtype"] in ("video", "image")
-        and not feature.get("info", {}).get("video.is_depth_map", False)
-    )
+    cameras = _cameras(root, features)
     if missing or not cameras:
         raise DatasetError(
             f"{root} has no vector {missing} or no camera {IMAGE_PREFIX}*; its features are "
@@ -66,6 +70,24 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
         action_convention=action_convention,
         gripper_sign=gripper_sign,
     )
+
+
+def _cameras(root: Path, features: dict[str, Any]) -> tuple[CameraSpec, ...]:
+    """Return the cameras that are no depth cameras."""
+    cameras = []
+    for key, feature in features.items():
+        if not key.startswith(IMAGE_PREFIX) or feature["dtype"] not in STORAGES or is_depth(feature):
+            continue
+        size = camera_size(feature)
+        if size is None or size[2] != 3:
+            raise DatasetError(
+                f"{root}: {key} has shape {feature.get('shape')}; want height, width and 3 color channels"
+            )
+        try:
+            cameras.append(CameraSpec(name=key.removeprefix(IMAGE_PREFIX), height=size[0], width=size[1]))
+        except ValueError as error:
+            raise DatasetError(f"{root}: feature {key!r}: {error}") from error
+    return tuple(cameras)
 
 
 def _channels(feature: dict[str, Any], values: np.ndarray | None) -> tuple[Channel, ...]:

@@ -6,15 +6,15 @@ schemas; of the files it opens info.json alone.
     meta/info.json   meta/stats.json   meta/tasks.parquet   meta/episodes/chunk-000/file-000.parquet
     data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
 
-Our own additions, all ignored by LeRobot: the key `vla` in info.json (robot spec, storage, recording
-settings), extra episode columns (seed, task_name, success), `stats/<camera key>/histogram`, and `.recording/`
-while open.
+Our own additions: the key `vla` in info.json (robot spec, storage, recording settings) and its copy
+`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, and
+`.recording/` while open. LeRobot checks every column under `stats/`, so none of ours may stand there.
 """
 
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +38,7 @@ VIDEO_FILE_BYTES = 200 * 2**20  # LeRobot's video_files_size_in_mb
 STAGING = ".recording"
 
 INFO_PATH = "meta/info.json"
+ORIGIN_PATH = "meta/vla.json"
 STATS_PATH = "meta/stats.json"
 TASKS_PATH = "meta/tasks.parquet"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -52,6 +53,11 @@ class DatasetError(VLAError):
 def camera_key(camera: str) -> str:
     """Return the feature name under which LeRobot keeps a camera."""
     return IMAGE_PREFIX + camera
+
+
+def histogram_column(key: str) -> str:
+    """Return the column of meta/episodes that holds the pixel counts of a camera, given its feature name."""
+    return f"vla/{key}/histogram"
 
 
 def data_file(root: Path, number: int) -> Path:
@@ -75,6 +81,23 @@ def video_file(root: Path, camera: str, number: int) -> Path:
     )
 
 
+def path_from_pattern(root: Path, pattern: str, fields: Mapping[str, Any]) -> Path:
+    """Return the file that `data_path` or `video_path` of info.json names.
+
+    Raises:
+        DatasetError: the pattern has other fields, or leads out of the dataset.
+    """
+    try:
+        name = PurePosixPath(pattern.format_map(fields))
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise DatasetError(
+            f"{root}/{INFO_PATH} has the file pattern {pattern!r}; it may use the fields {sorted(fields)}"
+        ) from error
+    if name.is_absolute() or ".." in name.parts or "\\" in str(name) or "\0" in str(name):
+        raise DatasetError(f"{root}/{INFO_PATH} has the file pattern {pattern!r}, which leads elsewhere")
+    return root / name
+
+
 def frame_rate(control_hz: float) -> Fraction:
     """Return the rate in frames/s as a small fraction, which video time bases need.
 
@@ -92,6 +115,30 @@ def frame_rate(control_hz: float) -> Fraction:
 def json_rate(control_hz: float) -> int | float:
     """Return the rate as LeRobot writes it: an int whenever it is whole."""
     return int(control_hz) if float(control_hz).is_integer() else float(control_hz)
+
+
+def camera_size(feature: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Return height, width and number of channels of a camera's feature; None if its shape is of no image.
+
+    LeRobot's converters write channels first or last, and say which in `names`.
+    """
+    shape, names = list(feature.get("shape") or ()), feature.get("names")
+    if len(shape) == 2:
+        shape = [*shape, 1]
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        return None
+    first = names[0] if isinstance(names, list) and names else None
+    if first in ("channel", "channels") or (shape[0] in (1, 3) and shape[2] not in (1, 3)):
+        shape = [*shape[1:], shape[0]]
+    return shape[0], shape[1], shape[2]
+
+
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Tell whether a camera's feature is a depth map: marked so, by any of LeRobot's keys, or of one channel."""
+    info, older = feature.get("info") or {}, feature.get("video_info") or {}
+    marks = (info.get("is_depth_map"), info.get("video.is_depth_map"), older.get("video.is_depth_map"))
+    size = camera_size(feature)
+    return any(marks) or (size is not None and size[2] == 1)
 
 
 def camera_feature(

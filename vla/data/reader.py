@@ -6,6 +6,7 @@ are recomputed, as those in LeRobot's stats.json are averages over episodes.
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 
-from vla.data import tables
+from vla.data import origin, tables
+from vla.data.file_hashes import hash_files
 from vla.data.layout import (
     ACTION_KEY,
     DATA_PATH,
+    INFO_PATH,
+    ORIGIN_PATH,
     STATE_KEY,
     VIDEO_PATH,
     DatasetError,
     camera_key,
+    path_from_pattern,
     read_info,
 )
 from vla.data.staging import staged_indices
 from vla.data.statistics import numeric_statistics
 from vla.data.video import check_mp4, decode_frames
-from vla.spec import RobotSpec
+from vla.processing.resize import Resizing
+from vla.spec import CameraSpec, RobotSpec
 
 TOLERANCE_IN_PERIODS = 0.25  # a frame counts as the one at a timestamp within this share of a frame period
 
@@ -39,20 +45,30 @@ class Dataset:
     Args:
         root: the directory that holds `meta/`.
         robot_spec: needed for datasets that LeRobot wrote, which do not say what their numbers mean (see
-            `vla.data.foreign.derive_robot_spec`); compared with the stored one in our own datasets.
+            `vla.data.foreign.derive_robot_spec`); taken in place of the stored one in our own datasets.
+        cameras: the recorded cameras to use, in this order; None for all. Others are never looked at.
 
     Raises:
         DatasetError: files are missing, truncated or inconsistent, numbers are not finite, or there is no
             episode.
-        SpecMismatch: `robot_spec` is not that of the dataset.
+        ValueError: a camera was not recorded.
     """
 
-    def __init__(self, root: Path | str, *, robot_spec: RobotSpec | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        robot_spec: RobotSpec | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.info = read_info(self.root)
         tables.check_version(self.root, self.info)
         _refuse_unfinished(self.root, self.info["total_episodes"])
+        origin.report_changes(self.root)
         self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
+        if cameras is not None:
+            self.robot_spec = self.robot_spec.seeing(cameras)
         if self.info["total_episodes"] == 0:
             raise DatasetError(f"{self.root} is empty: it has no episode; record some first")
         self.episodes = tables.read_episodes(self.root, self.info["total_episodes"])
@@ -95,18 +111,39 @@ class Dataset:
         """Return exact min, max, mean, std, q01, q10, q50, q90, q99 of `observation.state` and `action`."""
         return {STATE_KEY: numeric_statistics(self.states), ACTION_KEY: numeric_statistics(self.actions)}
 
-    def content_hash(self) -> str:
-        """Return a sha256 over names, sizes and bytes of info.json and of every parquet and mp4 file."""
+    def content_hash(self, *, memory_dir: Path | None = None) -> str:
+        """Return a sha256 over names, sizes and bytes of all files that shape what is read.
+
+        These are info.json (with meta/vla.json where it is in use) and every parquet and mp4 file.
+
+        Args:
+            memory_dir: directory that remembers the hashes of files, so that they are read once and not at
+                every start; see `vla.data.file_hashes` for when they are trusted.
+        """
+        paths = [self.root / INFO_PATH]
+        if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
+            paths.append(self.root / ORIGIN_PATH)
+        for folder in ("meta", "data", "videos"):
+            paths += [path for path in (self.root / folder).rglob("*") if path.suffix in (".parquet", ".mp4")]
+        names = [path.relative_to(self.root).as_posix() for path in sorted(paths)]
+        hashes = hash_files(self.root, names, memory_dir)
+        origin.report_hashes(self.root, hashes)
         digest = hashlib.sha256()
-        paths = [path for path in self.root.rglob("*") if path.suffix in (".parquet", ".mp4")]
-        for path in sorted([*paths, self.root / "meta/info.json"]):
-            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for name in names:
+            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+            digest.update(bytes.fromhex(hashes[name]))
         return digest.hexdigest()
 
-    def frames(self, camera: str, start: int, stop: int) -> UInt8[np.ndarray, "frames h w 3"]:
+    def frames(
+        self, camera: str, start: int, stop: int, *, resizing: Resizing | None = None
+    ) -> UInt8[np.ndarray, "frames h w 3"]:
         """Decode the frames `start` to `stop` (exclusive, counted over the whole dataset) of one camera.
+
+        Args:
+            camera: one of the robot spec.
+            start: first frame.
+            stop: the one after the last.
+            resizing: what is done to each frame.
 
         Raises:
             DatasetError: a file is damaged or a frame is missing.
@@ -117,11 +154,12 @@ class Dataset:
         if not 0 <= start < stop <= self.num_frames:
             raise ValueError(f"frames [{start}, {stop}) do not lie within [0, {self.num_frames})")
         spec = next(spec for spec in self.robot_spec.cameras if spec.name == camera)
-        images = np.empty((stop - start, spec.height, spec.width, 3), dtype=np.uint8)
+        resizing = resizing or Resizing(height=spec.height, width=spec.width, mode="stretch")
+        images = np.empty((stop - start, resizing.height, resizing.width, 3), dtype=np.uint8)
         if self.storage(camera) == "video":
-            self._read_video(camera, start, images)
+            self._read_video(spec, start, images, resizing)
         else:
-            self._read_pictures(camera, start, images)
+            self._read_pictures(spec, start, images, resizing)
         return images
 
     def _load_numbers(self) -> None:
@@ -150,14 +188,16 @@ class Dataset:
             raise DatasetError(f"{self.root}/meta/episodes lacks the columns {missing} of a video camera")
         chunks, files = (self.episodes[name].to_pylist() for name in names[:2])
         return [
-            self.root / pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+            path_from_pattern(
+                self.root, pattern, {"video_key": key, "chunk_index": chunk, "file_index": file}
+            )
             for chunk, file in zip(chunks, files, strict=True)
         ]
 
-    def _read_video(self, camera: str, start: int, images: np.ndarray) -> None:
+    def _read_video(self, camera: CameraSpec, start: int, images: np.ndarray, resizing: Resizing) -> None:
         """Fill `images`; neighboring episodes in one file are decoded in one pass."""
-        offsets = self.episodes[f"videos/{camera_key(camera)}/from_timestamp"].to_numpy()
-        paths = self._videos[camera]
+        offsets = self.episodes[f"videos/{camera_key(camera.name)}/from_timestamp"].to_numpy()
+        paths = self._videos[camera.name]
         stop = start + len(images)
         period = 1.0 / float(self.info["fps"])
         begin = start
@@ -172,18 +212,21 @@ class Dataset:
                 last += 1
             end = min(stop, int(self.episode_starts[last] + self.episode_lengths[last]))
             times = offsets[self.episode_index[begin:end]] + self._timestamps[begin:end]
-            images[begin - start : end - start] = decode_frames(
+            decode_frames(
                 paths[first],
                 times,
-                height=images.shape[1],
-                width=images.shape[2],
+                height=camera.height,
+                width=camera.width,
                 tolerance_s=TOLERANCE_IN_PERIODS * period,
+                resizing=resizing,
+                out=images[begin - start : end - start],
             )
             begin = end
 
-    def _read_pictures(self, camera: str, start: int, images: np.ndarray) -> None:
+    def _read_pictures(self, camera: CameraSpec, start: int, images: np.ndarray, resizing: Resizing) -> None:
         """Fill `images` from the row groups that hold them."""
-        key, stop, row = camera_key(camera), start + len(images), 0
+        key, stop, row = camera_key(camera.name), start + len(images), 0
+        size = (camera.height, camera.width, 3)
         for path, num_rows in zip(self._data_files, self._rows_per_file, strict=True):
             if row < stop and row + num_rows > start:
                 with tables.open_parquet(path) as file:
@@ -194,7 +237,7 @@ class Dataset:
                             column = _read_pictures_column(path, file, group, key)
                             for i in range(max(start, position), min(stop, position + length)):
                                 picture = column[i - position].as_py()
-                                images[i - start] = _decode_picture(path, i, picture, images.shape[1:])
+                                images[i - start] = resizing.apply(_decode_picture(path, i, picture, size))
                         position += length
             row += num_rows
 
@@ -233,15 +276,21 @@ def _refuse_unfinished(root: Path, total_episodes: int) -> None:
 
 
 def _agree_on_spec(root: Path, info: dict[str, Any], given: RobotSpec | None) -> RobotSpec:
-    """Return the robot spec, which our datasets store and a foreign one must be given."""
-    stored = RobotSpec.from_json(info["vla"]["robot_spec"]) if "vla" in info else None
-    if stored is not None and given is not None:
-        given.require_same(stored, mine="the given robot spec", theirs=f"dataset {root}")
-    spec = stored or given
-    if spec is None:
+    """Return the robot spec: the one given, or the one that our datasets store."""
+    if given is not None:
+        tables.check_features(root, info, given)
+        return given
+    how = f"give robot_file=<file>; `python -m experiments.check dataset={root}` drafts one"
+    ours = origin.read_origin(root, info)
+    if ours is None:
         raise DatasetError(
-            f"{root} was not written by this program and does not say what its numbers mean; pass "
-            "robot_spec=, for example the one of vla.data.foreign.derive_robot_spec"
+            f"{root} was not written by this program and does not say what its numbers mean; {how}"
         )
-    tables.check_features(root, info, spec)
-    return spec
+    stored = origin.stored_spec(root, ours)
+    if "vla" not in info and (faults := tables.feature_faults(info, stored)):
+        raise DatasetError(
+            f"another tool has changed {root}, and the robot spec in {ORIGIN_PATH} no longer fits: "
+            f"{'; '.join(faults)}; {how}"
+        )
+    tables.check_features(root, info, stored)
+    return stored

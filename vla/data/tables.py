@@ -4,7 +4,7 @@ It accepts what LeRobot and its converters were seen to write: several files, li
 columns, float64, and an instruction index called `task` or unnamed. It decodes no images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64, Shaped
 
 from vla.data.layout import (
     ACTION_KEY,
     EPISODE_COLUMNS,
     STATE_KEY,
     TASKS_PATH,
-    VLA_SCHEMA_VERSION,
     DatasetError,
     camera_key,
+    camera_size,
+    histogram_column,
+    path_from_pattern,
 )
 from vla.spec import RobotSpec
 
@@ -75,45 +77,44 @@ def check_version(root: Path, info: dict[str, Any]) -> None:
     version = str(info.get("codebase_version"))
     if not version.startswith("v3."):
         raise DatasetError(
-            f"{root} has format {version!r}; this program reads v3.0. LeRobot converts v2.1 datasets with "
-            "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
-        )
-    if "vla" in info and info["vla"].get("schema_version") != VLA_SCHEMA_VERSION:
-        raise DatasetError(
-            f"{root} was recorded with schema version {info['vla'].get('schema_version')!r} of this "
-            "program, which "
-            f"reads {VLA_SCHEMA_VERSION}; use the program that recorded it"
+            f"{root} has format {version!r}; this program reads v3.0. LeRobot 0.6 converts v2.1 "
+            "datasets with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name> "
+            "--root=<directory> --push-to-hub=false`"
         )
     missing = [key for key in ("features", "fps", "total_episodes") if key not in info]
     if missing:
         raise DatasetError(f"{root}/meta/info.json lacks {missing}; {_CURE}")
 
 
-def check_features(root: Path, info: dict[str, Any], spec: RobotSpec) -> None:
-    """Raise `DatasetError` unless the dataset has the cameras, sizes, dimensions and rate of the spec."""
+def feature_faults(info: Mapping[str, Any], spec: RobotSpec) -> list[str]:
+    """Return a line for each camera, size, dimension and rate in which info.json and the spec differ."""
     features, faults = info["features"], []
     for key, channels in ((STATE_KEY, spec.state), (ACTION_KEY, spec.action)):
         shape = features.get(key, {}).get("shape")
         if shape is None or list(shape) != [len(channels)]:
             faults.append(f"{key} has shape {shape}, the spec {[len(channels)]}")
     for camera in spec.cameras:
-        shape = features.get(camera_key(camera.name), {}).get("shape")
-        if shape is None or list(shape) != [camera.height, camera.width, 3]:
-            faults.append(
-                f"{camera_key(camera.name)} has {shape}, the spec {[camera.height, camera.width, 3]}"
-            )
+        feature, wanted = features.get(camera_key(camera.name), {}), (camera.height, camera.width, 3)
+        if camera_size(feature) != wanted:
+            faults.append(f"{camera_key(camera.name)} has {feature.get('shape')}, the spec {list(wanted)}")
     if float(info["fps"]) != spec.control_hz:
         faults.append(f"fps is {info['fps']}, control_hz {spec.control_hz}")
+    return faults
+
+
+def check_features(root: Path, info: Mapping[str, Any], spec: RobotSpec) -> None:
+    """Raise `DatasetError` unless the dataset has the cameras, sizes, dimensions and rate of the spec."""
+    faults = feature_faults(info, spec)
     if faults:
         listing = "\n  ".join(faults)
         raise DatasetError(
-            f"{root} does not fit robot spec {spec.name!r}; it has the features {sorted(features)}:\n  "
-            f"{listing}"
+            f"{root} does not fit robot spec {spec.name!r}; it has the features "
+            f"{sorted(info['features'])}:\n  {listing}"
         )
 
 
 def read_episodes(root: Path, total_episodes: int) -> pa.Table:
-    """Return meta/episodes without its statistics, one row per episode, in order.
+    """Return meta/episodes without its statistics and pixel counts, one row per episode, in order.
 
     Raises:
         DatasetError: files or rows are missing.
@@ -125,7 +126,7 @@ def read_episodes(root: Path, total_episodes: int) -> pa.Table:
     parts = []
     for path in paths:
         with open_parquet(path) as file:
-            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+            names = [name for name in file.schema_arrow.names if not name.startswith(("stats/", "vla/"))]
         parts.append(read_table(path, names))
     try:
         episodes = pa.concat_tables(parts, promote_options="permissive").sort_by("episode_index")
@@ -138,6 +139,26 @@ def read_episodes(root: Path, total_episodes: int) -> pa.Table:
             f"from 0; one of them is incomplete: {_CURE}"
         )
     return episodes.slice(0, total_episodes).combine_chunks()
+
+
+def histogram_columns(path: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Return the columns with the pixel counts of cameras in a file of meta/episodes, by feature name.
+
+    Raises:
+        DatasetError: they are missing, so another program wrote this file.
+    """
+    with open_parquet(path) as file:
+        names, there = file.schema_arrow.names, {}
+    for key in keys:
+        older = f"stats/{key}/histogram"  # until LeRobot's editor was seen to refuse it
+        there[key] = next((name for name in (histogram_column(key), older) if name in names), None)
+    missing = [key for key in keys if there[key] is None]
+    if missing:
+        raise DatasetError(
+            f"{path} holds episodes of another program, without the pixel counts of {missing}. The dataset "
+            "can be read but not continued: record into another directory, and train on both or merge them"
+        )
+    return there
 
 
 def extra_columns(episodes: pa.Table) -> list[str]:
@@ -172,7 +193,8 @@ def data_files(root: Path, episodes: pa.Table, pattern: str) -> list[Path]:
     if all(name in episodes.column_names for name in names):
         pairs = zip(*(episodes[name].to_pylist() for name in names), strict=True)
         return [
-            root / pattern.format(chunk_index=chunk, file_index=file) for chunk, file in dict.fromkeys(pairs)
+            path_from_pattern(root, pattern, {"chunk_index": chunk, "file_index": file})
+            for chunk, file in dict.fromkeys(pairs)
         ]
     paths = sorted((root / "data").glob("chunk-*/file-*.parquet"))
     if not paths:
@@ -254,25 +276,47 @@ def _integers(path: Path, table: pa.Table, key: str) -> np.ndarray:
     return column.to_numpy().astype(np.int64)
 
 
+def number_matrix(path: Path, table: pa.Table, key: str) -> Shaped[np.ndarray, "rows dims"]:
+    """Return a column of numbers, or of lists of equally many numbers, nested or not; one row per frame.
+
+    Raises:
+        DatasetError: there are nulls, something else than numbers, or rows of several lengths.
+    """
+    column = table[key].combine_chunks()
+    values = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    num_nulls = values.null_count
+    while _is_list(values.type):
+        is_ragged = not pa.types.is_fixed_size_list(values.type) and len(values.value_lengths().unique()) > 1
+        if is_ragged:
+            raise DatasetError(
+                f"column {key} of {path} has rows of several lengths; want vectors of one length"
+            )
+        values = values.flatten()
+        num_nulls += values.null_count
+    is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    if num_nulls or not is_number:
+        raise DatasetError(
+            f"column {key} of {path} is {column.type} with {num_nulls} nulls; want numbers, such as float32"
+        )
+    return values.to_numpy(zero_copy_only=False).reshape(len(table), len(values) // max(len(table), 1))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _float_matrix(
     path: Path, table: pa.Table, key: str, names: Sequence[str], episode_index: np.ndarray
 ) -> np.ndarray:
-    """Return a float column as float32 [rows, len(names)]."""
-    column = table[key].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
-    nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    values = column.flatten() if nested or pa.types.is_fixed_size_list(column.type) else column
-    if column.null_count or values.null_count or not pa.types.is_floating(values.type):
+    """Return a column of numbers as float32 [rows, len(names)], which must be finite."""
+    matrix = number_matrix(path, table, key).astype(np.float32)
+    if not len(table):
+        return matrix.reshape(0, len(names))
+    if matrix.shape != (len(table), len(names)):
         raise DatasetError(
-            f"column {key} of {path} is {column.type}, with nulls or not of floats; want float32"
+            f"column {key} of {path} has {matrix.shape[1]} numbers a row; expected {len(names)}: "
+            f"{list(names)}"
         )
-    if len(values) != len(table) * len(names):
-        raise DatasetError(
-            f"column {key} of {path} has {len(values)} numbers in {len(table)} rows; expected "
-            f"{len(names)} a row: {list(names)}"
-        )
-    matrix = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), len(names))
     bad = np.argwhere(~np.isfinite(matrix))
     if bad.size:
         row, channel = bad[0]

@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, UInt8
 
 from vla.data.layout import DatasetError
+from vla.processing.resize import Resizing
 
 _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 
@@ -111,6 +112,20 @@ class VideoJoiner:
         self._container.close()
 
 
+def count_frames(mp4: bytes) -> int:
+    """Return the number of frames of an mp4 file in memory, without decoding them.
+
+    Raises:
+        DatasetError: it is no mp4 file with a video.
+    """
+    try:
+        with av.open(io.BytesIO(mp4), "r") as container:
+            packets = container.demux(container.streams.video[0])
+            return sum(packet.pts is not None for packet in packets)
+    except (*_VIDEO_ERRORS, IndexError) as error:
+        raise DatasetError(f"its video cannot be read ({error})") from error
+
+
 def check_mp4(path: Path) -> None:
     """Check cheaply, without decoding, that an mp4 file is whole: its boxes end where the file ends.
 
@@ -149,14 +164,24 @@ def decode_frames(
     height: int,
     width: int,
     tolerance_s: float,
-) -> UInt8[np.ndarray, "frames h w 3"]:
+    resizing: Resizing,
+    out: UInt8[np.ndarray, "frames new_h new_w 3"],
+) -> None:
     """Decode the frames at ascending `timestamps` [s] in one pass, from the key frame before the first.
+
+    Args:
+        path: the video file.
+        timestamps: from the start of the file [s].
+        height: of its frames, as the dataset says [pixels].
+        width: of its frames.
+        tolerance_s: how far a frame may lie from its timestamp [s].
+        resizing: what is done to each frame.
+        out: filled with the frames.
 
     Raises:
         DatasetError: the file is damaged, its frames have another size, or no frame lies within
             `tolerance_s` of a timestamp; the message gives the nearest.
     """
-    images = np.empty((len(timestamps), height, width, 3), dtype=np.uint8)
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:
@@ -180,13 +205,13 @@ def decode_frames(
                         f"video file {path} has frames of {frame.height}x{frame.width} (h x w), "
                         f"but meta/info.json says {height}x{width}"
                     )
-                images[found] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                out[found] = resizing.apply(reformatter.reformat(frame, format="rgb24").to_ndarray())
                 found += 1
                 while found < len(timestamps) and timestamps[found] <= latest + tolerance_s:
-                    images[found] = images[found - 1]
+                    out[found] = out[found - 1]
                     found += 1
                 if found == len(timestamps):
-                    return images
+                    return
     except _VIDEO_ERRORS as error:
         raise DatasetError(
             f"video file {path} cannot be decoded ({error}); restore it from a copy"

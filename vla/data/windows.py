@@ -4,7 +4,6 @@ Gathering is vectorized numpy over arrays in memory and memory-mapped frames; no
 torch is not needed. Several datasets of one robot count as one.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
 from vla.data.split import content_numbers, held_out_episodes
+from vla.processing.resize import Resizing
 from vla.spec import RobotSpec
 
 
@@ -26,6 +26,8 @@ def open_windows(
     action_horizon: int,
     frame_offsets: Sequence[int] = (0,),
     robot_spec: RobotSpec | None = None,
+    cameras: Sequence[str] | None = None,
+    resizing: Resizing | None = None,
     progress: bool = True,
 ) -> "Windows":
     """Open datasets and their frame caches as one set of windows, one for every frame.
@@ -35,20 +37,28 @@ def open_windows(
         cache_dir: where decoded frames are kept, see `open_frame_cache`.
         action_horizon: number of control periods in a chunk.
         frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
-        robot_spec: needed when LeRobot wrote the datasets, else checked against them.
+        robot_spec: needed when LeRobot wrote the datasets; taken in place of the one that ours store.
+        cameras: those to use, in this order; None for all.
+        resizing: what is done to frames when they are decoded; None for nothing.
         progress: show a bar while frames are decoded for the first time.
 
     Raises:
-        DatasetError: a dataset is damaged or empty, or there is none.
+        DatasetError: a dataset is damaged or empty, or there is none, or frames have several sizes.
         SpecMismatch: two of them describe different robots.
+        ValueError: a camera was not recorded.
     """
-    datasets = [Dataset(root, robot_spec=robot_spec) for root in roots]
-    frames = [open_frame_cache(dataset, cache_dir, progress=progress) for dataset in datasets]
+    datasets = [Dataset(root, robot_spec=robot_spec, cameras=cameras) for root in roots]
+    _require_one_robot(datasets)
+    _require_one_size(datasets, resizing)
+    frames = [
+        open_frame_cache(dataset, cache_dir, resizing=resizing, progress=progress) for dataset in datasets
+    ]
     return Windows(
         datasets,
         frames,
         action_horizon=action_horizon,
         frame_offsets=frame_offsets,
+        resizing=resizing,
     )
 
 
@@ -70,23 +80,15 @@ class Windows:
         *,
         action_horizon: int,
         frame_offsets: Sequence[int] = (0,),
+        resizing: Resizing | None = None,
     ) -> None:
-        if not datasets:
-            raise DatasetError("no dataset was given; record one with `python -m experiments.collect`")
+        _require_one_robot(datasets)
+        _require_one_size(datasets, resizing)
         _check_request(action_horizon, frame_offsets)
-        self.robot_spec = datasets[0].robot_spec
-        for dataset in datasets[1:]:
-            self.robot_spec.require_same(
-                dataset.robot_spec, mine=f"dataset {datasets[0].root}", theirs=f"dataset {dataset.root}"
-            )
-        sizes = {(camera.height, camera.width) for camera in self.robot_spec.cameras}
-        if len(sizes) > 1:
-            raise DatasetError(
-                f"the cameras of {self.robot_spec.name!r} have frames of several sizes {sorted(sizes)} "
-                "(h, w); windows stack them, so record all cameras at one size"
-            )
+        self.robot_spec, self.resizing = datasets[0].robot_spec, resizing
         self.action_horizon, self.frame_offsets = action_horizon, tuple(frame_offsets)
         self._join(datasets)
+        self._datasets = tuple(datasets)
         self._frames = [
             [np.asarray(by_camera[name]) for name in self.robot_spec.camera_names] for by_camera in frames
         ]
@@ -136,11 +138,33 @@ class Windows:
     def images(
         self, indices: Int64[np.ndarray, " batch"]
     ) -> dict[str, UInt8[np.ndarray, "batch frames h w 3"]]:
-        """Return by camera the frames at `frame_offsets`, oldest first."""
-        now = self._now(indices)
-        back = np.maximum(now[:, None] - self._periods_back, self._first_frame[now][:, None])
-        images = self._gather_frames(back)
+        """Return by camera the frames at `frame_offsets`, oldest first, as the policy sees them."""
+        images = self._gather_frames(self._back(indices))
         return {name: images[:, :, i] for i, name in enumerate(self.robot_spec.camera_names)}
+
+    def recorded_images(
+        self, indices: Int64[np.ndarray, " batch"]
+    ) -> dict[str, UInt8[np.ndarray, "batch frames h w 3"]]:
+        """Return the same frames as they were recorded: decoded anew where the policy's are resized.
+
+        Raises:
+            DatasetError: a video or image is damaged.
+        """
+        if self.resizing is None:
+            return self.images(indices)
+        numbers = self._back(indices)
+        owners = np.searchsorted(self._dataset_starts, numbers[:, 0], side="right") - 1
+        return {
+            name: np.stack(
+                [
+                    np.concatenate([self._datasets[owner].frames(name, at, at + 1) for at in row])
+                    for owner, row in zip(
+                        owners.tolist(), (numbers - self._dataset_starts[owners, None]).tolist(), strict=True
+                    )
+                ]
+            )
+            for name in self.robot_spec.camera_names
+        }
 
     def chunks(
         self, indices: Int64[np.ndarray, " batch"]
@@ -205,27 +229,16 @@ class Windows:
         chosen.moments = self.moments[indices]
         return chosen
 
-    def seen_by(self, cameras: Sequence[str]) -> "Windows":
-        """Return the same windows with only these of the recorded cameras, in this order.
-
-        Raises:
-            ValueError: none is named, one is named twice, or was not recorded.
-        """
-        recorded = list(self.robot_spec.camera_names)
-        if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(recorded):
-            raise ValueError(f"cameras {list(cameras)} must be some of those recorded, each once: {recorded}")
-        places = [recorded.index(name) for name in cameras]
-        chosen = self.subset(np.arange(self.num_windows))
-        kept = tuple(self.robot_spec.cameras[place] for place in places)
-        chosen.robot_spec = dataclasses.replace(self.robot_spec, cameras=kept)
-        chosen._frames = [[frames[place] for place in places] for frames in self._frames]
-        return chosen
+    def _back(self, indices: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, "batch frames"]:
+        """Return the numbers of the frames that a policy looks at."""
+        now = self._now(indices)
+        return np.maximum(now[:, None] - self._periods_back, self._first_frame[now][:, None])
 
     def _gather_frames(
         self, numbers: Int64[np.ndarray, "batch frames"]
     ) -> UInt8[np.ndarray, "batch frames cameras h w 3"]:
-        camera = self.robot_spec.cameras[0]
-        shape = (*numbers.shape, len(self.robot_spec.cameras), camera.height, camera.width, 3)
+        size = self.resizing or self.robot_spec.cameras[0]
+        shape = (*numbers.shape, len(self.robot_spec.cameras), size.height, size.width, 3)
         images = np.empty(shape, dtype=np.uint8)
         owners = np.searchsorted(self._dataset_starts, numbers[:, 0], side="right") - 1
         for owner in np.unique(owners):
@@ -236,6 +249,25 @@ class Windows:
                     for c, frames in enumerate(self._frames[owner]):
                         images[row, k, c] = frames[frame]
         return images
+
+
+def _require_one_robot(datasets: Sequence[Dataset]) -> None:
+    if not datasets:
+        raise DatasetError("no dataset was given; record one with `python -m experiments.collect`")
+    for dataset in datasets[1:]:
+        datasets[0].robot_spec.require_same(
+            dataset.robot_spec, mine=f"dataset {datasets[0].root}", theirs=f"dataset {dataset.root}"
+        )
+
+
+def _require_one_size(datasets: Sequence[Dataset], resizing: Resizing | None) -> None:
+    spec = datasets[0].robot_spec
+    sizes = {camera.name: (camera.height, camera.width) for camera in spec.cameras}
+    if resizing is None and len(set(sizes.values())) > 1:
+        raise DatasetError(
+            f"the cameras of {spec.name!r} have frames of several sizes {sizes} (height, width); give "
+            "data.image_size=96, say, to have all resized, or choose cameras of one size with data.cameras"
+        )
 
 
 def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:

@@ -8,7 +8,6 @@ resumes. Nothing here reads frames back.
 import errno
 import io
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,23 +16,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vla.data import layout, tables
-from vla.data.checks import check_image, check_recordable, check_vector, require_continuable
+from vla.data import layout, origin, tables
+from vla.data.checks import (
+    check_extra,
+    check_image,
+    check_recordable,
+    check_vector,
+    require_continuable,
+)
 from vla.data.consolidate import consolidate
 from vla.data.layout import DatasetError, read_info
 from vla.data.staging import (
-    EXTRA_TYPES,
     Extra,
     StagedEpisode,
     read_header,
+    set_aside,
     staged_path,
     waiting_indices,
     write_staged,
 )
 from vla.data.statistics import image_histogram
 from vla.data.video import VideoEncoder
-from vla.files import DirectoryLock, atomic_write_json
-from vla.spec import RobotSpec
+from vla.files import DirectoryLock
+from vla.spec import RobotSpec, is_utf8
 
 PRESET = "fast"
 PNG_COMPRESS_LEVEL = 1
@@ -103,7 +108,7 @@ class DatasetWriter:
                     f"{self.root} is no dataset but holds {foreign[:5]}; give an empty or new directory"
                 )
             (self.root / "meta").mkdir(exist_ok=True)
-            atomic_write_json(info_path, wanted)
+            origin.write_info(self.root, wanted, {})
         (self.root / layout.STAGING).mkdir(exist_ok=True)
         _remove_temporary_files(self.root)
         self.episode_extras, self.num_frames = _recorded(self.root)
@@ -172,6 +177,10 @@ class DatasetWriter:
             raise DatasetError(
                 f"episode {self.num_episodes} has an empty instruction; give the task in words"
             )
+        if not is_utf8(task):
+            raise DatasetError(
+                f"the instruction {task!r} of episode {self.num_episodes} is no valid UTF-8 text"
+            )
         episode = StagedEpisode(
             task=task,
             extra=self._check_extra(extra or {}),
@@ -214,6 +223,8 @@ class DatasetWriter:
         self._closed = True
         try:
             _finish(self.root)
+            self.episode_extras, self.num_frames = _recorded(self.root)  # less what was set aside
+            self.num_episodes = len(self.episode_extras)
         finally:
             self._lock.release()
 
@@ -263,12 +274,7 @@ class DatasetWriter:
             key: value.item() if isinstance(value, np.generic) else value for key, value in extra.items()
         }
         for key, value in plain.items():
-            if type(value) not in EXTRA_TYPES or key in layout.EPISODE_COLUMNS or "/" in key:
-                raise DatasetError(
-                    f"extra column {key!r} = {value!r} ({type(value).__name__}) is not allowed: values "
-                    "are bool, int, float or str; names hold no '/' and are none of "
-                    f"{list(layout.EPISODE_COLUMNS)}"
-                )
+            check_extra(key, value)
         if self.episode_extras:
             before = {key: type(value).__name__ for key, value in self.episode_extras[0].items()}
             now = {key: type(value).__name__ for key, value in plain.items()}
@@ -292,7 +298,9 @@ def finish_recording(root: Path | str) -> None:
 def _finish(root: Path) -> None:
     _remove_temporary_files(root)
     consolidate(root)
-    shutil.rmtree(root / layout.STAGING, ignore_errors=True)
+    staging = root / layout.STAGING
+    if staging.is_dir() and not any(staging.iterdir()):  # else episodes were set aside there
+        staging.rmdir()
 
 
 def _remove_temporary_files(root: Path) -> None:
@@ -310,8 +318,13 @@ def _recorded(root: Path) -> tuple[list[Extra], int]:
         episodes = tables.read_episodes(root, info["total_episodes"])
         extras = episodes.select(tables.extra_columns(episodes)).to_pylist() or [{}] * len(episodes)
     num_frames = info["total_frames"]
-    for index in waiting_indices(root, info["total_episodes"]):
-        extra, length = read_header(staged_path(root, index))
+    waiting_indices(root, info["total_episodes"])
+    while (path := staged_path(root, index := len(extras))).exists():
+        try:
+            extra, length = read_header(path)
+        except DatasetError as error:
+            set_aside(root, index, str(error))
+            continue
         extras.append(extra)
         num_frames += length
     return extras, num_frames

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla.interface import Arrays, ArraySpec, Moments, Observation, ObservationError
+from vla.processing.resize import Resizing
 from vla.spec import RobotSpec
 
 
@@ -20,6 +21,7 @@ class Demonstrations:
     actions: Float32[np.ndarray, "demonstration action"]
     chunks: Float32[np.ndarray, "sample time action"]  # whole chunks, a sample of them
     instructions: Sequence[str]  # the distinct ones
+    resizing: Resizing | None = None  # of their frames
 
 
 @runtime_checkable  # so that tests can check annotations

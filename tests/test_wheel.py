@@ -1,0 +1,145 @@
+"""A wheel holds all that programs need at run time: they run from it, far from any checkout."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from experiments.config import schema
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
+PACKAGES = ("vla", "envs", "policies", "experiments", "conf")
+WAIT_S = 200.0  # the longest that a test waits for a program
+HELP = """
+import runpy, sys
+from hydra.core.global_hydra import GlobalHydra
+for program in sys.argv[1:]:
+    sys.argv[1:] = ["--help"]
+    try:
+        runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(f"== {program} ended with {end.code} ==")
+    GlobalHydra.instance().clear()
+import envs, conf
+print("from", *conf.__path__, *envs.__path__)
+"""
+EDITABLE = """
+import importlib.machinery, runpy, sys
+class Checkout:  # found after all folders of sys.path have been searched, as pip install -e does it
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return importlib.machinery.PathFinder.find_spec(name, [{root!r}]) if path is None else None
+sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder) + 1, Checkout)
+sys.argv = ["serve.py", "--help"]
+runpy.run_module("experiments.serve", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the sources, so that no build folder appears in the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip("wheel", ".", "--no-build-isolation", "--wheel-dir", "dist", cwd=source)
+    (path,) = (source / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder into which the wheel, and nothing else, was installed."""
+    target = tmp_path_factory.mktemp("installed")
+    pip("install", str(wheel), "--target", str(target), cwd=target)
+    return target
+
+
+def pip(verb, *arguments, cwd):
+    command = [sys.executable, "-m", "pip", verb, "--no-deps", "--no-index", "--quiet", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=WAIT_S)
+    assert done.returncode == 0, done.stderr
+
+
+def start(*arguments, cwd, path=None):
+    """Start Python in a folder, with the sources of `path` before those that are installed."""
+    environment = {key: value for key, value in os.environ.items() if key != "VLA_SERVE_TOKEN"}
+    environment.pop("PYTHONPATH", None)
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def output_of(*arguments, cwd, path=None):
+    with start(*arguments, cwd=cwd, path=path) as process:
+        output, _ = process.communicate(timeout=WAIT_S)
+    return process.returncode, output
+
+
+def test_the_wheel_holds_every_configuration_and_every_module(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".yaml")
+    }
+    assert wanted <= held, sorted(wanted - held)[:5]
+    assert not {name.split("/")[0] for name in held} & {"tests", "shared", "outputs"}
+
+
+def test_every_program_explains_itself_from_the_wheel(installed, tmp_path):
+    programs = schema.ROOTS.names()
+    code, output = output_of("-c", HELP, *programs, cwd=tmp_path, path=installed)
+    assert code == 0, output
+    for program in programs:
+        assert f"== {program} ended with 0 ==" in output, output[-2000:]
+    assert output.count("== Settings ==") == len(programs)
+    assert output.splitlines()[-1] == f"from {installed / 'conf'} {installed / 'envs'}"
+
+
+def test_a_bundle_is_served_from_the_wheel(installed, tmp_path):
+    (tmp_path / "conf").mkdir()  # somebody else's: without Python files it hides nothing here
+    arguments = ("-m", "experiments.serve", f"bundle={BUNDLE}", "port=0", "out_dir=out")
+    with start(*arguments, cwd=tmp_path, path=installed) as process:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("vla-eval"):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=WAIT_S) == 0, "".join(printed)
+    assert "stopped: " in printed[-1], "".join(printed)
+
+
+def test_gymnasium_finds_the_ids_of_an_installed_wheel(installed, tmp_path):
+    name = "envs.gymnasium_ids:vla/TabletopReach-v0"
+    code = f"import gymnasium, sys; print(gymnasium.spec({name!r}).kwargs, 'mujoco' in sys.modules)"
+    assert output_of("-c", code, cwd=tmp_path, path=installed) == (0, "{'task': 'reach'} False\n")
+
+
+@pytest.mark.parametrize("case", ["wheel", "editable"])
+def test_a_folder_that_hides_our_configuration_is_named(case, tmp_path, request):
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    if case == "wheel":
+        (folder / "__init__.py").touch()
+        path = request.getfixturevalue("installed")
+        code, output = output_of("-m", "experiments.serve", "--help", cwd=tmp_path, path=path)
+    else:
+        code, output = output_of("-c", EDITABLE.format(root=str(ROOT)), cwd=tmp_path)
+    assert code == 2
+    assert output.startswith(f"the folder {folder} hides the configuration of this program, "), output
