@@ -24,6 +24,7 @@ from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_instruction_modes, load_policy
+from vla.data.demonstrations import DemonstrationSource
 from vla.data.layout import read_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
@@ -104,6 +105,18 @@ def build_processor(run: schema.TrainRun, train: Source) -> Processor:
     )
 
 
+def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
+    """Return a line about recorded tasks that are trained on besides those that will be evaluated."""
+    recorded = train.task_names if isinstance(train, DemonstrationSource) else []
+    others = [name for name in recorded if name not in tasks]
+    if not others or len(others) == len(recorded):
+        return None
+    return (
+        f"tasks={list(tasks)} are those to record and evaluate; {len(others)} more are trained on, such as "
+        f"{others[0]!r}. data.tasks chooses among them"
+    )
+
+
 def note_on_instructions(train: Source) -> str | None:
     """Return a line about instructions that a policy cannot tell apart because only their writing differs."""
     _, pairs = equal_instructions(train.demonstrations().instructions)
@@ -178,9 +191,9 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         if ranks.is_main:
             held_out = "none" if validation.num_samples == 0 else validation.describe()
             print(f"training on {train.describe()}; held out: {held_out}")
-            note = note_on_instructions(train)
-            if note is not None:
-                print(note)
+            for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
+                if note is not None:
+                    print(note)
         processor = build_processor(run, train)
         require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
         trainer = Trainer(

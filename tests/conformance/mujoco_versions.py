@@ -35,9 +35,7 @@ def run_pair(folder: Path, pins: tuple[str, ...]) -> str:
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements(), *pins], check=True)
     show = "from importlib.metadata import version as v; print(*(f'{n} {v(n)}' for n in ('mujoco', 'mink')))"
     versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
-    options = (
-        "addopts=-m 'not slow' --jaxtyping-packages=vla,policies,envs,beartype.beartype"
-    )
+    options = "addopts=-m 'not slow' --jaxtyping-packages=vla,policies,envs,beartype.beartype"
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-o", options, "--tb=short", *TESTS]
     tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     failed = [line for line in tests.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

@@ -15,6 +15,7 @@ from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
 from vla.data.split import content_numbers, held_out_episodes
+from vla.errors import did_you_mean
 from vla.processing.resize import Resizing
 from vla.spec import RobotSpec
 
@@ -221,6 +222,26 @@ class Windows:
         )
         in_validation = np.isin(self._episode_index[self.moments], held_out)
         return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
+
+    def of_tasks(self, tasks: Sequence[str]) -> "Windows":
+        """Return the windows of these tasks of `task_names`, and only their instructions.
+
+        Raises:
+            ValueError: none is named, or one was not recorded; the message names the nearest.
+        """
+        if not tasks:
+            raise ValueError("data.tasks names no task; give some of those recorded, or null for all")
+        for name in tasks:
+            if name not in self.task_names:
+                raise ValueError(
+                    f"data.tasks: the recordings have no task {name!r}; {did_you_mean(name, self.task_names)}"
+                )
+        numbers = [self.task_names.index(name) for name in tasks]
+        chosen = self.subset(np.flatnonzero(np.isin(self.task_index, numbers)))
+        used = np.unique(self._instruction_index[chosen.moments])
+        chosen.instructions = [self.instructions[number] for number in used]
+        chosen._instruction_index = np.searchsorted(used, self._instruction_index)
+        return chosen
 
     def subset(self, indices: Int64[np.ndarray, " chosen"]) -> "Windows":
         """Return the windows `indices` of this one, in that order; arrays are shared."""
