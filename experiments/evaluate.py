@@ -29,6 +29,7 @@ from envs.evaluation.results import (
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
+from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.pages import write_evaluation_page
 from vla.interface import Policy
 
@@ -40,10 +41,11 @@ class TorchImported(RuntimeError):
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and the hash that identifies it."""
+    """A policy, the hash that identifies it, and where it comes from."""
 
     policy: Policy
     policy_id: str
+    provenance: Mapping[str, Any]
 
 
 def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] | None = None) -> LoadedPolicy:
@@ -72,7 +74,7 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         from policies.exported import BundlePolicy
 
         bundle = BundlePolicy.load(path)
-        return LoadedPolicy(bundle, bundle.bundle_id)
+        return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance)
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy, load_policy_checkpoint
         from vla.training.distributed import local_device
@@ -81,7 +83,7 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         chosen = str(local_device(device, key="evaluation.device"))
         print(f"evaluating {loaded.path} on {chosen}")
         policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
-        return LoadedPolicy(policy, loaded.checkpoint_id)
+        return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
 
@@ -89,6 +91,7 @@ def evaluate_instruction_modes(
     policy: Policy,
     *,
     policy_id: str,
+    provenance: Mapping[str, Any],
     env: Mapping[str, Any],
     tasks: Sequence[str],
     settings: schema.EvaluationRunSettings,
@@ -97,8 +100,16 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
+        SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
     """
+    require_unseen_scenes(
+        provenance,
+        family=env["family"],
+        tasks=tasks,
+        first_seed=settings.first_seed,
+        num_episodes=settings.episodes_per_task,
+    )
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
@@ -127,6 +138,7 @@ def main(config: DictConfig) -> None:
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
+        provenance=loaded.provenance,
         env=run.env,
         tasks=run.tasks,
         settings=run.evaluation,

@@ -24,6 +24,7 @@ from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.evaluate import evaluate_instruction_modes, load_policy
+from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.layout import read_info
 from vla.data.registry import SOURCES
@@ -105,6 +106,11 @@ def build_processor(run: schema.TrainRun, train: Source) -> Processor:
     )
 
 
+def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
+    """Return environment family, task and seed of the episodes of a source that a simulator recorded."""
+    return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
+
+
 def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
     """Return a line about recorded tasks that are trained on besides those that will be evaluated."""
     recorded = train.task_names if isinstance(train, DemonstrationSource) else []
@@ -183,6 +189,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
+        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -196,6 +203,15 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
                     print(note)
         processor = build_processor(run, train)
         require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
+        seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        if run.evaluation.instruction_modes:
+            require_unseen_scenes(
+                seeds,
+                family=run.env["family"],
+                tasks=run.tasks,
+                first_seed=run.evaluation.first_seed,
+                num_episodes=run.evaluation.episodes_per_task,
+            )
         trainer = Trainer(
             dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
@@ -204,7 +220,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             validation=validation,
             run_dir=run_dir,
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
-            provenance=provenance(run),
+            provenance={**provenance(run), **seeds},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()
@@ -248,6 +264,7 @@ def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: P
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
+        provenance=loaded.provenance,
         env=run.env,
         tasks=run.tasks,
         settings=run.evaluation,

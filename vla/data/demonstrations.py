@@ -69,9 +69,8 @@ class DemonstrationSource:
 
         Besides the settings, whose annotations say what they are, it takes `dataset`, the directory of the
         recording; `action_horizon`, control periods in a chunk; `frame_offsets`, which frames a policy looks
-        at, in control periods before now, oldest first; the `seed` of the choice of held-out episodes; and a
-        `robot_spec` for recordings that do not say what their numbers mean, taken in place of what others
-        say.
+        at, in control periods before now, oldest first; the `seed` of the choice of held-out episodes; and
+        the `robot_spec`, for recordings that do not say what their numbers mean or in place of what they say.
 
         Returns:
             A source for training and one that is held out, which share no episode.

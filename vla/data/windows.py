@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
+from vla.data.origin import read_origin
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
 from vla.data.split import content_numbers, held_out_episodes
@@ -116,6 +117,7 @@ class Windows:
         self._last_frame = episode_ends[self._episode_index] - 1
         self._episode_dataset = np.repeat(np.arange(len(datasets)), [d.num_episodes for d in datasets])
         self.task_names, self._episode_task, self._is_named = _name_tasks(datasets)
+        self._episode_scene = [scene for dataset in datasets for scene in _scenes(dataset)]
 
     @property
     def num_windows(self) -> int:
@@ -223,6 +225,15 @@ class Windows:
         in_validation = np.isin(self._episode_index[self.moments], held_out)
         return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
 
+    def recorded_scenes(self) -> set[tuple[str, str, int]]:
+        """Return environment family, task and seed of the episodes that were recorded in simulation."""
+        episodes = np.unique(self._episode_index[self.moments]).tolist()
+        return {
+            (scene[0], self.task_names[self._episode_task[episode]], scene[1])
+            for episode in episodes
+            if (scene := self._episode_scene[episode]) is not None
+        }
+
     def of_tasks(self, tasks: Sequence[str]) -> "Windows":
         """Return the windows of these tasks of `task_names`, and only their instructions.
 
@@ -299,6 +310,16 @@ def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:
         raise ValueError(
             f"frame_offsets {offsets} must be control periods before now, oldest first, such as (4, 0)"
         )
+
+
+def _scenes(dataset: Dataset) -> list[tuple[str, int] | None]:
+    """Return environment family and seed of each episode; None where no simulator recorded it."""
+    origin = read_origin(dataset.root, dataset.info) or {"extra_info": {}}
+    family = origin["extra_info"].get("env", {}).get("family")
+    seeds = dataset.episode_extra.get("seed")
+    if family is None or seeds is None:
+        return [None] * dataset.num_episodes
+    return [(str(family), int(seed)) for seed in seeds]
 
 
 def _name_tasks(
