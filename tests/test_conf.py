@@ -31,6 +31,7 @@ CONF = ROOT / "conf"
 YAMLS = sorted(CONF.rglob("*.yaml"))
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 REQUIRED = {  # what a person has to give
+    "check": ["dataset=d"],
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
@@ -38,6 +39,7 @@ REQUIRED = {  # what a person has to give
     "benchmark": ["part=data"],
     "delay_table": ["bundle=b"],
     "serve": ["bundle=b"],
+    "convert": ["source=s", "dataset=d", "mapping=aloha"],
 }
 
 

@@ -29,9 +29,10 @@ GUARDED = (
     "websockets",
     "msgpack",
     "franky",
+    "h5py",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry")
+GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry", "vla.resize")
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "vla.spec": ("vla.errors",),
     "vla.interface": ("vla.errors", "vla.spec"),
     "vla.registry": ("vla.errors",),
+    "vla.resize": ("vla.errors", "vla.registry"),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
@@ -63,6 +65,7 @@ MAY_IMPORT = {
     "vla.files": ("vla.errors",),
     "vla.processing": GROUND_FLOOR,
     "vla.data": (*GROUND_FLOOR, "vla.processing", "pyarrow", "av"),
+    "vla.data.hdf5": (*GROUND_FLOOR, "vla.data", "h5py"),
     "vla.model": (*GROUND_FLOOR, "torch"),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "torch"),
     "envs": (

@@ -22,10 +22,13 @@ from experiments.config.robot import ROBOTS, RobotSetup
 from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
+from vla.data.quality.examine import ExamineSettings
+from vla.data.quality.mend import MendSettings
 from vla.data.registry import SOURCES
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
 from vla.registry import Choices, Range, Registry, check_settings
+from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -35,6 +38,7 @@ ExecuteHorizon = Annotated[int, Range(1), "control periods from one inference to
 NumThreads = Annotated[int, Range(1), "of one inference"]
 HeadChanges = Annotated[dict[str, Any], "settings of a checkpoint's head that no weight depends on"]
 Results = Annotated[str | None, "where to write <results>.json and <results>.md as well as in out_dir"]
+RobotFilePath = Annotated[str | None, "what the numbers of the recording mean; null: what it says of itself"]
 Positive = Range(0, open_low=True)
 
 
@@ -121,10 +125,42 @@ class CollectRun(TaskProgram):
 
 
 @dataclass(kw_only=True)
+class CheckRun(Program):
+    """`python -m experiments.check`."""
+
+    dataset: Annotated[str, "directory of the recording; it is only read"]
+    robot_file: Annotated[str | None, "what its numbers mean, if it does not state it; null drafts one"] = (
+        None
+    )
+    action_convention: Annotated[
+        str | None, Choices(*ACTION_CONVENTIONS), "of a dataset that stores no robot spec; null: guess"
+    ] = None
+    gripper_sign: Annotated[
+        str | None, Choices(*GRIPPER_SIGNS), "of a dataset that stores no robot spec; null: guess"
+    ] = None
+    examine: Annotated[ExamineSettings, "how closely to look"] = field(default_factory=ExamineSettings)
+    mend: Annotated[str | None, "a new directory for a mended copy; null: none"] = None
+    mending: Annotated[MendSettings, "what the mended copy leaves out"] = field(default_factory=MendSettings)
+
+
+@dataclass(kw_only=True)
+class ConvertRun(Program):
+    """`python -m experiments.convert`."""
+
+    source: Annotated[str, "a file in HDF5, or a directory of such"]
+    dataset: Annotated[str, "directory to write; continued if it is there"]
+    mapping: Annotated[str, "of keys: a YAML file, or the name of one in conf/convert"]
+    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "video"
+    instruction: Annotated[str | None, "of every episode; null: as the mapping says"] = None
+    control_hz: Annotated[float | None, Positive, "frames per second; null: as the mapping says"] = None
+
+
+@dataclass(kw_only=True)
 class TrainRun(CollectRun):
     """`python -m experiments.train`."""
 
     record: Annotated[bool, "whether to record first what the dataset lacks"] = False
+    robot_file: RobotFilePath = None
     data: Annotated[dict[str, Any], SOURCES, "a training source"]
     model: Annotated[ModelConfig, "parts of the model"]
     codec: Annotated[dict[str, Any], CODECS, "of actions"]
@@ -142,6 +178,10 @@ class EvaluateRun(TaskProgram):
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
     path: Annotated[str, "of a checkpoint, of a training run, or of a bundle"]
     head: HeadChanges = field(default_factory=dict)
+    dataset: Annotated[
+        str | None, "a recording: compare actions with its episodes instead of rolling out in simulation"
+    ] = None
+    cache_dir: Annotated[str, "where decoded frames of that recording are kept"] = "outputs/cache"
     evaluation: Annotated[EvaluationRunSettings, "how the policy is measured"]
 
 
@@ -277,6 +317,8 @@ ROOTS: Registry[Program] = Registry(
     "program",
     {
         "collect": f"{__name__}:CollectRun",
+        "check": f"{__name__}:CheckRun",
+        "convert": f"{__name__}:ConvertRun",
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",
         "export": f"{__name__}:ExportRun",

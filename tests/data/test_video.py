@@ -5,7 +5,7 @@ import pytest
 
 from vla.data.layout import DatasetError
 from vla.data.video import VideoEncoder, VideoJoiner, check_mp4, decode_frames
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 
 
 def clip(count, *, first=0, size=(32, 48)):

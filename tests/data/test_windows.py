@@ -12,7 +12,7 @@ from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.windows import EpochSampler, Windows, open_windows
 from vla.data.writer import DatasetWriter
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import CameraSpec, RobotSpec, SpecMismatch
 
 

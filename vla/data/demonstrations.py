@@ -11,9 +11,9 @@ from vla.data.windows import Windows, open_windows
 from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
-from vla.processing.resize import RESIZE_MODES, Resizing
 from vla.processing.state import StateInput
 from vla.registry import Choices, Range
+from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
 
 MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
@@ -41,7 +41,7 @@ class DemonstrationSource:
         action_horizon: int,
         frame_offsets: Sequence[int],
         seed: int,
-        robot_spec: RobotSpec | None = None,
+        robot_spec: RobotSpec | None,
         cache_dir: Annotated[str, "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
         cameras: Annotated[
@@ -86,7 +86,7 @@ class DemonstrationSource:
             frame_offsets=frame_offsets,
             robot_spec=robot_spec,
             cameras=cameras,
-            resizing=Resizing(height=image_size, width=image_size, mode=resize) if image_size else None,
+            resizing=_square(image_size, mode=resize),
         )
         if tasks is not None:
             windows = windows.of_tasks(tasks)
@@ -118,6 +118,10 @@ class DemonstrationSource:
         """Return the augmentation and the choice of tasks."""
         augmentation = None if self.augmentation is None else dict(vars(self.augmentation))
         return {"augmentation": augmentation, "tasks": self.tasks}
+
+    def fingerprints(self) -> list[str]:
+        """Return a hash of states and actions for each episode."""
+        return list(self.windows.episodes())
 
     def demonstrations(self) -> Demonstrations:
         """Return states, actions, instructions, and a sample of chunks, all of these windows."""
@@ -201,6 +205,10 @@ class DemonstrationSource:
         return {
             "later_states": encoder.normalize(self.windows.later_states(indices, requests["later_states"]))
         }
+
+
+def _square(size: int | None, *, mode: str) -> Resizing | None:
+    return None if size is None else Resizing(height=size, width=size, mode=mode)
 
 
 def _draw_committed(batch: int, *, most: int, seed: Sequence[int]) -> Int64[np.ndarray, " batch"]:

@@ -33,7 +33,7 @@ from vla.data.layout import (
 from vla.data.staging import staged_indices
 from vla.data.statistics import numeric_statistics
 from vla.data.video import check_mp4, decode_frames
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import CameraSpec, RobotSpec
 
 TOLERANCE_IN_PERIODS = 0.25  # a frame counts as the one at a timestamp within this share of a frame period

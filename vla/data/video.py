@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, UInt8
 
 from vla.data.layout import DatasetError
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 
 _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 

@@ -15,9 +15,9 @@ from vla.data.layout import DatasetError
 from vla.data.origin import read_origin
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
-from vla.data.split import content_numbers, held_out_episodes
+from vla.data.split import episode_digests, held_out_episodes
 from vla.errors import did_you_mean
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import RobotSpec
 
 
@@ -110,13 +110,14 @@ class Windows:
             [np.array([number[text] for text in d.instructions])[d.task_index] for d in datasets]
         )
         starts = zip(self._dataset_starts[:-1], datasets, strict=True)
-        self._episode_starts = episode_starts = np.concatenate([d.episode_starts + s for s, d in starts])
+        episode_starts = np.concatenate([d.episode_starts + start for start, d in starts])
         episode_ends = np.append(episode_starts[1:], len(self.states))
         self._episode_index = np.repeat(np.arange(len(episode_starts)), episode_ends - episode_starts)
         self._first_frame = episode_starts[self._episode_index]
         self._last_frame = episode_ends[self._episode_index] - 1
         self._episode_dataset = np.repeat(np.arange(len(datasets)), [d.num_episodes for d in datasets])
         self.task_names, self._episode_task, self._is_named = _name_tasks(datasets)
+        self._digests = np.array(episode_digests(self.states, self.actions, starts=episode_starts))
         self._episode_scene = [scene for dataset in datasets for scene in _scenes(dataset)]
 
     @property
@@ -128,6 +129,16 @@ class Windows:
     def num_episodes(self) -> int:
         """Number of episodes that the windows come from."""
         return len(np.unique(self._episode_index[self.moments]))
+
+    def episodes(self) -> dict[str, Int64[np.ndarray, " windows"]]:
+        """Return the windows of each episode, in order, by a hash of its states and actions.
+
+        Of copies of an episode only the first counts.
+        """
+        owner = self._episode_index[self.moments]
+        numbers = np.unique(owner)
+        first = {str(self._digests[number]): number for number in reversed(numbers)}
+        return {digest: np.flatnonzero(owner == first[digest]) for digest in reversed(first)}
 
     @property
     def task_index(self) -> Int64[np.ndarray, " windows"]:
@@ -212,7 +223,7 @@ class Windows:
         if not 0.0 <= validation_share < 1.0:
             raise ValueError(f"validation_share is {validation_share}; it must lie in [0, 1)")
         present = np.unique(self._episode_index[self.moments])
-        content = content_numbers(self.states, self.actions, starts=self._episode_starts)
+        _, content = np.unique(self._digests, return_inverse=True)
         held_out = held_out_episodes(
             present,
             dataset=self._episode_dataset[present],
