@@ -22,7 +22,8 @@ from envs.registry import make_env, with_current_names
 from experiments.config import cli, schema
 from experiments.config.simulation import env_configs
 from experiments.reports.tables import format_table
-from vla.data.layout import INFO_PATH, read_info
+from vla.data.layout import INFO_PATH
+from vla.data.origin import read_extra_info
 from vla.data.writer import DatasetWriter
 from vla.spec import RobotSpec
 
@@ -143,7 +144,7 @@ def _as_begun(root: Path, env: dict[str, Any]) -> dict[str, Any]:
     """Return `env` under the names that the dataset in `root` began with, if it has the same settings."""
     if not (root / INFO_PATH).exists():
         return env
-    stored = read_info(root).get("vla", {}).get("extra_info", {}).get("env", {})
+    stored = read_extra_info(root).get("env", {})
     return stored if with_current_names(stored) == env else env
 
 

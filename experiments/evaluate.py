@@ -32,6 +32,7 @@ from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
 from experiments.offline import OfflineEvaluation, evaluate_offline, save_offline, unseen_episodes
+from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
 from vla.data.demonstrations import DemonstrationSource
@@ -98,6 +99,7 @@ def evaluate_instruction_modes(
     policy: Policy,
     *,
     policy_id: str,
+    provenance: Mapping[str, Any],
     env: Mapping[str, Any],
     tasks: Sequence[str],
     settings: schema.EvaluationRunSettings,
@@ -106,8 +108,16 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
+        SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
     """
+    require_unseen_scenes(
+        provenance,
+        family=env["family"],
+        tasks=tasks,
+        first_seed=settings.first_seed,
+        num_episodes=settings.episodes_per_task,
+    )
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
@@ -196,6 +206,7 @@ def main(config: DictConfig) -> None:
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
+        provenance=loaded.provenance,
         env=run.env,
         tasks=run.tasks,
         settings=run.evaluation,

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
-from vla.data.layout import read_info
+from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
+from vla.data.demonstrations import DemonstrationSource
+from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
@@ -93,7 +96,7 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
         return False
     quality_shown = run.env.get("render_quality")
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
-        recorded_by_us = read_info(Path(root)).get("vla", {}).get("extra_info", {}).get("env", {})
+        recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
         if quality != quality_shown:
             raise ValueError(
@@ -119,6 +122,23 @@ def build_processor(run: schema.TrainRun, train: Source) -> Processor:
         inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
         max_committed=run.processor.max_committed,
+    )
+
+
+def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
+    """Return environment family, task and seed of the episodes of a source that a simulator recorded."""
+    return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
+
+
+def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
+    """Return a line about recorded tasks that are trained on besides those that will be evaluated."""
+    recorded = train.task_names if isinstance(train, DemonstrationSource) else []
+    others = [name for name in recorded if name not in tasks]
+    if not others or len(others) == len(recorded):
+        return None
+    return (
+        f"tasks={list(tasks)} are those to record and evaluate; {len(others)} more are trained on, such as "
+        f"{others[0]!r}. data.tasks chooses among them"
     )
 
 
@@ -189,6 +209,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
+        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -197,11 +218,19 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         if ranks.is_main:
             held_out = "none" if validation.num_samples == 0 else validation.describe()
             print(f"training on {train.describe()}; held out: {held_out}")
-            note = note_on_instructions(train)
-            if note is not None:
-                print(note)
+            for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
+                if note is not None:
+                    print(note)
         processor = build_processor(run, train)
-        is_simulated(run, processor.robot_spec)  # refused before training, if at all
+        seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        if is_simulated(run, processor.robot_spec):  # refused before training, if at all
+            require_unseen_scenes(
+                seeds,
+                family=run.env["family"],
+                tasks=run.tasks,
+                first_seed=run.evaluation.first_seed,
+                num_episodes=run.evaluation.episodes_per_task,
+            )
         trainer = Trainer(
             dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
@@ -210,7 +239,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             validation=validation,
             run_dir=run_dir,
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
-            provenance=provenance(run, train, validation),
+            provenance={**provenance(run, train, validation), **seeds},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()
@@ -258,6 +287,7 @@ def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: P
         results = evaluate_instruction_modes(
             loaded.policy,
             policy_id=loaded.policy_id,
+            provenance=loaded.provenance,
             env=run.env,
             tasks=run.tasks,
             settings=run.evaluation,

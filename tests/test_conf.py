@@ -39,6 +39,7 @@ REQUIRED = {  # what a person has to give
     "benchmark": ["part=data"],
     "delay_table": ["bundle=b"],
     "serve": ["bundle=b"],
+    "convert": ["source=s", "dataset=d", "mapping=aloha"],
 }
 
 

@@ -29,6 +29,7 @@ GUARDED = (
     "websockets",
     "msgpack",
     "franky",
+    "h5py",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
 GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry", "vla.resize")
@@ -64,6 +65,7 @@ MAY_IMPORT = {
     "vla.files": ("vla.errors",),
     "vla.processing": GROUND_FLOOR,
     "vla.data": (*GROUND_FLOOR, "vla.processing", "pyarrow", "av"),
+    "vla.data.hdf5": (*GROUND_FLOOR, "vla.data", "h5py"),
     "vla.model": (*GROUND_FLOOR, "torch"),
     "vla.training": (*GROUND_FLOOR, "vla.model", "vla.processing", "vla.data", "torch"),
     "envs": (

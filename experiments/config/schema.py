@@ -144,6 +144,18 @@ class CheckRun(Program):
 
 
 @dataclass(kw_only=True)
+class ConvertRun(Program):
+    """`python -m experiments.convert`."""
+
+    source: Annotated[str, "a file in HDF5, or a directory of such"]
+    dataset: Annotated[str, "directory to write; continued if it is there"]
+    mapping: Annotated[str, "of keys: a YAML file, or the name of one in conf/convert"]
+    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "video"
+    instruction: Annotated[str | None, "of every episode; null: as the mapping says"] = None
+    control_hz: Annotated[float | None, Positive, "frames per second; null: as the mapping says"] = None
+
+
+@dataclass(kw_only=True)
 class TrainRun(CollectRun):
     """`python -m experiments.train`."""
 
@@ -306,6 +318,7 @@ ROOTS: Registry[Program] = Registry(
     {
         "collect": f"{__name__}:CollectRun",
         "check": f"{__name__}:CheckRun",
+        "convert": f"{__name__}:ConvertRun",
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",
         "export": f"{__name__}:ExportRun",

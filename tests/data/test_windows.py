@@ -179,6 +179,21 @@ def test_without_task_names_the_instructions_are_the_tasks(tmp_path):
         assert sorted(set(validation.task_index.tolist())) == [0, 1]
 
 
+def test_some_of_the_recorded_tasks_can_be_chosen(two_datasets):
+    windows, _ = open_all(two_datasets, action_horizon=3)
+    pushed = windows.of_tasks(["push"])
+    assert set(pushed.task_index.tolist()) == {windows.task_names.index("push")}
+    indices = np.arange(pushed.num_windows)
+    assert indices.size == 14
+    assert set(pushed.instruction_texts(indices)) == set(pushed.instructions) < set(windows.instructions)
+    np.testing.assert_array_equal(pushed.state(indices), windows.state(indices + 20))
+    assert windows.of_tasks(["push", "lift"]).num_windows == windows.num_windows
+    with pytest.raises(ValueError, match=r"data\.tasks: .* no task 'pusch'; did you mean 'push'\?"):
+        windows.of_tasks(["pusch"])
+    with pytest.raises(ValueError, match="null for all"):
+        windows.of_tasks([])
+
+
 def test_episodes_that_are_all_worded_differently_can_still_be_held_out(tmp_path):
     record_instructions(tmp_path / "own", [f"push it like {name}" for name in "abcdefghij"])
     windows = open_windows([tmp_path / "own"], cache_dir=tmp_path / "c", action_horizon=2, progress=False)

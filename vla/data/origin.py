@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.data import layout
-from vla.data.layout import INFO_PATH, ORIGIN_PATH, VLA_SCHEMA_VERSION, DatasetError
+from vla.data.layout import INFO_PATH, ORIGIN_PATH, VLA_SCHEMA_VERSION, DatasetError, read_info
 from vla.errors import VLAError
 from vla.files import DamagedFile, atomic_write_json, read_json, sha256_file
 from vla.spec import RobotSpec
@@ -60,6 +60,16 @@ def stored_spec(root: Path, origin: Mapping[str, Any]) -> RobotSpec:
         return RobotSpec.from_json(origin["robot_spec"])
     except (VLAError, ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"the robot spec that {root} stores is not valid: {error}") from error
+
+
+def read_extra_info(root: Path) -> dict[str, Any]:
+    """Return the facts that a recording of ours was given as `extra_info`; empty for a foreign dataset.
+
+    Raises:
+        DatasetError: there is no dataset, or what it stores is damaged.
+    """
+    origin = read_origin(root, read_info(root))
+    return {} if origin is None else origin["extra_info"]
 
 
 def read_files(root: Path) -> FileTable:

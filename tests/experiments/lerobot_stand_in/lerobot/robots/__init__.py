@@ -1,20 +1,20 @@
 """The registry of robots, as LeRobot 0.6.1 has it."""
 
+_CHOICES = {}
+
 
 class RobotConfig:
-    _choices = {}
-
     @classmethod
     def register_subclass(cls, name):
         def register(kind):
-            cls._choices[name] = kind
+            _CHOICES[name] = kind
             return kind
 
         return register
 
     @classmethod
     def get_known_choices(cls):
-        return dict(cls._choices)
+        return dict(_CHOICES)
 
 
 def make_robot_from_config(config):

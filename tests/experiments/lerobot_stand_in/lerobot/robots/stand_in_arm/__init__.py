@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -47,11 +48,11 @@ class StandInArm:
     def send_action(self, action):
         for name, target in action.items():
             self.position[name] += 0.5 * (target - self.position[name])
-        with open(self.config.log, "a") as file:
+        with Path(self.config.log).open("a") as file:
             file.write(json.dumps(action) + "\n")
         return action
 
     def disconnect(self):
         self.is_connected = False
-        with open(self.config.log, "a") as file:
+        with Path(self.config.log).open("a") as file:
             file.write('"disconnected"\n')
