@@ -185,6 +185,6 @@ def test_control_drives_it_once_a_person_has_confirmed_the_limits(journey, tmp_p
     assert sent[-1] == "disconnected"
     assert len(sent) > 30, "two seconds at 30 Hz"
     told = program(
-        "control", *[a.replace("stand_in_arm", "stand_in_am") for a in arguments], cwd=home, code=2
+        "control", *[a.replace("stand_in_arm", "stand_in_am") for a in arguments], cwd=home, code=1
     )
     assert "'stand_in_arm'" in told
