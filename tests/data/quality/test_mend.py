@@ -1,6 +1,7 @@
 """A mended copy has none of the faults that can be mended, and the source stays as it is."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,12 @@ def spoiled() -> list[plant.Draft]:
     return drafts
 
 
-def mended(root: Path, target: Path, **settings: object) -> tuple[Dataset, list[str], list[Finding]]:
+def mended(
+    root: Path, target: Path, *, restore: Sequence[str] = ()
+) -> tuple[Dataset, list[str], list[Finding]]:
     source = Dataset(root)
-    lines = write_mended(source, target, findings=examine(source), settings=MendSettings(**settings))
+    settings = MendSettings(restore=list(restore))
+    lines = write_mended(source, target, findings=examine(source), settings=settings)
     copy = Dataset(target)
     return copy, lines, examine(copy)
 
