@@ -22,6 +22,7 @@ from tqdm import tqdm
 from experiments.config import cli, schema
 from experiments.config.checking import CheckRun
 from experiments.config.robot_draft import write_draft
+from experiments.config.robot_file import read_robot_file
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_table
 from vla.data.lerobot_v3 import Dataset
@@ -74,7 +75,10 @@ def check_dataset(run: CheckRun, out_dir: Path) -> list[Finding]:
         DatasetError: the mended copy cannot be written.
     """
     opened = open_examined(
-        run.dataset, action_convention=run.action_convention, gripper_sign=run.gripper_sign
+        run.dataset,
+        robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
+        action_convention=run.action_convention,
+        gripper_sign=run.gripper_sign,
     )
     dataset = opened.dataset
     findings = opened.findings
@@ -112,8 +116,12 @@ def check_dataset(run: CheckRun, out_dir: Path) -> list[Finding]:
     print(f"\nreport: {page}")
     if dataset is not None and run.robot_file is None and not states_its_spec(dataset):
         draft = out_dir / "robot.yaml"
-        write_draft(draft, dataset)
-        print(f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)")
+        is_new = write_draft(draft, dataset)
+        print(
+            f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)"
+            if is_new
+            else f"robot file, left as it is: {draft}"
+        )
     if run.mend is not None:
         _mend(dataset, findings, run)
     return findings
