@@ -69,6 +69,8 @@ class Hdf5Mapping:
 
     def __post_init__(self) -> None:
         check_attributes(self)
+        if not (self.cameras and self.state and self.action):
+            raise SettingError("a mapping needs at least one key for each of cameras, state and action")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ def _channels(keys: Sequence[NumbersKey], arrays: Sequence[np.ndarray]) -> tuple
 
 def _h5py() -> Any:
     try:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise DatasetError("reading HDF5 needs h5py: pip install -e '.[hdf5]'") from error
     return h5py
@@ -308,13 +310,13 @@ def _instruction(file: Any, mapping: Hdf5Mapping, where: str) -> str:
     place, _, attribute = mapping.instruction_attribute.partition("@")
     attribute, _, key = attribute.partition(":")
     holder = file.get(place or "/")
-    there = [] if holder is None else list(holder.attrs)
-    if attribute not in there:
+    attributes = {} if holder is None else dict(holder.attrs)
+    if attribute not in attributes:
         raise DatasetError(
             f"{where}: {mapping.instruction_attribute!r} is not there; {place or '/'} has the attributes "
-            f"{there}"
+            f"{sorted(attributes)}"
         )
-    text = holder.attrs[attribute]
+    text = attributes[attribute]
     text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     if not key:
         return text
