@@ -11,7 +11,7 @@ from envs.base import ManipulationEnv
 INSTRUCTION_BYTES = 96  # more than any sentence of the tabletop and of Meta-World has
 
 
-class FlatObservation(gymnasium.ObservationWrapper[dict[str, np.ndarray], np.ndarray, dict[str, Any]]):
+class FlatObservation(gymnasium.ObservationWrapper[dict[str, Any], np.ndarray, dict[str, Any]]):
     """Turns ``{"images": {"wrist": ...}, "state": ...}`` into one level, as stable-baselines3 wants it.
 
     Keys: ``image_<camera>`` (uint8[h w 3]), ``state`` (float32[state]) and ``instruction``, the sentence in
@@ -37,14 +37,14 @@ class FlatObservation(gymnasium.ObservationWrapper[dict[str, np.ndarray], np.nda
         if instruction_bytes < 0:
             raise ValueError(f"instruction_bytes is {instruction_bytes}; it must be at least 0")
         self._inner, self._instruction_bytes = inner, instruction_bytes
-        images, state = inner.observation_space["images"], inner.observation_space["state"]
-        assert isinstance(images, spaces.Dict), "as ManipulationEnv makes it"
-        parts = {f"image_{name}": space for name, space in images.items()} | {"state": state}
+        nested: Any = inner.observation_space
+        parts = {f"image_{name}": space for name, space in nested["images"].items()}
+        parts["state"] = nested["state"]
         if instruction_bytes:
             parts["instruction"] = spaces.Box(0, 255, (instruction_bytes,), np.uint8)
         self.observation_space = spaces.Dict(parts)
 
-    def observation(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Return an observation of the environment in one level.
 
         Raises:

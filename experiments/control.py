@@ -100,8 +100,8 @@ def stop_on_signals(controller: Controller) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def control_robot(run: ControlRun, run_dir: Path) -> bool:
-    """Drive the robot of a run to the end of its episode; return whether the goal was reached.
+def control_robot(run: ControlRun, run_dir: Path) -> bool | None:
+    """Drive the robot of a run to the end of its episode; return whether the goal was reached, if judged.
 
     Raises:
         ValueError: the configuration makes no sense.
@@ -204,7 +204,7 @@ def main(config: DictConfig) -> None:
     )
     summary = summarize(recording)
     atomic_write_json(run_dir / "summary.json", {"goal_reached": is_reached, **summary.to_json()})
-    outcome = "reached" if is_reached else "not reached"
+    outcome = {True: "reached", False: "not reached", None: "not judged"}[is_reached]
     rows = [
         ["goal", outcome],
         *summary.rows(),

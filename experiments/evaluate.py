@@ -3,9 +3,11 @@
     python -m experiments.evaluate path=outputs/train/tabletop
     python -m experiments.evaluate policy=bundle path=outputs/bundle tasks=[lift] env.level=heldout
     python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
+    python -m experiments.evaluate path=outputs/train/so101 dataset=recordings/so101
 
-Each instruction mode has its own folder with `episodes.jsonl` and `results.json`, and continues where it
-stopped. A bundle runs without torch, which is checked at the end.
+The last one compares actions with those of recorded episodes that the policy was not trained on, for robots
+that no simulator here has. Each instruction mode has its own folder with `episodes.jsonl` and `results.json`,
+and continues where it stopped. A bundle runs without torch, which is checked at the end.
 """
 
 import dataclasses
@@ -29,8 +31,14 @@ from envs.evaluation.results import (
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
+from experiments.offline import OfflineEvaluation, evaluate_offline, save_offline, unseen_episodes
+from experiments.recorded_seeds import require_unseen_scenes
+from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
+from vla.data.demonstrations import DemonstrationSource
+from vla.data.windows import open_windows
 from vla.interface import Policy
+from vla.processing.processor import Processor
 
 schema.register("evaluate")
 
@@ -40,10 +48,12 @@ class TorchImported(RuntimeError):
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and the hash that identifies it."""
+    """A policy, the hash that identifies it, and where it comes from."""
 
     policy: Policy
     policy_id: str
+    provenance: Mapping[str, Any]
+    processor: Processor
 
 
 def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] | None = None) -> LoadedPolicy:
@@ -72,7 +82,7 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         from policies.exported import BundlePolicy
 
         bundle = BundlePolicy.load(path)
-        return LoadedPolicy(bundle, bundle.bundle_id)
+        return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy, load_policy_checkpoint
         from vla.training.distributed import local_device
@@ -81,7 +91,7 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         chosen = str(local_device(device, key="evaluation.device"))
         print(f"evaluating {loaded.path} on {chosen}")
         policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
-        return LoadedPolicy(policy, loaded.checkpoint_id)
+        return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance, loaded.processor)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
 
@@ -89,6 +99,7 @@ def evaluate_instruction_modes(
     policy: Policy,
     *,
     policy_id: str,
+    provenance: Mapping[str, Any],
     env: Mapping[str, Any],
     tasks: Sequence[str],
     settings: schema.EvaluationRunSettings,
@@ -97,8 +108,16 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
+        SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
     """
+    require_unseen_scenes(
+        provenance,
+        family=env["family"],
+        tasks=tasks,
+        first_seed=settings.first_seed,
+        num_episodes=settings.episodes_per_task,
+    )
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
@@ -117,6 +136,55 @@ def evaluate_instruction_modes(
     }
 
 
+def compare_with_recording(
+    loaded: LoadedPolicy,
+    *,
+    dataset: Path,
+    cache_dir: str,
+    execute_horizon: int,
+    out_dir: Path,
+    title: str,
+    command: str,
+) -> OfflineEvaluation:
+    """Compare a policy with the recorded episodes that it was not trained on; print a table, write a page.
+
+    Args:
+        loaded: the policy.
+        dataset: directory of the recording.
+        cache_dir: where its decoded frames are kept.
+        execute_horizon: control periods from one inference to the next.
+        out_dir: gets offline.json and offline.html.
+        title: of the page.
+        command: that made it.
+
+    Raises:
+        DatasetError: the recording is damaged, or of another robot.
+        NothingHeldOut: the policy was trained on all of it.
+    """
+    spec, resizing = loaded.policy.robot_spec, loaded.processor.resizing
+    source = DemonstrationSource(
+        open_windows(
+            [dataset],
+            cache_dir=cache_dir,
+            action_horizon=loaded.policy.action_horizon,
+            frame_offsets=loaded.policy.frame_offsets,
+            robot_spec=spec,
+            cameras=spec.camera_names,
+            resizing=resizing,
+        )
+    )
+    known = loaded.provenance.get("episodes", {"trained": [], "held_out": []})
+    episodes, what = unseen_episodes(source, **known)
+    evaluation = evaluate_offline(loaded.policy, source, episodes, execute_horizon=execute_horizon, what=what)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_offline(evaluation, out_dir / "offline.json")
+    write_offline_page(out_dir / "offline.html", evaluation, title=title, command=command)
+    print(f"{evaluation.num_episodes} episodes ({what}), asked at {evaluation.num_moments} moments")
+    print(evaluation.table())
+    print(f"report: {out_dir / 'offline.html'}")
+    return evaluation
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate."""
@@ -124,9 +192,21 @@ def main(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
     loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
+    if run.dataset is not None:
+        compare_with_recording(
+            loaded,
+            dataset=Path(run.dataset),
+            cache_dir=run.cache_dir,
+            execute_horizon=run.evaluation.execute_horizon,
+            out_dir=run_dir,
+            title=f"{run.path} on {run.dataset}",
+            command=cli.typed_command("evaluate"),
+        )
+        return
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
+        provenance=loaded.provenance,
         env=run.env,
         tasks=run.tasks,
         settings=run.evaluation,

@@ -91,6 +91,7 @@ class Quickstart:
         results = evaluate_instruction_modes(
             loaded.policy,
             policy_id=loaded.policy_id,
+            provenance=loaded.provenance,
             env=self.run.env,
             tasks=self.run.tasks,
             settings=self.run.evaluation,

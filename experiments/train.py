@@ -20,10 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.results import format_table
+from envs.registry import make_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
-from experiments.evaluate import evaluate_instruction_modes, load_policy
+from experiments.config.robot_file import read_robot_file
+from experiments.config.simulation import env_configs
+from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
+from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
+from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
@@ -33,7 +38,7 @@ from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import Processor
 from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
-from vla.spec import SpecMismatch
+from vla.spec import RobotSpec, SpecMismatch
 from vla.training.distributed import (
     ALONE,
     Ranks,
@@ -64,18 +69,32 @@ def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
         action_horizon=run.processor.action_horizon,
         frame_offsets=run.processor.frame_offsets,
         seed=run.seed,
+        robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
     )
 
 
-def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str]) -> None:
-    """Check before training that the policy can be evaluated after it, on pictures like those it learns from.
+def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
+    """Tell whether the policy will be rolled out after training, and check that this can be done.
+
+    It will if the recordings are of the environment's robot; else its actions are compared with held-out
+    recorded ones.
+
+    Args:
+        run: the run.
+        spec: the robot of the recordings, with the cameras that the policy sees.
 
     Raises:
-        ValueError: the environment shows other cameras, or draws in another quality.
+        ValueError: the environment has that robot, but shows other cameras or draws in another quality.
+        SpecMismatch: it differs in something else.
     """
-    if not run.evaluation.instruction_modes:
-        return
-    quality_shown, cameras_shown = run.env.get("render_quality"), list(run.env.get("cameras", cameras))
+    if not run.evaluation.instruction_modes or run.robot_file is not None:
+        return False
+    env = make_env(next(iter(env_configs(run.env, run.tasks).values())))
+    shown = env.robot_spec
+    env.close()
+    if spec.name != shown.name:
+        return False
+    quality_shown = run.env.get("render_quality")
     for root in (run.dataset, *(run.data.get("more_datasets") or ())):
         recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
@@ -85,12 +104,14 @@ def require_pictures_of_evaluation(run: schema.TrainRun, cameras: Sequence[str])
                 f"with {quality_shown}. Give env.render_quality={quality}, or skip the evaluation "
                 "with evaluation.instruction_modes=[]"
             )
-    if list(cameras) != cameras_shown:
+    if spec.camera_names != shown.camera_names:
         raise ValueError(
-            f"the policy would learn from cameras {list(cameras)}, but the evaluation after it shows "
-            f"{cameras_shown}. Choose with data.cameras and env.cameras, or skip the evaluation with "
-            "evaluation.instruction_modes=[]"
+            f"the policy would learn from cameras {list(spec.camera_names)}, but the evaluation after it "
+            f"shows {list(shown.camera_names)}. Choose with data.cameras and env.cameras, or skip the "
+            "evaluation with evaluation.instruction_modes=[]"
         )
+    spec.require_same(shown, mine=f"the recording {run.dataset}", theirs="the environment of the evaluation")
+    return True
 
 
 def build_processor(run: schema.TrainRun, train: Source) -> Processor:
@@ -101,6 +122,23 @@ def build_processor(run: schema.TrainRun, train: Source) -> Processor:
         inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
         max_committed=run.processor.max_committed,
+    )
+
+
+def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
+    """Return environment family, task and seed of the episodes of a source that a simulator recorded."""
+    return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
+
+
+def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
+    """Return a line about recorded tasks that are trained on besides those that will be evaluated."""
+    recorded = train.task_names if isinstance(train, DemonstrationSource) else []
+    others = [name for name in recorded if name not in tasks]
+    if not others or len(others) == len(recorded):
+        return None
+    return (
+        f"tasks={list(tasks)} are those to record and evaluate; {len(others)} more are trained on, such as "
+        f"{others[0]!r}. data.tasks chooses among them"
     )
 
 
@@ -154,12 +192,13 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
     return [WandbSink(run_dir=run_dir, project="vla-stack", config=dataclasses.asdict(run), run_id=run_id)]
 
 
-def provenance(run: schema.TrainRun) -> dict[str, Any]:
+def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
         "command": cli.typed_command("train"),
         "config": dataclasses.asdict(run),
         "versions": software_versions(),
+        "episodes": {"trained": train.fingerprints(), "held_out": validation.fingerprints()},
     }
 
 
@@ -170,6 +209,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
+        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
         ValueError: the evaluation after training would show other pictures.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -178,11 +218,19 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         if ranks.is_main:
             held_out = "none" if validation.num_samples == 0 else validation.describe()
             print(f"training on {train.describe()}; held out: {held_out}")
-            note = note_on_instructions(train)
-            if note is not None:
-                print(note)
+            for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
+                if note is not None:
+                    print(note)
         processor = build_processor(run, train)
-        require_pictures_of_evaluation(run, processor.robot_spec.camera_names)
+        seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        if is_simulated(run, processor.robot_spec):  # refused before training, if at all
+            require_unseen_scenes(
+                seeds,
+                family=run.env["family"],
+                tasks=run.tasks,
+                first_seed=run.evaluation.first_seed,
+                num_episodes=run.evaluation.episodes_per_task,
+            )
         trainer = Trainer(
             dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
@@ -191,7 +239,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             validation=validation,
             run_dir=run_dir,
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
-            provenance=provenance(run),
+            provenance={**provenance(run, train, validation), **seeds},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()
@@ -228,23 +276,40 @@ def record_if_asked(run: schema.TrainRun) -> None:
 
 
 def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: Path) -> None:
-    """Evaluate in every instruction mode of the run, if it names any, and print a table."""
+    """Measure the policy, if the run names any instruction mode, and print a table.
+
+    In simulation in each of these modes; on held-out episodes where the robot is in no simulator.
+    """
     if not run.evaluation.instruction_modes:
         return
     loaded = load_policy("checkpoint", result.checkpoint, device=run.evaluation.device)
-    results = evaluate_instruction_modes(
-        loaded.policy,
-        policy_id=loaded.policy_id,
-        env=run.env,
-        tasks=run.tasks,
-        settings=run.evaluation,
-        run_dir=run_dir / "evaluation",
-    )
-    print(format_table(*results.values()))
+    if is_simulated(run, loaded.policy.robot_spec):
+        results = evaluate_instruction_modes(
+            loaded.policy,
+            policy_id=loaded.policy_id,
+            provenance=loaded.provenance,
+            env=run.env,
+            tasks=run.tasks,
+            settings=run.evaluation,
+            run_dir=run_dir / "evaluation",
+        )
+        print(format_table(*results.values()))
+        print(f"results in {run_dir / 'evaluation'}")
+    elif loaded.provenance["episodes"]["held_out"]:
+        compare_with_recording(
+            loaded,
+            dataset=Path(run.dataset),
+            cache_dir=run.data["cache_dir"],
+            execute_horizon=min(run.evaluation.execute_horizon, loaded.policy.action_horizon),
+            out_dir=run_dir / "evaluation",
+            title=f"Training on {run.dataset}",
+            command=cli.typed_command("train"),
+        )
+    else:
+        print("not evaluated: no simulator has this robot, and no episode is held out")
     missing = shortfall(run_dir, budget=run.trainer.num_samples)
     if missing is not None:
         print(missing)
-    print(f"results in {run_dir / 'evaluation'}")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")

@@ -31,6 +31,7 @@ CONF = ROOT / "conf"
 YAMLS = sorted(CONF.rglob("*.yaml"))
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 REQUIRED = {  # what a person has to give
+    "check": ["dataset=d"],
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],

@@ -32,7 +32,7 @@ GUARDED = (
     "h5py",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry")
+GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry", "vla.resize")
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "vla.spec": ("vla.errors",),
     "vla.interface": ("vla.errors", "vla.spec"),
     "vla.registry": ("vla.errors",),
+    "vla.resize": ("vla.errors", "vla.registry"),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),

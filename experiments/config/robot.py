@@ -25,8 +25,8 @@ class TaskRobot(Robot, Protocol):
         ...
 
     @property
-    def success(self) -> bool:
-        """Whether that has been done."""
+    def success(self) -> bool | None:
+        """Whether that has been done; None where nobody judges it."""
         ...
 
     @property
@@ -73,5 +73,6 @@ ROBOTS: Registry[RobotSetup] = Registry(
     {
         "sim": "experiments.config.simulated_robot:SimulatedRobot",
         "franka": "experiments.franka.scene:FrankaSetup",
+        "lerobot": "experiments.config.lerobot_robot:LerobotSetup",
     },
 )

@@ -35,6 +35,7 @@ ExecuteHorizon = Annotated[int, Range(1), "control periods from one inference to
 NumThreads = Annotated[int, Range(1), "of one inference"]
 HeadChanges = Annotated[dict[str, Any], "settings of a checkpoint's head that no weight depends on"]
 Results = Annotated[str | None, "where to write <results>.json and <results>.md as well as in out_dir"]
+RobotFilePath = Annotated[str | None, "what the numbers of the recording mean; null: what it says of itself"]
 Positive = Range(0, open_low=True)
 
 
@@ -137,6 +138,7 @@ class TrainRun(CollectRun):
     """`python -m experiments.train`."""
 
     record: Annotated[bool, "whether to record first what the dataset lacks"] = False
+    robot_file: RobotFilePath = None
     data: Annotated[dict[str, Any], SOURCES, "a training source"]
     model: Annotated[ModelConfig, "parts of the model"]
     codec: Annotated[dict[str, Any], CODECS, "of actions"]
@@ -154,6 +156,10 @@ class EvaluateRun(TaskProgram):
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
     path: Annotated[str, "of a checkpoint, of a training run, or of a bundle"]
     head: HeadChanges = field(default_factory=dict)
+    dataset: Annotated[
+        str | None, "a recording: compare actions with its episodes instead of rolling out in simulation"
+    ] = None
+    cache_dir: Annotated[str, "where decoded frames of that recording are kept"] = "outputs/cache"
     evaluation: Annotated[EvaluationRunSettings, "how the policy is measured"]
 
 
@@ -289,6 +295,7 @@ ROOTS: Registry[Program] = Registry(
     "program",
     {
         "collect": f"{__name__}:CollectRun",
+        "check": "experiments.config.checking:CheckRun",
         "convert": f"{__name__}:ConvertRun",
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",

@@ -61,7 +61,7 @@ def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its metadata holds no robot spec: {error!r}") from error
     observation_map = ObservationMap.from_json(metadata.get("observation_map"))
-    observation_map.require_fitting(spec)
+    observation_map.require_fitting(spec, name="the server's observation map")
     return RemoteContract(
         robot_spec=spec,
         action_horizon=horizon,

@@ -15,8 +15,8 @@ from jaxtyping import Float32, UInt8
 from policies.serving.wire import PackedImage
 from policies.serving.wire_images import unpack_image
 from vla.interface import Observation, ObservationError
-from vla.processing.resize import RESIZE_MODES, resize_image
 from vla.registry import Choices, check_attributes, check_settings
+from vla.resize import RESIZE_MODES, resize_image
 from vla.spec import CameraSpec, RobotSpec
 
 COMMITTED_KEY = "committed"  # our extension: actions that will be executed whatever comes
@@ -81,18 +81,24 @@ class ObservationMap:
             instruction="task_description",
         )
 
-    def require_fitting(self, spec: RobotSpec) -> None:
-        """Check that the map has keys for the state, the instruction and exactly the cameras of a robot.
+    def require_fitting(self, spec: RobotSpec, *, name: str) -> None:
+        """Check that the map has keys for the state, the instruction and all cameras of a robot.
+
+        Args:
+            spec: the robot; keys of cameras that it does not have count for nothing.
+            name: of the map in the configuration, for the message.
 
         Raises:
-            ValueError: a key is missing, or a camera is missing or unknown; the message lists both sides.
+            ValueError: a key is missing; the message lists both sides.
         """
         if not self.state or not self.instruction:
-            raise ValueError("observation map: state and instruction need keys, such as observation/state")
-        if set(self.cameras) != set(spec.camera_names):
+            raise ValueError(f"{name}: state and instruction need keys, such as observation/state")
+        missing = [camera for camera in spec.camera_names if camera not in self.cameras]
+        if missing:
+            example = ", ".join(f"{camera}: key/of/{camera}" for camera in missing)
             raise ValueError(
-                f"the observation map has keys for the cameras {sorted(self.cameras)}; robot {spec.name!r} "
-                f"has {list(spec.camera_names)}. Give each of them its key in observation_map.cameras"
+                f"{name} has no keys for the cameras {missing} of robot {spec.name!r}, only for "
+                f"{sorted(self.cameras)}. Give them: '+{name}.cameras={{{example}}}'"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -200,7 +206,7 @@ class ObservationMap:
             raise RequestError(
                 "image_size",
                 f"a frame has {height}x{width} pixels; wanted is {wanted}. Resize it, or serve with "
-                f"resize=stretch or resize=pad",
+                f"openpi_map.resize=pad or stretch (of a benchmark: vla_eval_map.resize)",
             )
         if height * width > MAX_PIXELS:
             raise RequestError(
@@ -262,13 +268,12 @@ def _form(value: Any) -> str:
 
 
 def _numbers(value: Any, *, key: str) -> Float32[np.ndarray, " numbers"]:
-    """Return a flat float32 copy of an array or number, finite."""
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        value = np.asarray(float(value))
-    if isinstance(value, np.generic):
-        value = np.asarray(value)
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.ndim > 1:
-        raise RequestError("state_type", f"{key!r} holds {_form(value)}; wanted is a vector of floats")
+    """Return a flat float32 copy of an array, number or list of numbers, finite."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if all(isinstance(one, float | int | np.number) and not isinstance(one, bool) for one in numbers):
+        value = np.asarray([float(one) for one in numbers])
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.ndim > 1:
+        raise RequestError("state_type", f"{key!r} holds {_form(value)}; wanted is a vector of numbers")
     with np.errstate(over="ignore"):
         numbers = np.atleast_1d(value).astype(np.float32)
     if not np.isfinite(numbers).all():

@@ -167,8 +167,8 @@ class PolicyServer:
         settings, policy = self._settings, served.policy
         spec = policy.robot_spec
         openpi_map, vla_eval_map = settings.openpi_map(spec), settings.vla_eval_map(spec)
-        for observation_map in (openpi_map, vla_eval_map):
-            observation_map.require_fitting(spec)
+        openpi_map.require_fitting(spec, name="openpi_map")
+        vla_eval_map.require_fitting(spec, name="vla_eval_map")
         if not 0 <= settings.vla_eval_execute_horizon <= policy.action_horizon:
             raise ValueError(
                 f"vla_eval_execute_horizon is {settings.vla_eval_execute_horizon}; the policy predicts "

@@ -9,7 +9,7 @@ from vla.data import frame_cache
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 
 
 def decodings(monkeypatch):

@@ -11,7 +11,7 @@ from vla.data.windows import open_windows
 from vla.data.writer import DatasetWriter
 from vla.interface import Observation
 from vla.processing.processor import Processor
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 
 
 @pytest.mark.parametrize("resizing", [None, Resizing(height=12, width=12, mode="pad")], ids=str)

@@ -12,7 +12,7 @@ from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.data.windows import EpochSampler, Windows, open_windows
 from vla.data.writer import DatasetWriter
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import CameraSpec, RobotSpec, SpecMismatch
 
 
@@ -177,6 +177,21 @@ def test_without_task_names_the_instructions_are_the_tasks(tmp_path):
         train, validation = windows.split_by_episode(validation_share=0.1, seed=seed)
         assert sorted(set(train.task_index.tolist())) == [0, 1, 2]
         assert sorted(set(validation.task_index.tolist())) == [0, 1]
+
+
+def test_some_of_the_recorded_tasks_can_be_chosen(two_datasets):
+    windows, _ = open_all(two_datasets, action_horizon=3)
+    pushed = windows.of_tasks(["push"])
+    assert set(pushed.task_index.tolist()) == {windows.task_names.index("push")}
+    indices = np.arange(pushed.num_windows)
+    assert indices.size == 14
+    assert set(pushed.instruction_texts(indices)) == set(pushed.instructions) < set(windows.instructions)
+    np.testing.assert_array_equal(pushed.state(indices), windows.state(indices + 20))
+    assert windows.of_tasks(["push", "lift"]).num_windows == windows.num_windows
+    with pytest.raises(ValueError, match=r"data\.tasks: .* no task 'pusch'; did you mean 'push'\?"):
+        windows.of_tasks(["pusch"])
+    with pytest.raises(ValueError, match="null for all"):
+        windows.of_tasks([])
 
 
 def test_episodes_that_are_all_worded_differently_can_still_be_held_out(tmp_path):

@@ -298,6 +298,39 @@ def test_bad_frames_are_refused_and_lose_nothing(tmp_path, spec):
     assert Dataset(tmp_path / "d").num_frames == 2
 
 
+def in_units(unit, low, high):
+    spec = make_spec(state=2, action=2)
+    channel = Channel(name="elbow", unit=unit, low=low, high=high)
+    return dataclasses.replace(spec, state=(spec.state[0], channel), action=(channel, spec.action[1]))
+
+
+def record_values(root, spec, *episodes):
+    with DatasetWriter(root, robot_spec=spec, storage="image") as writer:
+        for state, action in episodes:
+            for t in range(3):
+                images = {name: picture(spec, c, 0, t) for c, name in enumerate(spec.camera_names)}
+                vectors = (np.array(values, dtype=np.float32) for values in (state, action))
+                writer.add_frame(images, *vectors)
+            writer.save_episode("lift")
+
+
+def test_values_outside_the_declared_ranges_are_named_once(tmp_path, caplog):
+    spec = in_units("rad", -3.0, 3.0)
+    record_values(tmp_path / "d", spec, ((0, 2.9), (3.0, 1)), ((0, -90), (45, 0)), ((0, 80), (45, 0)))
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "values of episode 1 do not fit" in text
+    assert "state 'elbow' ranges from -90 to -90, its spec says [-3, 3] rad: degrees?" in text
+    assert "action 'elbow' ranges from 45 to 45, its spec says [-3, 3] rad: degrees?" in text
+    assert "robot_file" in text
+
+
+@pytest.mark.parametrize(("unit", "value"), [("m", 90.0), ("rad", 500.0)])
+def test_only_what_looks_like_degrees_is_called_so(tmp_path, caplog, unit, value):
+    record_values(tmp_path / "d", in_units(unit, -3.0, 3.0), ((0, value), (0, 0)))
+    assert f"[-3, 3] {unit}. " in caplog.text
+
+
 def test_bad_episodes_are_refused_and_can_be_corrected(tmp_path, spec):
     with DatasetWriter(tmp_path / "d", robot_spec=spec) as writer:
         with pytest.raises(DatasetError, match="no frames"):

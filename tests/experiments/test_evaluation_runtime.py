@@ -68,6 +68,7 @@ def evaluated(run, env, tmp_path_factory):
         return evaluate_instruction_modes(
             Restless(env.robot_spec),
             policy_id="restless",
+            provenance={},
             env=run.env,
             tasks=TASKS,
             settings=settings,

@@ -105,3 +105,9 @@ def test_a_task_needs_a_scene(tmp_path):
         output = control.communicate(timeout=120)[0]
     assert control.returncode == 1
     assert "task is 'reach', but this robot stands in no scene that has tasks" in output
+
+
+def test_a_robot_file_is_read_without_any_extra():
+    with without_extras("config.robot_file") as reading:
+        output = reading.communicate(timeout=120)[0]
+    assert reading.returncode == 0, output

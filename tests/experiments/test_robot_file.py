@@ -5,13 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.config.robot_file import (
-    LimitsNotConfirmed,
-    confirmed_limits,
-    draft_limits,
-    read_robot_file,
-    write_draft,
-)
+from experiments.config.robot_draft import draft_limits, write_draft
+from experiments.config.robot_file import LimitsNotConfirmed, confirmed_limits, read_robot_file
 from policies.runtime.limits import audit
 from vla.data.reader import Dataset
 from vla.data.writer import DatasetWriter

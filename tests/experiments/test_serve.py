@@ -122,7 +122,7 @@ def test_every_map_composes(name):
     if name == "bundle":
         assert made == ObservationMap.openpi(spec)
     if name != "aloha":  # four cameras of its own
-        made.require_fitting(spec)
+        made.require_fitting(spec, name="openpi_map")
     assert made.state
     assert made.instruction == "prompt"
 

@@ -185,6 +185,7 @@ class PointSource:
         action_horizon,
         frame_offsets,
         seed,
+        robot_spec,
         count: Annotated[int, Range(1), "of points"] = 40,
     ):
         return (
@@ -197,6 +198,9 @@ class PointSource:
 
     def to_json(self):
         return {}
+
+    def fingerprints(self):
+        return []
 
     def _chunks(self, indices):
         step = -0.1 * np.sign(self.xs[indices])

@@ -85,7 +85,8 @@ def test_one_image_for_several_frames_is_refused_or_repeated():
         ({"image": np.zeros((8, 10), np.uint8)}, "image_shape"),
         ({"image": np.zeros((1, 1, 8, 10, 3), np.uint8)}, "image_shape"),
         ({"state": np.zeros((1, 2))}, "state_type"),
-        ({"state": [0.0, 0.0]}, "state_type"),
+        ({"state": [0.0, "left"]}, "state_type"),
+        ({"state": [0.0, True]}, "state_type"),
         ({"state": True}, "state_type"),
         ({"state": np.array([np.inf, 0])}, "state_not_finite"),
         ({"state": 0.5}, "state_shape"),
@@ -109,9 +110,16 @@ def test_a_map_with_impossible_choices_is_refused():
         with pytest.raises(ValueError, match=f"observation_map.{next(iter(changes))} is"):
             a_map(**changes)
     with pytest.raises(ValueError, match="state and instruction need keys"):
-        a_map(state=()).require_fitting(SPEC)
-    with pytest.raises(ValueError, match=r"\['side'\].*\['front'\]"):
-        a_map(cameras={"side": "image"}).require_fitting(SPEC)
+        a_map(state=()).require_fitting(SPEC, name="openpi_map")
+    with pytest.raises(ValueError, match=r"\['front'\].*\['side'\].*'\+openpi_map\.cameras="):
+        a_map(cameras={"side": "image"}).require_fitting(SPEC, name="openpi_map")
+    a_map(cameras={"side": "image", "front": "other"}).require_fitting(SPEC, name="openpi_map")
+
+
+@pytest.mark.parametrize("state", [[1, 2.5], (1.0, 2.5), np.array([1, 2], np.int64), [np.float32(1), 2.5]])
+def test_a_state_of_integers_or_in_a_list_is_taken(state):
+    made = mapped(a_message(state=state), a_map())
+    np.testing.assert_array_equal(made.state, np.asarray(state, np.float32))
 
 
 @settings(max_examples=30)

@@ -88,7 +88,7 @@ def test_a_number_that_comes_with_a_request_comes_back(quiet):
         ({"observation/state": np.zeros(3, np.float32)}, "state_shape"),
         ({"observation/state": np.array([0, np.nan], np.float32)}, "state_not_finite"),
         ({"observation/state": np.array([0, 1e300])}, "state_not_finite"),
-        ({"observation/state": np.zeros(2, np.int32)}, "state_type"),
+        ({"observation/state": np.zeros(2, bool)}, "state_type"),
         ({"observation/state": "x"}, "state_type"),
         ({"observation/front": np.zeros((8, 10, 3), np.float32)}, "image_type"),
         ({"observation/front": np.zeros((9, 10, 3), np.uint8)}, "image_size"),

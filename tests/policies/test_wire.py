@@ -15,7 +15,7 @@ from PIL import Image
 
 from policies.serving.wire import DTYPES, Dialect, PackedImage, WireError, WireLimits, decode, encode
 from policies.serving.wire_images import unpack_image
-from vla.processing.resize import resize_image
+from vla.resize import resize_image
 
 SLOW_S = 0.25  # of processor time for a refusal; the tests' shape checker makes the 1.5 ms of the worst 60
 LENIENT = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)

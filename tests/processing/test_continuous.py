@@ -76,6 +76,17 @@ def test_a_gripper_that_hardly_ever_opens_keeps_both_values() -> None:
     assert (offset.tolist(), half_width.tolist()) == ([0.5], [0.5])
 
 
+@pytest.mark.parametrize("noise", [1e-5, 1e-4, 2e-3])
+def test_noise_is_neither_taken_for_motion_nor_blown_up(noise: float) -> None:
+    opening = 0.5 + np.random.default_rng(0).normal(0, noise, (1000, 1)).astype(np.float32)
+    _, half_width = quantile_range(opening, low=np.zeros(1), high=np.ones(1))
+    assert half_width > 0.00499
+    opening[:9] = 0.0
+    offset, half_width = quantile_range(opening, low=np.zeros(1), high=np.ones(1))
+    assert abs(offset - 0.25) < 0.02
+    assert abs(half_width - 0.25) < 0.02
+
+
 @given(
     hnp.arrays(
         np.float32, (2, HORIZON, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)

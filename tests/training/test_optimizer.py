@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import make_processor, make_windows, tiny_model
+from training_fixtures import make_processor, make_windows, tiny_model, train_for
 
 from experiments.benchmarks.product_types import ProductTypes
 from vla.data.demonstrations import DemonstrationSource
 from vla.training.hardware import ProductRates, choose_precision, measure_product_rates
+from vla.training.metrics import read_metrics
 from vla.training.muon import Muon, orthogonalize
 from vla.training.optimizer import WeightAverage, learning_rate_factor
 from vla.training.settings import TrainerSettings
@@ -106,6 +107,12 @@ def test_the_first_step_already_learns() -> None:
     one_step = 64 / 150_000
     assert 0 < learning_rate_factor(one_step, warmup=0.03) < 0.02
     assert learning_rate_factor(1.0, warmup=0.03) == pytest.approx(0.02)
+
+
+def test_the_only_step_of_a_run_is_taken_at_the_peak_rate(tmp_path: Path) -> None:
+    train_for(tmp_path / "run", tmp_path, steps=1, log_every_steps=1)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["learning_rate"] for row in rows if "learning_rate" in row] == [1e-3]
 
 
 def test_the_average_moves_by_its_decay() -> None:

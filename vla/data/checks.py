@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from vla.data import layout, origin, tables
 from vla.data.layout import DatasetError
 from vla.data.staging import EXTRA_TYPES
 from vla.spec import RobotSpec, is_utf8
+
+MOST_OUTSIDE = 0.01  # of the values of a channel in an episode may lie outside its range
 
 
 def check_recordable(spec: RobotSpec, *, storage: str, pixel_format: str) -> None:
@@ -69,6 +72,32 @@ def check_extra(key: str, value: Any) -> None:
             "int of 64 bits, float or str in valid UTF-8; names are such text, hold no '/' and are none of "
             f"{list(layout.EPISODE_COLUMNS)}"
         )
+
+
+def lines_about_ranges(
+    spec: RobotSpec, states: Float32[np.ndarray, "N state"], actions: Float32[np.ndarray, "N action"]
+) -> list[str]:
+    """Return a line for each channel of which more values lie outside its range than chance explains.
+
+    Args:
+        spec: declares the ranges.
+        states: of an episode, in the units of the spec, as far as the recorder knows.
+        actions: of the same.
+    """
+    lines = []
+    for kind, channels, rows in (("state", spec.state, states), ("action", spec.action, actions)):
+        for channel, values in zip(channels, rows.T, strict=True):
+            slack = 1e-3 * (channel.high - channel.low)
+            low, high = channel.low - slack, channel.high + slack
+            if np.mean((values < low) | (values > high)) <= MOST_OUTSIDE:
+                continue
+            radians = np.deg2rad(values)
+            is_degrees = channel.unit.startswith("rad") and bool(((radians >= low) & (radians <= high)).all())
+            lines.append(
+                f"{kind} {channel.name!r} ranges from {values.min():g} to {values.max():g}, its spec says "
+                f"[{channel.low:g}, {channel.high:g}] {channel.unit}{': degrees?' if is_degrees else ''}"
+            )
+    return lines
 
 
 def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]) -> None:

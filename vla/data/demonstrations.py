@@ -11,9 +11,9 @@ from vla.data.windows import Windows, open_windows
 from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
-from vla.processing.resize import RESIZE_MODES, Resizing
 from vla.processing.state import StateInput
 from vla.registry import Choices, Range
+from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
 
 MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
@@ -23,8 +23,15 @@ _COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
 class DemonstrationSource:
     """A sample for each window: its inputs, the chunk of actions that follows, and later states."""
 
-    def __init__(self, windows: Windows, *, augmentation: ImageAugmentation | None = None) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        *,
+        augmentation: ImageAugmentation | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
         self.windows, self.augmentation = windows, augmentation
+        self.tasks = None if tasks is None else sorted(tasks)
 
     @classmethod
     def open(
@@ -34,7 +41,7 @@ class DemonstrationSource:
         action_horizon: int,
         frame_offsets: Sequence[int],
         seed: int,
-        robot_spec: RobotSpec | None = None,
+        robot_spec: RobotSpec | None,
         cache_dir: Annotated[str, "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
         cameras: Annotated[
@@ -46,6 +53,10 @@ class DemonstrationSource:
         resize: Annotated[
             str, Choices(*RESIZE_MODES), "to image_size: keeping the aspect ratio, or not"
         ] = "pad",
+        tasks: Annotated[
+            Sequence[str] | None,
+            "train on these of those recorded (task_name, or else the instruction); null: all of them",
+        ] = None,
         validation_share: Annotated[
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
@@ -56,28 +67,17 @@ class DemonstrationSource:
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
         """Open recordings, and decode what is not decoded yet.
 
-        Args:
-            dataset: directory of the recording.
-            action_horizon: control periods in a chunk.
-            frame_offsets: which frames a policy looks at, in control periods before now, oldest first.
-            seed: of the choice of held-out episodes.
-            robot_spec: needed for recordings that do not say what their numbers mean; taken in place of
-                what others say.
-            cache_dir: a setting, as all that follow; their annotations say what they are.
-            more_datasets: a setting.
-            cameras: a setting.
-            image_size: a setting.
-            resize: a setting.
-            validation_share: a setting.
-            max_windows: a setting.
-            augmentation: a setting.
+        Besides the settings, whose annotations say what they are, it takes `dataset`, the directory of the
+        recording; `action_horizon`, control periods in a chunk; `frame_offsets`, which frames a policy looks
+        at, in control periods before now, oldest first; the `seed` of the choice of held-out episodes; and
+        the `robot_spec`, for recordings that do not say what their numbers mean or in place of what they say.
 
         Returns:
             A source for training and one that is held out, which share no episode.
 
         Raises:
             DatasetError: a dataset is missing, empty or damaged.
-            ValueError: a camera was not recorded.
+            ValueError: a camera or a task was not recorded.
         """
         windows = open_windows(
             [dataset, *more_datasets],
@@ -86,14 +86,14 @@ class DemonstrationSource:
             frame_offsets=frame_offsets,
             robot_spec=robot_spec,
             cameras=cameras,
-            resizing=None
-            if image_size is None
-            else Resizing(height=image_size, width=image_size, mode=resize),
+            resizing=_square(image_size, mode=resize),
         )
+        if tasks is not None:
+            windows = windows.of_tasks(tasks)
         train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
         if max_windows is not None:
             train = validation = train.subset(np.arange(min(max_windows, train.num_windows)))
-        return cls(train, augmentation=augmentation), cls(validation)
+        return cls(train, augmentation=augmentation, tasks=tasks), cls(validation)
 
     @property
     def num_samples(self) -> int:
@@ -105,13 +105,23 @@ class DemonstrationSource:
         """For each window the number of its task."""
         return self.windows.task_index
 
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks of the windows."""
+        return [self.windows.task_names[number] for number in np.unique(self.groups)]
+
     def describe(self) -> str:
         """Return the number of windows and episodes."""
         return f"{self.windows.num_windows:,} windows of {self.windows.num_episodes} episodes"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the augmentation."""
-        return {"augmentation": None if self.augmentation is None else dict(vars(self.augmentation))}
+        """Return the augmentation and the choice of tasks."""
+        augmentation = None if self.augmentation is None else dict(vars(self.augmentation))
+        return {"augmentation": augmentation, "tasks": self.tasks}
+
+    def fingerprints(self) -> list[str]:
+        """Return a hash of states and actions for each episode."""
+        return list(self.windows.episodes())
 
     def demonstrations(self) -> Demonstrations:
         """Return states, actions, instructions, and a sample of chunks, all of these windows."""
@@ -195,6 +205,10 @@ class DemonstrationSource:
         return {
             "later_states": encoder.normalize(self.windows.later_states(indices, requests["later_states"]))
         }
+
+
+def _square(size: int | None, *, mode: str) -> Resizing | None:
+    return None if size is None else Resizing(height=size, width=size, mode=mode)
 
 
 def _draw_committed(batch: int, *, most: int, seed: Sequence[int]) -> Int64[np.ndarray, " batch"]:

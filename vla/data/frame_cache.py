@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vla.data.reader import Dataset
 from vla.files import atomic_write_json, publish_directory, read_json, staging_directory
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 
 _BLOCK_FRAMES = 256
 _BLOCKS_CHECKED = 16

@@ -134,7 +134,7 @@ def camera_size(feature: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def is_depth(feature: Mapping[str, Any]) -> bool:
-    """Tell whether a camera's feature is a depth map: marked by one of LeRobot's keys, or of one channel."""
+    """Tell whether a camera's feature is a depth map: marked so by a key of LeRobot's, or of one channel."""
     info, older = feature.get("info") or {}, feature.get("video_info") or {}
     marks = (info.get("is_depth_map"), info.get("video.is_depth_map"), older.get("video.is_depth_map"))
     size = camera_size(feature)

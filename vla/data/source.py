@@ -15,8 +15,9 @@ from vla.processing.processor import Processor
 class Source(Protocol):
     """A set of training samples, numbered from 0.
 
-    Besides what stands here, a source has a class method ``open(...)`` that returns one for training and one
-    that is held out; its arguments annotated with `Annotated` are its settings.
+    Besides what stands here, a source has a class method ``open(*, dataset, action_horizon, frame_offsets,
+    seed, robot_spec, ...)`` that returns one for training and one that is held out; its further arguments,
+    annotated with `Annotated`, are its settings.
     """
 
     @property
@@ -35,6 +36,10 @@ class Source(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return what of its settings shapes what is learned; a resumed run must not change it unasked."""
+        ...
+
+    def fingerprints(self) -> list[str]:
+        """Return short hashes of the episodes that its samples come from, if they come from any."""
         ...
 
     def demonstrations(self) -> Demonstrations:

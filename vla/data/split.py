@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 
-def content_numbers(
+def episode_digests(
     states: Float32[np.ndarray, "N state"],
     actions: Float32[np.ndarray, "N action"],
     *,
     starts: Int64[np.ndarray, " episodes"],
-) -> Int64[np.ndarray, " episodes"]:
-    """Return numbers of episodes, the same for those with the same states and actions.
+) -> list[str]:
+    """Return hashes of episodes, the same for those with the same states and actions.
 
     Args:
         states: of all frames, episode after episode.
@@ -20,14 +20,12 @@ def content_numbers(
         starts: first frame of each episode, increasing.
 
     Returns:
-        A number for each episode.
+        16 hexadecimal digits for each episode.
     """
-    numbers: dict[bytes, int] = {}
-    found: list[int] = []
-    for start, stop in zip(starts, [*starts[1:], len(states)], strict=True):
-        digest = hashlib.sha256(states[start:stop].tobytes() + b"|" + actions[start:stop].tobytes())
-        found.append(numbers.setdefault(digest.digest(), len(numbers)))
-    return np.array(found, dtype=np.int64)
+    return [
+        hashlib.sha256(states[start:stop].tobytes() + b"|" + actions[start:stop].tobytes()).hexdigest()[:16]
+        for start, stop in zip(starts, [*starts[1:], len(states)], strict=True)
+    ]
 
 
 def held_out_episodes(
@@ -50,7 +48,7 @@ def held_out_episodes(
         dataset: of each of them.
         task: of each.
         is_named: for each whether its task was recorded, and is not just its instruction.
-        content: of each, from `content_numbers`; an episode counts once, however often it is there.
+        content: of each, equal for copies; an episode counts once, however often it is there.
         share: in [0, 1).
         rng: of the choice.
 

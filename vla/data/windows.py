@@ -12,10 +12,12 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 
 from vla.data.frame_cache import open_frame_cache
 from vla.data.layout import DatasetError
+from vla.data.origin import read_origin
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
-from vla.data.split import content_numbers, held_out_episodes
-from vla.processing.resize import Resizing
+from vla.data.split import episode_digests, held_out_episodes
+from vla.errors import did_you_mean
+from vla.resize import Resizing
 from vla.spec import RobotSpec
 
 
@@ -108,13 +110,15 @@ class Windows:
             [np.array([number[text] for text in d.instructions])[d.task_index] for d in datasets]
         )
         starts = zip(self._dataset_starts[:-1], datasets, strict=True)
-        self._episode_starts = episode_starts = np.concatenate([d.episode_starts + s for s, d in starts])
+        episode_starts = np.concatenate([d.episode_starts + start for start, d in starts])
         episode_ends = np.append(episode_starts[1:], len(self.states))
         self._episode_index = np.repeat(np.arange(len(episode_starts)), episode_ends - episode_starts)
         self._first_frame = episode_starts[self._episode_index]
         self._last_frame = episode_ends[self._episode_index] - 1
         self._episode_dataset = np.repeat(np.arange(len(datasets)), [d.num_episodes for d in datasets])
         self.task_names, self._episode_task, self._is_named = _name_tasks(datasets)
+        self._digests = np.array(episode_digests(self.states, self.actions, starts=episode_starts))
+        self._episode_scene = [scene for dataset in datasets for scene in _scenes(dataset)]
 
     @property
     def num_windows(self) -> int:
@@ -125,6 +129,16 @@ class Windows:
     def num_episodes(self) -> int:
         """Number of episodes that the windows come from."""
         return len(np.unique(self._episode_index[self.moments]))
+
+    def episodes(self) -> dict[str, Int64[np.ndarray, " windows"]]:
+        """Return the windows of each episode, in order, by a hash of its states and actions.
+
+        Of copies of an episode only the first counts.
+        """
+        owner = self._episode_index[self.moments]
+        numbers = np.unique(owner)
+        first = {str(self._digests[number]): number for number in reversed(numbers)}
+        return {digest: np.flatnonzero(owner == first[digest]) for digest in reversed(first)}
 
     @property
     def task_index(self) -> Int64[np.ndarray, " windows"]:
@@ -209,7 +223,7 @@ class Windows:
         if not 0.0 <= validation_share < 1.0:
             raise ValueError(f"validation_share is {validation_share}; it must lie in [0, 1)")
         present = np.unique(self._episode_index[self.moments])
-        content = content_numbers(self.states, self.actions, starts=self._episode_starts)
+        _, content = np.unique(self._digests, return_inverse=True)
         held_out = held_out_episodes(
             present,
             dataset=self._episode_dataset[present],
@@ -221,6 +235,35 @@ class Windows:
         )
         in_validation = np.isin(self._episode_index[self.moments], held_out)
         return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
+
+    def recorded_scenes(self) -> set[tuple[str, str, int]]:
+        """Return environment family, task and seed of the episodes that were recorded in simulation."""
+        episodes = np.unique(self._episode_index[self.moments]).tolist()
+        return {
+            (scene[0], self.task_names[self._episode_task[episode]], scene[1])
+            for episode in episodes
+            if (scene := self._episode_scene[episode]) is not None
+        }
+
+    def of_tasks(self, tasks: Sequence[str]) -> "Windows":
+        """Return the windows of these tasks of `task_names`, and only their instructions.
+
+        Raises:
+            ValueError: none is named, or one was not recorded; the message names the nearest.
+        """
+        if not tasks:
+            raise ValueError("data.tasks names no task; give some of those recorded, or null for all")
+        for name in tasks:
+            if name not in self.task_names:
+                raise ValueError(
+                    f"data.tasks: the recordings have no task {name!r}; {did_you_mean(name, self.task_names)}"
+                )
+        numbers = [self.task_names.index(name) for name in tasks]
+        chosen = self.subset(np.flatnonzero(np.isin(self.task_index, numbers)))
+        used = np.unique(self._instruction_index[chosen.moments])
+        chosen.instructions = [self.instructions[number] for number in used]
+        chosen._instruction_index = np.searchsorted(used, self._instruction_index)
+        return chosen
 
     def subset(self, indices: Int64[np.ndarray, " chosen"]) -> "Windows":
         """Return the windows `indices` of this one, in that order; arrays are shared."""
@@ -278,6 +321,16 @@ def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:
         raise ValueError(
             f"frame_offsets {offsets} must be control periods before now, oldest first, such as (4, 0)"
         )
+
+
+def _scenes(dataset: Dataset) -> list[tuple[str, int] | None]:
+    """Return environment family and seed of each episode; None where no simulator recorded it."""
+    origin = read_origin(dataset.root, dataset.info) or {"extra_info": {}}
+    family = origin["extra_info"].get("env", {}).get("family")
+    seeds = dataset.episode_extra.get("seed")
+    if family is None or seeds is None:
+        return [None] * dataset.num_episodes
+    return [(str(family), int(seed)) for seed in seeds]
 
 
 def _name_tasks(

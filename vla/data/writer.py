@@ -8,6 +8,7 @@ resumes. Nothing here reads frames back.
 import errno
 import io
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from vla.data.checks import (
     check_image,
     check_recordable,
     check_vector,
+    lines_about_ranges,
     require_continuable,
 )
 from vla.data.consolidate import consolidate
@@ -40,6 +42,7 @@ from vla.data.video import VideoEncoder
 from vla.files import DirectoryLock
 from vla.spec import RobotSpec, is_utf8
 
+_LOG = logging.getLogger(__name__)
 PRESET = "fast"
 PNG_COMPRESS_LEVEL = 1
 
@@ -74,7 +77,7 @@ class DatasetWriter:
         pixel_format: str = "yuv420p",
     ) -> None:
         self.root = Path(root)
-        self._closed = False
+        self._closed = self._has_warned = False
         self.robot_spec, self.storage = robot_spec, storage
         self._encoder_settings = {
             "crf": crf,
@@ -202,6 +205,22 @@ class DatasetWriter:
         self.num_episodes += 1
         self.num_frames += len(episode.states)
         self._start_episode()
+        self._warn_of_ranges(episode)
+
+    def _warn_of_ranges(self, episode: StagedEpisode) -> None:
+        """Name, once for a writer, the channels whose values do not fit the robot spec."""
+        if self._has_warned:
+            return
+        lines = lines_about_ranges(self.robot_spec, episode.states, episode.actions)
+        if lines:
+            self._has_warned = True
+            _LOG.warning(
+                "%s: values of episode %d do not fit the robot spec: %s. Record in the units of the spec, or "
+                "correct it in a file (robot_file=...); training refuses actions outside their range",
+                self.root,
+                self.num_episodes - 1,
+                "; ".join(lines),
+            )
 
     def discard_episode(self) -> None:
         """Forget the frames since the last saved episode."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from vla.interface import Arrays, ArraySpec, DecodeError
 from vla.processing.bins import require_finite_actions, require_range
 from vla.processing.checks import first_true, require_keys
+from vla.processing.ranges import typical_range
 
 SHARED_KEYS = ("kind", "action_horizon", "low", "high", "offset", "half_width")
 
@@ -221,19 +222,16 @@ def quantile_range(
     low: Float[np.ndarray, " action"],
     high: Float[np.ndarray, " action"],
 ) -> tuple[Float64[np.ndarray, " action"], Float64[np.ndarray, " action"]]:
-    """Return middle and half width of the range from the 1 % to the 99 % quantile of each dimension.
+    """Return middle and half width of the `typical_range` of each dimension.
 
-    Where these coincide though a rare value differs (a gripper that hardly ever opens), the range is that of
-    all values. Actions are clipped to [low, high] first; the half width is exactly 0 if float32 cannot tell
-    the values from one another next to these limits.
+    Actions are clipped to [low, high] first; the half width is exactly 0 if float32 cannot tell the values
+    from one another next to these limits.
     """
+    low, high = low.astype(np.float64), high.astype(np.float64)
     clipped = np.clip(actions.astype(np.float64), low, high)
-    narrowest = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
-    least, greatest = np.quantile(clipped, [0.01, 0.99], axis=0)
-    rare = greatest - least <= narrowest
-    least = np.where(rare, clipped.min(axis=0), least)
-    greatest = np.where(rare, clipped.max(axis=0), greatest)
-    flat = greatest - least <= narrowest
+    narrowest = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+    least, greatest = typical_range(clipped, low=low, high=high)
+    flat = clipped.max(axis=0) - clipped.min(axis=0) <= narrowest
     return (least + greatest) / 2, np.where(flat, 0.0, (greatest - least) / 2)
 
 

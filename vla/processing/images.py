@@ -8,7 +8,7 @@ import numpy as np
 from vla.interface import Arrays, ArraySpec, Moments, ObservationError
 from vla.processing.checks import require_keys
 from vla.processing.moments import Demonstrations
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import RobotSpec
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vla.interface import Arrays, ArraySpec, Moments, Observation, ObservationError
-from vla.processing.resize import Resizing
+from vla.resize import Resizing
 from vla.spec import RobotSpec
 
 

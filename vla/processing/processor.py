@@ -13,8 +13,10 @@ from jaxtyping import Float32, Int64
 from vla.interface import Arrays, ArraySpec, ModelSpecs, Moments, Observation, ObservationError
 from vla.processing.checks import require_keys
 from vla.processing.codec import ActionCodec
+from vla.processing.images import ImageInput
 from vla.processing.moments import Demonstrations, InputEncoder, moments_of
 from vla.processing.registry import CODECS, INPUTS
+from vla.resize import Resizing
 from vla.spec import RobotSpec
 
 SCHEMA_VERSION = 3
@@ -121,6 +123,12 @@ class Processor:
     def action_horizon(self) -> int:
         """Control periods in a chunk."""
         return self.codec.action_horizon
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """What brings frames to the size that the policy sees; None where they stay as they are."""
+        images = (one for one in self.inputs.values() if isinstance(one, ImageInput))
+        return next((one.resizing for one in images), None)
 
     def specs(self) -> ModelSpecs:
         """Return the form of all that goes into the model and comes out of it."""

@@ -13,9 +13,10 @@ from jaxtyping import Float, Float32, Float64
 from vla.interface import Arrays, ArraySpec, Moments, ObservationError
 from vla.processing.checks import first_true, require_keys
 from vla.processing.moments import Demonstrations
+from vla.processing.ranges import typical_range
 from vla.spec import RobotSpec
 
-CLIP = 1.5  # times the distance from the middle to the 1 % and 99 % quantiles
+CLIP = 1.5  # times the distance from the middle to the ends of the typical range
 
 
 class Normalizer:
@@ -58,12 +59,21 @@ class Normalizer:
         batches: Iterable[Float[np.ndarray, "_ channel"]],
         *,
         names: Sequence[str],
+        low: Float[np.ndarray, " limits"],
+        high: Float[np.ndarray, " limits"],
         constant_dims: Sequence[str] = (),
     ) -> "Normalizer":
         """Take the constants from batches of rows, read once in any number of pieces.
 
-        The 1 % and 99 % quantiles become -1 and 1. Exact quantiles need all rows: 40 bytes each, so they are
-        kept.
+        The ends of the `typical_range`, as a rule the 1 % and 99 % quantiles, become -1 and 1. Exact
+        quantiles need all rows: 40 bytes each, so they are kept.
+
+        Args:
+            batches: of rows, in the units of the channels.
+            names: of the channels.
+            low: declared limits of the channels; rows may lie outside.
+            high: declared limits of the channels.
+            constant_dims: channels that have one value; they become 0.
 
         Raises:
             ValueError: no rows, a wrong number of channels, NaN or infinity, or a channel of zero width that
@@ -75,15 +85,16 @@ class Normalizer:
         rows = np.concatenate(checked) if checked else np.empty((0, len(names)))
         if len(rows) == 0:
             raise ValueError("there are no rows to fit the normalizer to; the data set is empty")
-        low, high = np.quantile(rows, [0.01, 0.99], axis=0)
-        offset, scale = (low + high) / 2, (high - low) / 2
-        narrowest = 4 * np.finfo(np.float32).eps * np.abs(offset)  # what float32 cannot tell from zero width
+        least, greatest = typical_range(rows, low=low.astype(np.float64), high=high.astype(np.float64))
+        offset, scale = (least + greatest) / 2, (greatest - least) / 2
+        width = rows.max(axis=0) - rows.min(axis=0)
+        narrowest = 8 * np.finfo(np.float32).eps * np.abs(offset)  # what float32 cannot tell from zero width
         constant = np.array([name in constant_dims for name in names], dtype=np.bool_)
-        flat = (scale <= narrowest) & ~constant
+        flat = (width <= narrowest) & ~constant
         if flat.any():
             i = int(np.flatnonzero(flat)[0])
             raise ValueError(
-                f"channel {names[i]!r} has zero width: (nearly) all {len(rows)} rows read {offset[i]:g}. "
+                f"channel {names[i]!r} has zero width: all {len(rows)} rows read {offset[i]:g}. "
                 f"Record demonstrations in which it moves, or list it in constant_dims (in a recipe: "
                 f"processor.inputs.state.constant_dims) to encode it as 0"
             )
@@ -161,7 +172,11 @@ class StateInput:
         """
         spec = demonstrations.robot_spec
         normalizer = Normalizer.fit(
-            [demonstrations.states], names=spec.state_names, constant_dims=constant_dims
+            [demonstrations.states],
+            names=spec.state_names,
+            low=np.array([channel.low for channel in spec.state]),
+            high=np.array([channel.high for channel in spec.state]),
+            constant_dims=constant_dims,
         )
         return cls(robot_spec=spec, normalizer=normalizer)
 

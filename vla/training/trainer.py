@@ -340,7 +340,12 @@ class Trainer:
         self._phase_s[phase] += time.perf_counter() - started
 
     def _progress_after_step(self) -> float:
-        """Return the share of the budget that will be spent after the present step, in (0, 1]."""
+        """Return the share of the budget that will be spent after the present step, in (0, 1].
+
+        The only step of a run counts as the end of the warm-up, or it would hardly move the random weights.
+        """
+        if self.num_steps == 1:
+            return self.settings.warmup_share
         return min(1.0, (self.step + 1) * self.samples_per_step / self.settings.num_samples)
 
     def _is_out_of_time(self) -> bool:

@@ -2,36 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vla.processing.checks import require_keys
+from vla.registry import Choices, Range, check_attributes, check_settings
 
 RESIZE_MODES = ("pad", "stretch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resizing:
-    """The size that frames are brought to, and how.
+    """The size that frames are brought to, and how."""
 
-    Attributes:
-        height: of the result [pixels].
-        width: of the result [pixels].
-        mode: ``"pad"`` keeps the aspect ratio and fills with black; ``"stretch"`` fills the frame.
-    """
-
-    height: int
-    width: int
-    mode: str
+    height: Annotated[int, Range(1), "of the result [pixels]"]
+    width: Annotated[int, Range(1), "of the result [pixels]"]
+    mode: Annotated[
+        str, Choices(*RESIZE_MODES), "pad keeps the aspect ratio and fills with black; stretch does not"
+    ]
 
     def __post_init__(self) -> None:
-        if self.mode not in RESIZE_MODES:
-            raise ValueError(f"resize mode {self.mode!r} is none of {RESIZE_MODES}")
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"frames cannot be resized to {self.height}x{self.width} pixels")
+        check_attributes(self, where="resizing")
 
     def apply(self, frames: UInt8[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*batch new_h new_w 3"]:
         """Return frames at the size; those that have it already are returned as they are."""
@@ -54,8 +47,7 @@ class Resizing:
         Raises:
             ValueError: a key is missing or unknown, or a value makes no sense.
         """
-        require_keys(dict(data), ("height", "width", "mode"), what="resizing")
-        return cls(height=data["height"], width=data["width"], mode=data["mode"])
+        return cls(**check_settings(cls, data, where="resizing"))
 
 
 def resize_image(

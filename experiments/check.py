@@ -1,0 +1,152 @@
+"""Finds what is wrong with a recording before a policy is trained on it.
+
+    python -m experiments.check dataset=outputs/datasets/mine
+    python -m experiments.check dataset=outputs/datasets/mine mend=outputs/datasets/mended
+
+Prints what the recording holds and what was found, and writes `report.html`, a page to look at, and
+`findings.json`. Ends with code 1 if there are errors.
+"""
+
+import dataclasses
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from experiments.config import cli, schema
+from experiments.config.checking import CheckRun
+from experiments.config.robot_draft import write_draft
+from experiments.reports.recording import summary, write_recording_page
+from experiments.reports.tables import format_table
+from vla.data.lerobot_v3 import Dataset
+from vla.data.origin import read_origin
+from vla.data.quality.examine import examine
+from vla.data.quality.findings import SEVERITIES, Finding
+from vla.data.quality.mend import write_mended
+from vla.data.quality.opening import open_examined
+from vla.files import atomic_write_json
+
+schema.register("check")
+
+WIDTH = 110  # of the terminal
+
+
+def with_bar(doing: str, episodes: Sequence[int]) -> Iterable[int]:
+    """Return the episodes with a progress bar."""
+    return tqdm(episodes, desc=doing, unit="episode", mininterval=1.0)
+
+
+def print_findings(findings: Sequence[Finding], num_episodes: int) -> None:
+    """Print the findings as a table, each followed by what to do."""
+    if not findings:
+        print("\nNothing was found.")
+        return
+    counts = Counter(one.severity for one in findings)
+    listed = ", ".join(
+        f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in SEVERITIES if counts[name]
+    )
+    print(f"\n{listed}:")
+    for one in findings:
+        place = ", ".join(text for text in (one.channel, one.camera) if text)
+        print(f"\n{one.severity:<8} {one.check}" + (f"  [{place}]" if place else ""))
+        print(textwrap.fill(one.message, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9))
+        if one.episodes and len(one.episodes) < num_episodes:
+            shown = ", ".join(map(str, one.episodes[:15]))
+            rest = len(one.episodes) - 15
+            print(
+                f"         episodes {shown}"
+                + (f" and {rest} more (findings.json lists them)" if rest > 0 else "")
+            )
+        print(textwrap.fill(f"-> {one.advice}", WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 12))
+
+
+def check_dataset(run: CheckRun, out_dir: Path) -> list[Finding]:
+    """Examine a dataset, print and write what was found, and write the mended copy if there is to be one.
+
+    Raises:
+        ValueError: a convention was given for a dataset that states its own.
+        DatasetError: the mended copy cannot be written.
+    """
+    opened = open_examined(
+        run.dataset, action_convention=run.action_convention, gripper_sign=run.gripper_sign
+    )
+    dataset = opened.dataset
+    findings = opened.findings
+    if dataset is not None:
+        for title, header, rows in summary(dataset):
+            print(f"{title}\n{textwrap.indent(format_table(header, rows), '  ')}\n")
+        for guess in opened.guesses:
+            print(
+                textwrap.fill(
+                    f"guessed: {guess}; give the key if that is wrong", WIDTH, subsequent_indent="  "
+                )
+            )
+        findings = findings + examine(
+            dataset, settings=run.examine, progress=lambda episodes: with_bar("looking at pictures", episodes)
+        )
+    print_findings(findings, 0 if dataset is None else dataset.num_episodes)
+    atomic_write_json(
+        out_dir / "findings.json",
+        {
+            "dataset": run.dataset,
+            "guesses": opened.guesses,
+            "errors": sum(one.severity == "error" for one in findings),
+            "findings": [dataclasses.asdict(one) for one in findings],
+        },
+    )
+    page = out_dir / "report.html"
+    write_recording_page(
+        page,
+        dataset,
+        findings=findings,
+        guesses=opened.guesses,
+        name=run.dataset,
+        command=cli.typed_command("check"),
+    )
+    print(f"\nreport: {page}")
+    if dataset is not None and run.robot_file is None and not states_its_spec(dataset):
+        draft = out_dir / "robot.yaml"
+        write_draft(draft, dataset)
+        print(f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)")
+    if run.mend is not None:
+        _mend(dataset, findings, run)
+    return findings
+
+
+def states_its_spec(dataset: Dataset) -> bool:
+    """Whether the dataset says itself what its numbers mean."""
+    return read_origin(dataset.root, dataset.info) is not None
+
+
+def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: CheckRun) -> None:
+    assert run.mend is not None
+    if dataset is None:
+        raise ValueError(f"{run.dataset} cannot be opened, so no copy can be mended; see the errors above")
+    lines = write_mended(
+        dataset,
+        Path(run.mend),
+        findings=findings,
+        settings=run.mending,
+        progress=lambda episodes: with_bar("writing the copy", episodes),
+    )
+    print(f"\nmended copy: {run.mend}")
+    print("\n".join(f"  {line}" for line in lines) or "  nothing had to be changed")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="check")
+def main(config: DictConfig) -> None:
+    """Check."""
+    run = schema.typed(config, CheckRun)
+    findings = check_dataset(run, Path(HydraConfig.get().runtime.output_dir))
+    if any(one.severity == "error" for one in findings):
+        sys.exit(cli.EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,63 @@
+"""A policy is not evaluated on scenes of which it was given demonstrations."""
+
+import pytest
+from program_fixtures import composed
+
+from experiments.collect import collect_dataset
+from experiments.recorded_seeds import KEY, SeedsWereRecorded, recorded_seeds, require_unseen_scenes
+from experiments.train import open_data, recorded_scenes, train_policy
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recorded")
+    run = composed(
+        "train",
+        "tasks=[reach]",
+        "collect.episodes_per_task=3",
+        "collect.first_seed=700000",
+        f"dataset={root / 'dataset'}",
+        f"data.cache_dir={root / 'cache'}",
+        "evaluation.first_seed=699999",
+        "evaluation.episodes_per_task=2",
+    )
+    collect_dataset(root=root / "dataset", env=run.env, tasks=run.tasks, collect=run.collect)
+    return run
+
+
+@pytest.mark.timeout(300)
+def test_training_is_refused_when_its_evaluation_would_be_on_recorded_scenes(run, tmp_path):
+    seeds = recorded_seeds(scene for source in open_data(run) for scene in recorded_scenes(source))
+    first, last = seeds["tabletop"]["reach"][0][0], seeds["tabletop"]["reach"][-1][1]
+    assert (first, list(seeds), list(seeds["tabletop"])) == (700000, ["tabletop"], ["reach"])
+    with pytest.raises(SeedsWereRecorded, match=rf"'reach' with seeds from 700000 to 700000.*={last + 1} or"):
+        train_policy(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "first_seed", "is_refused"),
+    [
+        ("tabletop", "lift", 0, True),
+        ("tabletop", "lift", 9, True),
+        ("tabletop", "lift", 10, False),
+        ("tabletop", "lift", 13, True),
+        ("tabletop", "push", 0, False),
+        ("metaworld", "lift", 0, False),
+    ],
+)
+def test_seeds_count_by_family_and_task(family, task, first_seed, is_refused):
+    provenance = {KEY: {"tabletop": {"lift": [[0, 9], [15, 20]], "reach": [[0, 40]]}}}
+
+    def check(first_seed):
+        require_unseen_scenes(provenance, family=family, tasks=[task], first_seed=first_seed, num_episodes=5)
+
+    if not is_refused:
+        check(first_seed)
+        return
+    with pytest.raises(SeedsWereRecorded, match=r"evaluation\.first_seed=21"):
+        check(first_seed)
+    check(21)
+
+
+def test_a_policy_of_unknown_origin_is_evaluated():
+    require_unseen_scenes({}, family="tabletop", tasks=["lift"], first_seed=0, num_episodes=5)
