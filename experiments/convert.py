@@ -54,7 +54,7 @@ def convert(*, source: Path, dataset: Path, mapping: Hdf5Mapping, storage: str) 
     """Write what `source` holds and `dataset` lacks, and print a table.
 
     Raises:
-        DatasetError: a file does not fit the mapping, or `dataset` was begun with another; nothing was written.
+        DatasetError: a file does not fit the mapping, or `dataset` has another one; nothing was written.
         DirectoryInUse: another program writes into `dataset`.
     """
     files = find_files(source)
