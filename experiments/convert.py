@@ -6,6 +6,7 @@ A mapping, a YAML file such as those in `conf/convert/`, says which key is which
 files are checked before anything is written. The same command continues an interrupted conversion.
 """
 
+import dataclasses
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -49,11 +50,11 @@ def read_mapping(name: str, changes: dict[str, Any]) -> Hdf5Mapping:
     return Hdf5Mapping(**check_settings(Hdf5Mapping, values | changes, where=path.name))
 
 
-def convert(*, source: Path, dataset: Path, mapping: Hdf5Mapping, storage: str, mapping_name: str) -> None:
+def convert(*, source: Path, dataset: Path, mapping: Hdf5Mapping, storage: str) -> None:
     """Write what `source` holds and `dataset` lacks, and print a table.
 
     Raises:
-        DatasetError: a file does not fit the mapping; nothing was written.
+        DatasetError: a file does not fit the mapping, or `dataset` has another one; nothing was written.
         DirectoryInUse: another program writes into `dataset`.
     """
     files = find_files(source)
@@ -66,7 +67,7 @@ def convert(*, source: Path, dataset: Path, mapping: Hdf5Mapping, storage: str, 
         dataset,
         robot_spec=robot_spec_of(mapping, episodes),
         storage=storage,
-        extra_info={"converted_by": mapping_name},
+        extra_info={"mapping": dataclasses.asdict(mapping)},
     )
     with writer, tqdm(total=len(episodes), desc="converting", unit="episode") as bar:
         done = {extra["source"] for extra in writer.episode_extras}
@@ -112,7 +113,6 @@ def main(config: DictConfig) -> None:
         dataset=Path(run.dataset),
         mapping=mapping,
         storage=run.storage,
-        mapping_name=Path(run.mapping).stem,
     )
 
 

@@ -84,7 +84,7 @@ def write_aloha(folder, lengths=(5, 4), *, kind="raw"):
 
 def run(source, dataset, name, **changes):
     mapping = read_mapping(name, {"instruction": "lift the cube"} | changes)
-    convert(source=source, dataset=dataset, mapping=mapping, storage="image", mapping_name=name)
+    convert(source=source, dataset=dataset, mapping=mapping, storage="image")
     return Dataset(dataset)
 
 
@@ -159,6 +159,9 @@ def test_an_interrupted_conversion_continues(tmp_path, monkeypatch):
     assert dataset.episode_lengths.tolist() == [5, 4, 3]
     run(tmp_path / "raw", tmp_path / "d", "aloha")
     assert len(begun) == 4
+    cameras = {name: {"key": f"observations/images/{name}", "color_order": "bgr"} for name in ALOHA_CAMERAS}
+    with pytest.raises(DatasetError, match="was recorded with extra_info"):
+        run(tmp_path / "raw", tmp_path / "d", "aloha", cameras=cameras)
 
 
 def spoil(path, key, values):
@@ -227,6 +230,8 @@ def test_a_wrong_key_of_a_mapping_names_the_nearest(tmp_path):
     path.write_text("- a\n")
     with pytest.raises(DatasetError, match="holds no table"):
         read_mapping(str(path), {})
+    with pytest.raises(SettingError, match="at least one key for each"):
+        read_mapping("aloha", {"cameras": {}})
     with pytest.raises(SettingError, match="has 2 names and 3 units"):
         read_mapping("aloha", {"action": [{"key": "a", "names": ["x", "y"], "units": ["1", "1", "1"]}]})
 

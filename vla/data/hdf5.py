@@ -69,6 +69,8 @@ class Hdf5Mapping:
 
     def __post_init__(self) -> None:
         check_attributes(self)
+        if not (self.cameras and self.state and self.action):
+            raise SettingError("a mapping needs at least one key for each of cameras, state and action")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ def _channels(keys: Sequence[NumbersKey], arrays: Sequence[np.ndarray]) -> tuple
 
 def _h5py() -> Any:
     try:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise DatasetError("reading HDF5 needs h5py: pip install -e '.[hdf5]'") from error
     return h5py
