@@ -20,7 +20,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.config import cli, schema
+from experiments.config.checking import CheckRun
 from experiments.config.robot_draft import write_draft
+from experiments.config.robot_file import read_robot_file
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_table
 from vla.data.lerobot_v3 import Dataset
@@ -65,7 +67,7 @@ def print_findings(findings: Sequence[Finding], num_episodes: int) -> None:
         print(textwrap.fill(f"-> {one.advice}", WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 12))
 
 
-def check_dataset(run: schema.CheckRun, out_dir: Path) -> list[Finding]:
+def check_dataset(run: CheckRun, out_dir: Path) -> list[Finding]:
     """Examine a dataset, print and write what was found, and write the mended copy if there is to be one.
 
     Raises:
@@ -73,7 +75,10 @@ def check_dataset(run: schema.CheckRun, out_dir: Path) -> list[Finding]:
         DatasetError: the mended copy cannot be written.
     """
     opened = open_examined(
-        run.dataset, action_convention=run.action_convention, gripper_sign=run.gripper_sign
+        run.dataset,
+        robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
+        action_convention=run.action_convention,
+        gripper_sign=run.gripper_sign,
     )
     dataset = opened.dataset
     findings = opened.findings
@@ -111,8 +116,12 @@ def check_dataset(run: schema.CheckRun, out_dir: Path) -> list[Finding]:
     print(f"\nreport: {page}")
     if dataset is not None and run.robot_file is None and not states_its_spec(dataset):
         draft = out_dir / "robot.yaml"
-        write_draft(draft, dataset)
-        print(f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)")
+        is_new = write_draft(draft, dataset)
+        print(
+            f"robot file, drafted: {draft} (look at every line, then give it as robot_file=)"
+            if is_new
+            else f"robot file, left as it is: {draft}"
+        )
     if run.mend is not None:
         _mend(dataset, findings, run)
     return findings
@@ -123,7 +132,7 @@ def states_its_spec(dataset: Dataset) -> bool:
     return read_origin(dataset.root, dataset.info) is not None
 
 
-def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: schema.CheckRun) -> None:
+def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: CheckRun) -> None:
     assert run.mend is not None
     if dataset is None:
         raise ValueError(f"{run.dataset} cannot be opened, so no copy can be mended; see the errors above")
@@ -141,7 +150,7 @@ def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: schema.Chec
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="check")
 def main(config: DictConfig) -> None:
     """Check."""
-    run = schema.typed(config, schema.CheckRun)
+    run = schema.typed(config, CheckRun)
     findings = check_dataset(run, Path(HydraConfig.get().runtime.output_dir))
     if any(one.severity == "error" for one in findings):
         sys.exit(cli.EXIT_FAILED)

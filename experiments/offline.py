@@ -159,25 +159,13 @@ def evaluate_offline(
             traces.append(_trace(policy, source, indices, asked, execute_horizon))
             still.append(_staying_still(source, indices, execute_horizon))
             bar.update()
-    errors = np.array([np.abs(trace.predicted - trace.recorded).mean(axis=0) for trace in traces])
-    lengths = np.array([len(trace.recorded) for trace in traces], dtype=np.float64)
-    low, high = _bootstrap(errors, lengths)
     spec = source.windows.robot_spec
-    mean, mean_still = (np.average(np.array(values), axis=0, weights=lengths) for values in (errors, still))
-    relative = (errors / np.maximum(mean, 1e-12)).mean(axis=1)
+    channels = _channel_errors(spec, traces, np.array(still))
+    mean = np.maximum([channel.error for channel in channels], 1e-12)
+    relative = np.array([(np.abs(one.predicted - one.recorded).mean(axis=0) / mean).mean() for one in traces])
     return OfflineEvaluation(
         spec=spec,
-        channels=[
-            ChannelError(
-                name=channel.name,
-                unit=channel.unit,
-                error=float(mean[i]),
-                low=None if low is None else float(low[i]),
-                high=None if high is None else float(high[i]),
-                still=float(mean_still[i]),
-            )
-            for i, channel in enumerate(spec.action)
-        ],
+        channels=channels,
         num_episodes=len(traces),
         num_moments=num_moments,
         what=what,
@@ -188,6 +176,26 @@ def evaluate_offline(
 def save_offline(evaluation: OfflineEvaluation, path: Path) -> None:
     """Write the errors as JSON."""
     atomic_write_json(path, evaluation.to_json())
+
+
+def _channel_errors(
+    spec: RobotSpec, traces: Sequence[Trace], still: Float64[np.ndarray, "episode action"]
+) -> list[ChannelError]:
+    errors = np.array([np.abs(one.predicted - one.recorded).mean(axis=0) for one in traces], np.float64)
+    lengths = np.array([len(one.recorded) for one in traces], np.float64)
+    low, high = _bootstrap(errors, lengths)
+    mean, mean_still = (np.average(values, axis=0, weights=lengths) for values in (errors, still))
+    return [
+        ChannelError(
+            name=channel.name,
+            unit=channel.unit,
+            error=float(mean[i]),
+            low=None if low is None else float(low[i]),
+            high=None if high is None else float(high[i]),
+            still=float(mean_still[i]),
+        )
+        for i, channel in enumerate(spec.action)
+    ]
 
 
 def _trace(

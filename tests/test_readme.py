@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
+from experiments.config.robot_file import confirmed_limits
 from vla.data.lerobot_v3 import Dataset
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,22 @@ def test_the_front_page_is_short_and_begins_with_code():
     assert any(line.startswith("```bash") for line in lines[:FIRST_CODE_BEFORE_LINE])
 
 
+@pytest.fixture
+def robot_file(tmp_path, monkeypatch):
+    """The robot file that a page shows, where its commands look for it."""
+    (text,) = [block for text in PAGES.values() for block in blocks(text, "yaml")]
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "outputs/so101/robot.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_robot_file_of_the_page_is_one(robot_file):
+    assert confirmed_limits(robot_file).channels["gripper.pos"].kind == "gripper"
+
+
+@pytest.mark.usefixtures("robot_file")
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_command_composes(page, command):
     words = shlex.split(command)
@@ -113,7 +130,7 @@ def test_the_recording_snippet_makes_a_dataset(tmp_path, monkeypatch):
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     dataset = Dataset(tmp_path / "outputs/datasets/my_arm")
     assert dataset.num_episodes == 3
-    assert dataset.instructions == ["turn the joint"]
+    assert dataset.instructions == ["turn the joints"]
 
 
 @pytest.mark.parametrize(("page", "snippet"), snippets())

@@ -126,8 +126,8 @@ def test_a_bundle_is_served_from_the_wheel(installed, tmp_path):
 
 
 def test_gymnasium_finds_the_ids_of_an_installed_wheel(installed, tmp_path):
-    name = "envs.gymnasium_ids:vla/TabletopReach-v0"
-    code = f"import gymnasium, sys; print(gymnasium.spec({name!r}).kwargs, 'mujoco' in sys.modules)"
+    show = "print(gymnasium.spec('vla/TabletopReach-v0').kwargs, 'mujoco' in sys.modules)"
+    code = f"import gymnasium, sys, envs.gymnasium_ids; {show}"
     assert output_of("-c", code, cwd=tmp_path, path=installed) == (0, "{'task': 'reach'} False\n")
 
 

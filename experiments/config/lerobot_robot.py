@@ -119,7 +119,7 @@ def make_device(kind: str, settings: Mapping[str, Any]) -> LerobotDevice:
         plugins = importlib.import_module("lerobot.utils.import_utils")
     except ModuleNotFoundError as error:
         raise LerobotMissing(
-            f"robot=lerobot needs LeRobot ({error}): pip install 'lerobot[hardware]==0.6.1' into this "
+            f"robot=lerobot needs LeRobot ({error}): pip install 'lerobot[dataset,hardware]==0.6.1' into "
             "environment (Python 3.12 or newer), with what your robot needs, such as lerobot[feetech]"
         ) from error
     unusable = _register_all(robots)

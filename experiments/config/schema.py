@@ -22,13 +22,10 @@ from experiments.config.robot import ROBOTS, RobotSetup
 from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
-from vla.data.quality.examine import ExamineSettings
-from vla.data.quality.mend import MendSettings
 from vla.data.registry import SOURCES
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
 from vla.registry import Choices, Range, Registry, check_settings
-from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -122,25 +119,6 @@ class CollectRun(TaskProgram):
 
     dataset: Annotated[str, "directory of the recording"]
     collect: Annotated[CollectSettings, "how demonstrations are recorded"]
-
-
-@dataclass(kw_only=True)
-class CheckRun(Program):
-    """`python -m experiments.check`."""
-
-    dataset: Annotated[str, "directory of the recording; it is only read"]
-    robot_file: Annotated[str | None, "what its numbers mean, if it does not state it; null drafts one"] = (
-        None
-    )
-    action_convention: Annotated[
-        str | None, Choices(*ACTION_CONVENTIONS), "of a dataset that stores no robot spec; null: guess"
-    ] = None
-    gripper_sign: Annotated[
-        str | None, Choices(*GRIPPER_SIGNS), "of a dataset that stores no robot spec; null: guess"
-    ] = None
-    examine: Annotated[ExamineSettings, "how closely to look"] = field(default_factory=ExamineSettings)
-    mend: Annotated[str | None, "a new directory for a mended copy; null: none"] = None
-    mending: Annotated[MendSettings, "what the mended copy leaves out"] = field(default_factory=MendSettings)
 
 
 @dataclass(kw_only=True)
@@ -317,7 +295,7 @@ ROOTS: Registry[Program] = Registry(
     "program",
     {
         "collect": f"{__name__}:CollectRun",
-        "check": f"{__name__}:CheckRun",
+        "check": "experiments.config.checking:CheckRun",
         "convert": f"{__name__}:ConvertRun",
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",

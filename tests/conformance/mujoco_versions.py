@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[2]
 PAIRS = {"oldest": ("mujoco==3.3.0", "mink==0.0.13"), "newest": ("mujoco", "mink")}
 TESTING = ("pytest", "pytest-timeout", "hypothesis", "beartype")
 NEEDED = ("numpy", "jaxtyping", "pillow")  # of the core
-TESTS = ("tests/envs", "--ignore=tests/envs/test_metaworld.py", "--ignore=tests/envs/test_metaworld_tasks.py")
+TESTS = (
+    "tests/envs",
+    "--ignore=tests/envs/test_metaworld.py",
+    "--ignore=tests/envs/test_metaworld_tasks.py",
+    "--deselect=tests/envs/test_rollout.py::test_workers_of_a_program_with_torch_import_none",
+)
 
 
 def requirements() -> list[str]:

@@ -5,7 +5,6 @@ import pytest
 
 from vla.data.layout import DatasetError
 from vla.data.video import VideoEncoder, VideoJoiner, check_mp4, decode_frames
-from vla.resize import Resizing
 
 
 def clip(count, *, first=0, size=(32, 48)):
@@ -30,18 +29,10 @@ def encode(frames, *, rate=Fraction(20), crf=10, pixel_format="yuv420p"):
 
 
 def decode(path, times, *, tolerance_s=0.01, size=(32, 48)):
-    height, width = size
-    frames = np.empty((len(times), height, width, 3), dtype=np.uint8)
-    decode_frames(
-        path,
-        np.array(times, float),
-        height=height,
-        width=width,
-        tolerance_s=tolerance_s,
-        resizing=Resizing(height=height, width=width, mode="stretch"),
-        out=frames,
+    frames = decode_frames(
+        path, np.array(times, float), height=size[0], width=size[1], tolerance_s=tolerance_s
     )
-    return frames
+    return np.stack(list(frames))
 
 
 @pytest.mark.parametrize("rate", [Fraction(20), Fraction(30), Fraction(25, 2), Fraction(30000, 1001)])

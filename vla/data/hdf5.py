@@ -308,13 +308,13 @@ def _instruction(file: Any, mapping: Hdf5Mapping, where: str) -> str:
     place, _, attribute = mapping.instruction_attribute.partition("@")
     attribute, _, key = attribute.partition(":")
     holder = file.get(place or "/")
-    there = [] if holder is None else list(holder.attrs)
-    if attribute not in there:
+    attributes = {} if holder is None else holder.attrs
+    if attribute not in attributes:
         raise DatasetError(
             f"{where}: {mapping.instruction_attribute!r} is not there; {place or '/'} has the attributes "
-            f"{there}"
+            f"{list(attributes)}"
         )
-    text = holder.attrs[attribute]
+    text = attributes[attribute]
     text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     if not key:
         return text

@@ -212,15 +212,15 @@ class Dataset:
                 last += 1
             end = min(stop, int(self.episode_starts[last] + self.episode_lengths[last]))
             times = offsets[self.episode_index[begin:end]] + self._timestamps[begin:end]
-            decode_frames(
+            decoded = decode_frames(
                 paths[first],
                 times,
                 height=camera.height,
                 width=camera.width,
                 tolerance_s=TOLERANCE_IN_PERIODS * period,
-                resizing=resizing,
-                out=images[begin - start : end - start],
             )
+            for place, image in enumerate(decoded, start=begin - start):
+                images[place] = resizing.apply(image)
             begin = end
 
     def _read_pictures(self, camera: CameraSpec, start: int, images: np.ndarray, resizing: Resizing) -> None:

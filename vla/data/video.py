@@ -5,6 +5,7 @@ or datasets. Frames are RGB uint8 [h w 3]; times are seconds from the start of a
 """
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, UInt8
 
 from vla.data.layout import DatasetError
-from vla.resize import Resizing
 
 _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
 
@@ -164,19 +164,8 @@ def decode_frames(
     height: int,
     width: int,
     tolerance_s: float,
-    resizing: Resizing,
-    out: UInt8[np.ndarray, "frames new_h new_w 3"],
-) -> None:
-    """Decode the frames at ascending `timestamps` [s] in one pass, from the key frame before the first.
-
-    Args:
-        path: the video file.
-        timestamps: from the start of the file [s].
-        height: of its frames, as the dataset says [pixels].
-        width: of its frames.
-        tolerance_s: how far a frame may lie from its timestamp [s].
-        resizing: what is done to each frame.
-        out: filled with the frames.
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yield the frames at ascending `timestamps` [s], in one pass from the key frame before the first.
 
     Raises:
         DatasetError: the file is damaged, its frames have another size, or no frame lies within
@@ -205,10 +194,9 @@ def decode_frames(
                         f"video file {path} has frames of {frame.height}x{frame.width} (h x w), "
                         f"but meta/info.json says {height}x{width}"
                     )
-                out[found] = resizing.apply(reformatter.reformat(frame, format="rgb24").to_ndarray())
-                found += 1
+                image = reformatter.reformat(frame, format="rgb24").to_ndarray()
                 while found < len(timestamps) and timestamps[found] <= latest + tolerance_s:
-                    out[found] = out[found - 1]
+                    yield image
                     found += 1
                 if found == len(timestamps):
                     return

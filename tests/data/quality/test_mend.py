@@ -1,6 +1,7 @@
 """A mended copy has none of the faults that can be mended, and the source stays as it is."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,17 @@ def spoiled() -> list[plant.Draft]:
     drafts[8].hold(0, 80)
     drafts[6].keep(slice(0, 4))
     drafts[9].task = "Lift the  red cube!"
-    plant.duplicate(drafts)  # 18
+    plant.duplicate(drafts)  # 15
     drafts[10].images["wrist"][:] = 0
     return drafts
 
 
-def mended(root: Path, target: Path, **settings: object) -> tuple[Dataset, list[str], list[Finding]]:
+def mended(
+    root: Path, target: Path, *, restore: Sequence[str] = ()
+) -> tuple[Dataset, list[str], list[Finding]]:
     source = Dataset(root)
-    lines = write_mended(source, target, findings=examine(source), settings=MendSettings(**settings))
+    settings = MendSettings(restore=list(restore))
+    lines = write_mended(source, target, findings=examine(source), settings=settings)
     copy = Dataset(target)
     return copy, lines, examine(copy)
 
@@ -47,13 +51,13 @@ def test_a_mended_copy_is_clean_and_the_source_untouched(source, tmp_path):
     copy, lines, left = mended(source, tmp_path / "copy")
     assert left == []
     assert Dataset(source).content_hash() == before
-    assert copy.num_episodes == 19 - 4
+    assert copy.num_episodes == 16 - 4
     listed = "\n".join(lines)
     for expected in (
         "dropped 1 episodes (outlier): 3",
         "dropped 1 episodes (short): 6",
         "dropped 1 episodes (picture_black): 10",
-        "dropped 1 episodes (duplicate): 18",
+        "dropped 1 episodes (duplicate): 15",
         "from the beginning",
         "from the end",
         "wrote 'lift the red cube' for 'Lift the  red cube!'",
@@ -61,7 +65,7 @@ def test_a_mended_copy_is_clean_and_the_source_untouched(source, tmp_path):
     ):
         assert expected in listed
     assert copy.info["vla"]["extra_info"]["mended"] == lines
-    assert copy.episode_extra["seed"] == [i for i in range(18) if i not in (3, 6, 10)]
+    assert copy.episode_extra["seed"] == [i for i in range(15) if i not in (3, 6, 10)]
 
 
 def test_what_is_kept_is_kept_exactly(source, tmp_path):
@@ -104,7 +108,7 @@ def test_a_damaged_picture_that_was_not_looked_at_drops_its_episode(tmp_path):
     source = Dataset(root)
     lines = write_mended(source, tmp_path / "copy", findings=[], settings=MendSettings())
     assert Dataset(tmp_path / "copy").num_episodes == source.num_episodes - 1
-    assert lines[-1].startswith("dropped episode 17: the image of frame")
+    assert lines[-1].startswith("dropped episode 14: the image of frame")
 
 
 def test_no_directory_in_use_and_no_empty_copy(source, tmp_path):

@@ -72,7 +72,7 @@ def test_all_numbers_that_are_not_finite_are_listed(tmp_path):
     assert opened.dataset is None
     (finding,) = opened.findings
     assert (finding.check, finding.episodes) == ("not_finite", [0, 1])
-    assert "action channels 0, 2 (counted from 0) of 2 of 18 episodes" in finding.message
+    assert "action channels 0, 2 (counted from 0) of 2 of 15 episodes" in finding.message
 
 
 def test_channels_are_paired_by_name_and_else_by_order():

@@ -14,10 +14,7 @@ from vla.data.quality.findings import CHECKS  # noqa: E402
 from vla.data.quality.opening import open_examined  # noqa: E402
 
 TARGET, DELTA = "joint_target", "joint_delta"
-IN_RECORDING = [
-    (plant.idle_starts, "idle_start", TARGET),
-    (plant.idle_ends, "idle_end", TARGET),
-    (plant.end_in_motion, "ends_in_motion", TARGET),
+IN_NUMBERS = [
     (plant.equal_delta, "deltas_called_absolute", TARGET),
     (plant.positions_for_deltas, "absolutes_called_deltas", DELTA),
     (plant.double_delta, "double_delta", DELTA),
@@ -38,23 +35,28 @@ IN_RECORDING = [
     (plant.wrap, "angle_wrap", TARGET),
     (plant.out_of_range, "out_of_range", TARGET),
     (plant.still_gripper, "gripper_still", TARGET),
-    (plant.short, "short", TARGET),
-    (plant.duplicate, "duplicate", TARGET),
-    (plant.failed, "failed", TARGET),
-    (plant.spelling, "sentence_spelling", TARGET),
-    (plant.rare_sentence, "sentence_rare", TARGET),
-    (plant.two_sentences, "sentence_task", TARGET),
-    (plant.long_sentence, "sentence_long", TARGET),
-    (plant.unequal_tasks, "task_balance", TARGET),
-    (plant.black, "picture_black", TARGET),
-    (plant.overexposed, "picture_overexposed", TARGET),
-    (plant.frozen, "camera_frozen", TARGET),
-    (plant.bgr, "color_order", TARGET),
-    (plant.turned, "picture_turned", TARGET),
-    (plant.exchanged_cameras, "cameras_exchanged", TARGET),
-    (plant.one_camera, "camera_same", TARGET),
-    (plant.letterbox, "letterbox", TARGET),
-    (plant.late_pictures, "picture_late", TARGET),
+]
+IN_EPISODES = [
+    (plant.idle_starts, "idle_start"),
+    (plant.idle_ends, "idle_end"),
+    (plant.end_in_motion, "ends_in_motion"),
+    (plant.short, "short"),
+    (plant.duplicate, "duplicate"),
+    (plant.failed, "failed"),
+    (plant.spelling, "sentence_spelling"),
+    (plant.rare_sentence, "sentence_rare"),
+    (plant.two_sentences, "sentence_task"),
+    (plant.long_sentence, "sentence_long"),
+    (plant.unequal_tasks, "task_balance"),
+    (plant.black, "picture_black"),
+    (plant.overexposed, "picture_overexposed"),
+    (plant.frozen, "camera_frozen"),
+    (plant.bgr, "color_order"),
+    (plant.turned, "picture_turned"),
+    (plant.exchanged_cameras, "cameras_exchanged"),
+    (plant.one_camera, "camera_same"),
+    (plant.letterbox, "letterbox"),
+    (plant.late_pictures, "picture_late"),
 ]
 IN_FILES = [
     (plant.gaps, "time_gaps", "image"),
@@ -88,27 +90,35 @@ def drafts():
 def clean(drafts, tmp_path_factory):
     root = tmp_path_factory.mktemp("clean")
     return {
-        storage: plant.record(root / storage, drafts[TARGET], storage=storage)
-        for storage in ("image", "video")
+        "image": plant.record(root / "image", drafts[TARGET]),
+        "video": plant.record(root / "video", drafts[TARGET], storage="video"),
+        DELTA: plant.record(root / DELTA, drafts[DELTA], convention=DELTA),
     }
 
 
-@pytest.mark.parametrize("storage", ["image", "video"])
-def test_a_clean_recording_has_no_finding(clean, storage):
-    assert findings_of(clean[storage], pictures="all") == []
-
-
-def test_a_clean_recording_of_deltas_has_no_finding(drafts, tmp_path):
-    assert findings_of(plant.record(tmp_path / "deltas", drafts[DELTA], convention=DELTA)) == []
+@pytest.mark.parametrize("kind", ["image", "video", DELTA])
+def test_a_clean_recording_has_no_finding(clean, kind):
+    assert findings_of(clean[kind], pictures="all") == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "check", "convention"), IN_RECORDING, ids=lambda value: getattr(value, "__name__", str(value))
+    ("fault", "check", "convention"), IN_NUMBERS, ids=lambda value: getattr(value, "__name__", str(value))
 )
-def test_a_fault_of_a_recording_is_found(drafts, tmp_path, fault, check, convention):
+def test_a_fault_of_the_numbers_is_found(drafts, clean, tmp_path, fault, check, convention):
     episodes = [draft.copy() for draft in drafts[convention]]
     fault(episodes)
-    root = plant.record(tmp_path / "r", episodes, convention=convention)
+    shutil.copytree(clean["image" if convention == TARGET else DELTA], tmp_path / "r")
+    root = plant.replace_numbers(tmp_path / "r", episodes)
+    assert check in [one.check for one in findings_of(root, pictures="none")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"), IN_EPISODES, ids=lambda value: getattr(value, "__name__", str(value))
+)
+def test_a_fault_of_episodes_is_found(drafts, tmp_path, fault, check):
+    episodes = [draft.copy() for draft in drafts[TARGET]]
+    fault(episodes)
+    root = plant.record(tmp_path / "r", episodes)
     pictures = "some" if check in OF_PICTURES else "none"
     assert check in [one.check for one in findings_of(root, pictures=pictures)]
 

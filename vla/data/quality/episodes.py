@@ -216,7 +216,7 @@ def _sentences(recording: Recording, max_tokens: int) -> list[Finding]:
         findings.append(found("sentence_spelling", "warning", message, episodes=odd))
     rare = [text for text, count in counts.items() if count == 1]
     usual = float(np.median(list(counts.values())))
-    if rare and usual >= 5 and len(rare) <= 0.34 * len(counts):
+    if rare and usual >= 4 and len(rare) <= 0.34 * len(counts):
         odd = [number for number, text in enumerate(texts) if normalize_instruction(text) in rare]
         message = f"{len(rare)} of {len(counts)} sentences occur once, most {usual:.0f} times: {rare[0]!r}"
         findings.append(found("sentence_rare", "warning", message, episodes=odd))

@@ -161,7 +161,7 @@ def _units_of_some_episodes(recording: Recording) -> list[Finding]:
     if 0 < len(odd) <= MOST_SHARE * recording.num_episodes:
         factor = np.median(ratio[odd])
         message = f"most state channels are {factor:.3g} times as large in {recording.count(odd.tolist())}"
-        findings.append(found("unit", "error", message, episodes=odd))
+        findings.append(found("unit", "error", message, episodes=odd.tolist()))
     return findings
 
 
