@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from program_fixtures import composed
 
+from envs.tabletop.env import make_robot_spec
 from experiments.train import train_policy
 from vla.data.writer import DatasetWriter
 from vla.errors import VLAError
@@ -56,8 +57,13 @@ def record(root: Path, instructions=("lift it", "push it", "lift it", "push it")
                     camera.name: rng.integers(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)
                     for camera in spec.cameras
                 }
-                state = np.array([rng.uniform(-1, 1), 0.5 if still else rng.uniform(0, 1)], np.float32)
-                writer.add_frame(images, state, np.array([0.1 * state[0], state[1]], np.float32))
+                state, action = (
+                    np.array([rng.uniform(channel.low, channel.high) for channel in channels], np.float32)
+                    for channels in (spec.state, spec.action)
+                )
+                if still:
+                    state[1] = 0.5
+                writer.add_frame(images, state, action)
             writer.save_episode(instruction, {"seed": seed, "task_name": "reach"})
 
 
@@ -65,8 +71,8 @@ def uneven() -> RobotSpec:
     return dataclasses.replace(SPEC, cameras=(SPEC.cameras[0], CameraSpec(name="wrist", height=16, width=16)))
 
 
-def one_camera() -> RobotSpec:
-    return dataclasses.replace(SPEC, cameras=SPEC.cameras[:1])
+def tabletop(*cameras: str) -> RobotSpec:
+    return make_robot_spec(image_size=96, cameras=cameras)
 
 
 class Case(NamedTuple):
@@ -121,18 +127,19 @@ CASES = {
         (),
         r"data\.cameras and env\.cameras, or skip the evaluation with evaluation\.instruction_modes=\[\]",
         ("env.cameras=[exterior]",),
-        recording=lambda root: record(root, spec=one_camera()),
+        recording=lambda root: record(root, spec=tabletop("exterior")),
     ),
     "the same, without an evaluation": Case(
         (),
         r"evaluation\.instruction_modes=\[\]",
         (NO_EVALUATION,),
-        recording=lambda r: record(r, spec=one_camera()),
+        recording=lambda r: record(r, spec=tabletop("exterior")),
     ),
     "an evaluation on recorded seeds": Case(
         ("tasks=[reach]", "evaluation.first_seed=2"),
         r"evaluation\.first_seed=4 or more",
         ("tasks=[reach]", "evaluation.first_seed=4"),
+        recording=lambda root: record(root, spec=tabletop("exterior", "wrist")),
     ),
     "a head without its codec": Case(
         ("model/head=flow", NO_EVALUATION),
