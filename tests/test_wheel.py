@@ -15,7 +15,7 @@ from experiments.config import schema
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
 PACKAGES = ("vla", "envs", "policies", "experiments", "conf")
-WAIT_S = 200.0  # the longest that a test waits for a program
+WAIT_S = 280.0  # the longest that a test waits for a program
 HELP = """
 import runpy, sys
 from hydra.core.global_hydra import GlobalHydra
@@ -86,7 +86,10 @@ def start(*arguments, cwd, path=None):
 
 def output_of(*arguments, cwd, path=None):
     with start(*arguments, cwd=cwd, path=path) as process:
-        output, _ = process.communicate(timeout=WAIT_S)
+        try:
+            output, _ = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
     return process.returncode, output
 
 
