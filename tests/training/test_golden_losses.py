@@ -68,6 +68,9 @@ class SyntheticSource:
     def to_json(self) -> dict:
         return {}
 
+    def fingerprints(self) -> list[str]:
+        return []
+
     def observations(self, indices) -> list:
         raise NotImplementedError("losses need batches alone")
 
