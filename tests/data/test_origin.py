@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_fixtures import make_episodes, make_spec, write_episodes
+from data_fixtures import make_episodes, write_episodes
 
 from vla.data import layout, origin
 from vla.data.layout import DatasetError
