@@ -10,7 +10,7 @@ from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.config import schema
 from experiments.config.schema import CollectSettings
-from experiments.train import record_if_asked, require_pictures_of_evaluation
+from experiments.train import is_simulated, record_if_asked
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.spec import SpecMismatch
@@ -63,15 +63,22 @@ def test_a_recording_with_other_cameras_is_used_only_if_asked(tmp_path):
     record_if_asked(tiny_run(tmp_path, "env.cameras=[wrist]", "record=false"))
 
 
-def test_pictures_of_another_quality_are_refused_before_training(tmp_path):
+def test_a_run_is_rolled_out_where_its_robot_is_and_pictures_are_the_same(tmp_path):
     run = tiny_run(tmp_path, "env.render_quality=full", "env.cameras=[wrist]")
     record_if_asked(run)
-    require_pictures_of_evaluation(run, ["wrist"])
-    other = tiny_run(tmp_path, "env.render_quality=fast", "env.cameras=[wrist]")
-    with pytest.raises(ValueError, match=r"render_quality=full.*Give env\.render_quality=full"):
-        require_pictures_of_evaluation(other, ["wrist"])
-    other.evaluation = dataclasses.replace(other.evaluation, instruction_modes=[])
-    require_pictures_of_evaluation(other, ["wrist"])
+    spec = Dataset(tmp_path).robot_spec
+    assert is_simulated(run, spec)
+    assert not is_simulated(run, dataclasses.replace(spec, name="somebody's arm"))
+    for override, told in (
+        ("env.render_quality=fast", r"render_quality=full.*Give env\.render_quality=full"),
+        ("env.cameras=[exterior,wrist]", r"cameras \['wrist'\].*Choose with data\.cameras"),
+    ):
+        quality = [] if "quality" in override else ["env.render_quality=full"]
+        other = tiny_run(tmp_path, "env.cameras=[wrist]", *quality, override)
+        with pytest.raises(ValueError, match=told):
+            is_simulated(other, spec)
+        other.evaluation = dataclasses.replace(other.evaluation, instruction_modes=[])
+        assert not is_simulated(other, spec)
 
 
 def test_a_recording_may_go_on_after_success(tmp_path):
