@@ -15,8 +15,8 @@ setup: ## make .venv: torch (CPU), the package, the software-GL libraries
 quickstart: setup ## record, train, evaluate and export a small policy (20 to 25 minutes on two cores)
 	$(PY) -m experiments.quickstart $(ARGS)
 
-test: lint ## set-up, ruff, pyright and the tests
-	$(PY) -m pytest $(ARGS)
+test: lint ## set-up, ruff, pyright and the tests, a process per core; a file's tests share one
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup ## ruff check, ruff format --check, pyright
 	$(PY) -m ruff check .
