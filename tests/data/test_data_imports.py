@@ -9,7 +9,7 @@ print([name for name in ("torch", "pandas", "datasets", "mujoco", "cv2") if name
 """
 
 
-def test_reading_and_writing_need_no_torch_and_half_a_second():
+def test_reading_and_writing_need_no_torch_and_a_second():
     runs = [
         subprocess.run(
             [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
@@ -18,4 +18,4 @@ def test_reading_and_writing_need_no_torch_and_half_a_second():
     ]
     assert runs[0][1] == "[]"
     seconds = min(float(run[0]) for run in runs)
-    assert seconds < 0.5, f"importing vla.data took {seconds:.2f} CPU s"
+    assert seconds < 1.0, f"importing vla.data took {seconds:.2f} CPU s"

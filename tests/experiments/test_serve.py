@@ -92,7 +92,7 @@ def test_an_open_door_ends_with_a_message(tmp_path):
     ("overrides", "words"),
     [
         (("tls_cert=a.pem",), "both tls_cert and tls_key"),
-        (("openpi_map.resize=crop",), "openpi_map.resize is .crop.; choose from refuse, stretch, pad"),
+        (("openpi_map.resize=crop",), "openpi_map.resize is .crop.; choose from refuse, pad, stretch"),
         (("+openpi_map.cameras.top=image",), r"\['top'\]"),
         (("server.vla_eval_execute_horizon=5",), "vla_eval_execute_horizon is 5"),
         (("server.limits.max_bytes=0",), "server.limits.max_bytes is 0"),

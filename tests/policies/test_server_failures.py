@@ -165,7 +165,7 @@ def test_a_policy_that_cannot_be_loaded_ends_the_server():
 def test_a_map_that_does_not_fit_the_policy_ends_the_server():
     wrong = ObservationMap(cameras={"top": "image"}, state=("state",), instruction="prompt")
     with (
-        pytest.raises(ValueError, match=r"\['top'\].*\['front'\]"),
+        pytest.raises(ValueError, match=r"\['front'\].*\['top'\]"),
         running_server(server_settings=settings(openpi_map=lambda spec: wrong)),
     ):
         pass
