@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.franka, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def run():
-    schema.register()
+    schema.register("franka_trials")
     with initialize_config_module("conf", version_base="1.3"):
         overrides = ["trials=2", "faults=1", "first_seed=640000"]
         return schema.typed(compose("franka_trials", overrides), FrankaTrialsRun)
