@@ -96,6 +96,7 @@ def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
 @pytest.mark.timeout(1200)
 def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_without_the_cap(tmp_path):
     arguments = [f"out_dir={tmp_path}", *TINY, "evaluation.videos_per_task=0"]
+    arguments += ["evaluation.instruction_modes=[original]", "evaluation.episodes_per_task=1"]
     capped = program("quickstart", *arguments, "trainer.max_minutes=0.00001")
     assert capped.returncode == 0, capped.stderr
     sentence = "after 8 of 480 samples. The success that the recipe documents does not hold for it"
