@@ -93,6 +93,7 @@ def test_again_it_repeats_nothing_and_refuses_other_settings(quickstart):
     assert "['seed']" in changed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_without_the_cap(tmp_path):
     arguments = [f"out_dir={tmp_path}", *TINY, "evaluation.videos_per_task=0"]

@@ -82,7 +82,7 @@ def test_what_is_kept_is_kept_exactly(source, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "restore"),
     [
-        (plant.swapped_channels, ["channels"]),
+        pytest.param(plant.swapped_channels, ["channels"], marks=pytest.mark.slow),
         (plant.swapped_actions, ["channels"]),
         (plant.exchanged_cameras, ["cameras"]),
     ],
