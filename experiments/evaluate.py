@@ -31,12 +31,13 @@ from envs.evaluation.results import (
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
-from experiments.offline import OfflineEvaluation, evaluate_offline, save_offline, unseen_episodes
+from experiments.offline import OfflineEvaluation, evaluate_offline, unseen_episodes
 from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.windows import open_windows
+from vla.files import atomic_write_json
 from vla.interface import Policy
 from vla.processing.processor import Processor
 
@@ -177,7 +178,7 @@ def compare_with_recording(
     episodes, what = unseen_episodes(source, **known)
     evaluation = evaluate_offline(loaded.policy, source, episodes, execute_horizon=execute_horizon, what=what)
     out_dir.mkdir(parents=True, exist_ok=True)
-    save_offline(evaluation, out_dir / "offline.json")
+    atomic_write_json(out_dir / "offline.json", evaluation.to_json())
     write_offline_page(out_dir / "offline.html", evaluation, title=title, command=command)
     print(f"{evaluation.num_episodes} episodes ({what}), asked at {evaluation.num_moments} moments")
     print(evaluation.table())

@@ -6,7 +6,6 @@ ones on episodes that it was not trained on prove that it has learned little.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from tqdm import tqdm
 from experiments.reports.tables import format_table
 from vla.data.demonstrations import DemonstrationSource
 from vla.errors import VLAError
-from vla.files import atomic_write_json
 from vla.interface import Policy
 from vla.spec import RobotSpec
 
@@ -106,8 +104,8 @@ def unseen_episodes(
     Raises:
         NothingHeldOut: there is none.
     """
-    episodes = source.windows.episodes()
-    unseen = {digest: indices for digest, indices in episodes.items() if digest not in set(trained)}
+    episodes, seen = source.windows.episodes(), set(trained)
+    unseen = {digest: indices for digest, indices in episodes.items() if digest not in seen}
     if not unseen:
         raise NothingHeldOut(
             f"the policy was trained on all {len(episodes)} episodes of this recording: errors on them would "
@@ -171,11 +169,6 @@ def evaluate_offline(
         what=what,
         trace=traces[int(np.argsort(relative)[len(relative) // 2])],
     )
-
-
-def save_offline(evaluation: OfflineEvaluation, path: Path) -> None:
-    """Write the errors as JSON."""
-    atomic_write_json(path, evaluation.to_json())
 
 
 def _channel_errors(

@@ -5,7 +5,8 @@ PROGRAM = """
 import sys, time
 import vla.data.lerobot_v3, vla.data.windows
 print(time.process_time())
-print([name for name in ("torch", "pandas", "datasets", "mujoco", "cv2") if name in sys.modules])
+heavy = ("torch", "pandas", "datasets", "mujoco", "cv2", "numpy.random")
+print([name for name in heavy if name in sys.modules])
 """
 
 

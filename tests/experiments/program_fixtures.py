@@ -1,4 +1,4 @@
-"""Configurations composed as a program composes them."""
+"""Configurations composed as a program composes them, and what a running program prints."""
 
 from hydra import compose, initialize_config_module
 
@@ -10,3 +10,13 @@ def composed(root, *overrides):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         return schema.typed(compose(root, list(overrides)), schema.ROOTS.get(root))
+
+
+def read_until(process, words):
+    """All lines up to the one with these words."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError(f"{words!r} never came:\n{''.join(lines)}")

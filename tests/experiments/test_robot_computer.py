@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from program_fixtures import read_until
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
@@ -53,15 +54,6 @@ def without_extras(program, *arguments):
             process.kill()
 
 
-def printed_until(process, words):
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if words in line:
-            return "".join(lines)
-    raise AssertionError(f"{words!r} never came:\n{''.join(lines)}")
-
-
 def test_the_core_is_without_training_and_simulation_and_all_named_packages_are_declared():
     assert not CORE & {"torch", "mujoco", "gymnasium", "pyarrow", "av", "onnxscript"}
     assert set(NAMED) <= CORE.union(*EXTRAS.values())
@@ -76,7 +68,7 @@ def test_a_robot_is_driven_by_a_bundle_and_by_a_server_without_any_extra(tmp_pat
         if where == "server":
             serving = ("port=0", f"bundle={BUNDLE}", f"out_dir={tmp_path / 'serve'}")
             server = stack.enter_context(without_extras("serve", *serving))
-            found = re.search(r"openpi +(ws://\S+)", printed_until(server, "vla-eval  "))
+            found = re.search(r"openpi +(ws://\S+)", read_until(server, "vla-eval  "))
             policy = f"server={found[1]}"
         driving = (
             "extensions=[toy_robot]",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program_fixtures import composed
+from program_fixtures import composed, read_until
 
 from experiments.serve import access_of, serve, settings_of
 from policies.exported import BundlePolicy
@@ -50,16 +50,6 @@ def program(*arguments):
     finally:
         process.kill()
         process.communicate()
-
-
-def read_until(process, words):
-    """All lines up to the one with these words."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if words in line:
-            return "".join(lines)
-    raise AssertionError(f"{words!r} never came:\n{''.join(lines)}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -36,7 +36,7 @@ def held_out_episodes(
     is_named: Bool[np.ndarray, " episodes"],
     content: Int64[np.ndarray, " episodes"],
     share: float,
-    rng: np.random.Generator,
+    seed: int,
 ) -> Int64[np.ndarray, " held_out"]:
     """Choose from each task of each dataset a share of the episodes, rounded, and all their copies.
 
@@ -50,11 +50,12 @@ def held_out_episodes(
         is_named: for each whether its task was recorded, and is not just its instruction.
         content: of each, equal for copies; an episode counts once, however often it is there.
         share: in [0, 1).
-        rng: of the choice.
+        seed: of the choice.
 
     Returns:
         Some of `episodes`, in their order.
     """
+    rng = np.random.default_rng(seed)
     firsts = np.sort(np.unique(content, return_index=True)[1])  # all, where nothing is there twice
     num_tasks = int(task.max(initial=0)) + 1
     stratum = (dataset * (num_tasks + 1) + task)[firsts]

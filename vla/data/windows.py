@@ -231,7 +231,7 @@ class Windows:
             is_named=self._is_named[present],
             content=content[present],
             share=validation_share,
-            rng=np.random.default_rng(seed),
+            seed=seed,
         )
         in_validation = np.isin(self._episode_index[self.moments], held_out)
         return self.subset(np.flatnonzero(~in_validation)), self.subset(np.flatnonzero(in_validation))
