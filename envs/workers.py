@@ -285,7 +285,8 @@ def main(arguments: list[str]) -> None:
 
     Arguments: file descriptor, environment factory, max_envs, environment families as JSON.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # these reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     descriptor, env_factory, max_envs, families = arguments
     for name, target in json.loads(families).items():
         ENVIRONMENTS.add(name, target)

@@ -189,14 +189,21 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
     except ModuleNotFoundError as error:
         raise ValueError("logger=wandb needs wandb: run .venv/bin/pip install -e '.[wandb]'") from error
     run_id = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # a resumed run is the same run
-    return [WandbSink(run_dir=run_dir, project="vla-stack", config=dataclasses.asdict(run), run_id=run_id)]
+    return [
+        WandbSink(
+            run_dir=run_dir,
+            project="vla-stack",
+            config=cli.config_with_paths(run, cli.portable_path),
+            run_id=run_id,
+        )
+    ]
 
 
 def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
         "command": cli.typed_command("train"),
-        "config": dataclasses.asdict(run),
+        "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
         "episodes": {"trained": train.fingerprints(), "held_out": validation.fingerprints()},
     }
@@ -244,7 +251,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
         with contextlib.closing(trainer):
             result = trainer.fit()
     if result.end == INTERRUPTED:
-        raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
+        raise cli.ENDED_BY[result.signal or signal.SIGINT]
     return result
 
 
