@@ -28,6 +28,7 @@ from envs.evaluation.results import (
     folder_of_mode,
     format_table,
 )
+from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
@@ -111,6 +112,7 @@ def evaluate_instruction_modes(
     Raises:
         SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
+        NoOpenGL: nothing can draw here.
     """
     require_unseen_scenes(
         provenance,
@@ -121,6 +123,7 @@ def evaluate_instruction_modes(
     )
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
+    probe_env(configs)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
         mode: EvaluationPlan(

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.results import format_table
-from envs.registry import make_env
+from envs.registry import make_env, probe_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
@@ -86,10 +86,12 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     Raises:
         ValueError: the environment has that robot, but shows other cameras or draws in another quality.
         SpecMismatch: it differs in something else.
+        NoOpenGL: nothing can draw here.
     """
     if not run.evaluation.instruction_modes or run.robot_file is not None:
         return False
-    env = make_env(next(iter(env_configs(run.env, run.tasks).values())))
+    configs = env_configs(run.env, run.tasks)
+    env = make_env(next(iter(configs.values())))
     shown = env.robot_spec
     env.close()
     if spec.name != shown.name:
@@ -111,6 +113,7 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
             "evaluation with evaluation.instruction_modes=[]"
         )
     spec.require_same(shown, mine=f"the recording {run.dataset}", theirs="the environment of the evaluation")
+    probe_env(configs)
     return True
 
 
