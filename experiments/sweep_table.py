@@ -81,7 +81,7 @@ class SweepRow:
         """Return the row as JSON-ready data, the success of each task included."""
         found, paired = self.evaluation, self.paired
         return {
-            "path": str(self.path),
+            "path": cli.short_path(str(self.path)),
             "changed": self.changed,
             "policy_id": found.policy_id,
             "mean_success_rate": found.mean_success_rate,

@@ -9,6 +9,7 @@ The same command continues an interrupted run.
 import contextlib
 import dataclasses
 import hashlib
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
+from experiments.recorded_look import LOOKS, recorded_looks
 from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
@@ -73,6 +75,11 @@ def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
     )
 
 
+def datasets(run: schema.TrainRun) -> list[str]:
+    """Return the directories of all recordings that a run trains on."""
+    return [run.dataset, *(run.data.get("more_datasets") or ())]
+
+
 def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     """Tell whether the policy will be rolled out after training, and check that this can be done.
 
@@ -97,7 +104,7 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     if spec.name != shown.name:
         return False
     quality_shown = run.env.get("render_quality")
-    for root in (run.dataset, *(run.data.get("more_datasets") or ())):
+    for root in datasets(run):
         recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
         if quality != quality_shown:
@@ -195,7 +202,7 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
     return [
         WandbSink(
             run_dir=run_dir,
-            project="vla-stack",
+            project=run.wandb_project or os.environ.get("WANDB_PROJECT") or "vla-stack",
             config=cli.config_with_paths(run, cli.portable_path),
             run_id=run_id,
         )
@@ -233,6 +240,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
                     print(note)
         processor = build_processor(run, train)
         seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        looks = {LOOKS: recorded_looks(datasets(run))}
         if is_simulated(run, processor.robot_spec):  # refused before training, if at all
             require_unseen_scenes(
                 seeds,
@@ -249,7 +257,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             validation=validation,
             run_dir=run_dir,
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
-            provenance={**provenance(run, train, validation), **seeds},
+            provenance={**provenance(run, train, validation), **seeds, **looks},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()

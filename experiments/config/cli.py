@@ -186,17 +186,21 @@ def _with_quoted_path(argument: str, paths: Collection[str], *, is_sweep: bool) 
         return argument
     if is_sweep and any(one in value for one in ",("):
         return argument
+    return f"{key}={as_value(value)}"
+
+
+def as_value(text: str) -> str:
+    """Return a text as the value of an override that Hydra reads it back from: in quotes where it needs them.
+
+    >>> as_value("outputs/one"), as_value("a,b")
+    ('outputs/one', "'a,b'")
+    """
     try:
-        override = OverridesParser.create().parse_override(argument)
-        is_plain = not override.is_sweep_override() and override.value() == value
+        override = OverridesParser.create().parse_override(f"key={text}")
+        is_plain = not override.is_sweep_override() and override.value() == text
     except HydraException:
         is_plain = False
-    return argument if is_plain else f"{key}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """Return a text as Hydra reads it back: `a,b` in quotes."""
-    return QuotedString(text=text, quote=Quote.single).with_quotes()
+    return text if is_plain else QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
 def config_with_paths(run: Program, shown: Callable[[str], str]) -> dict[str, Any]:
