@@ -15,6 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vla.files import atomic_write_text
@@ -59,7 +60,11 @@ class RunRecord(Callback):
             _write(folder, config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Write the record of a job that has succeeded; remove that of one that has made nothing."""
+        """Write the record of a job that has succeeded; remove that of a command that has made nothing.
+
+        In a sweep a job that failed keeps its record, and a line says so at once, as Hydra reports the first
+        one alone, when all are done.
+        """
         if os.environ.get("RANK", "0") != "0":
             return
         folder = _folder()
@@ -67,6 +72,8 @@ class RunRecord(Callback):
             if not self._is_ours:
                 folder.mkdir(exist_ok=True)
                 _write(folder, config)
+        elif HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"job {HydraConfig.get().job.num} of the sweep failed: {job_return._return_value}")
         elif self._is_ours and os.listdir(folder.parent) == [RECORD]:  # noqa: PTH208
             for path in folder.iterdir():
                 path.unlink()
