@@ -271,7 +271,7 @@ def is_for_the_user(error: BaseException) -> bool:
 
 
 def way_out(error: BaseException) -> str:
-    """Return what to do about a refusal of the system, to stand behind its message; empty for other errors."""
+    """Return what to do about a refusal of the system, to follow its message; empty for other errors."""
     found = WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
     return "" if found is None else f". {found}"
 
