@@ -111,7 +111,7 @@ class Pacer:
 
     @property
     def missed_share(self) -> float:
-        """Share of the periods of the last `MISSED_WINDOW_S` that were missed; the time before counts as kept.
+        """Share of the periods of the last `MISSED_WINDOW_S` that were missed, the time before them as kept.
 
         A streak says less: work that takes 1.2 periods each time misses every second or third period for
         ever, and a loop that was held up once misses many and is well again.

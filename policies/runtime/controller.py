@@ -29,7 +29,14 @@ from policies.runtime.observation_buffer import (
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
-from policies.runtime.watchdog import HealthSnapshot, Level, Verdict, WatchdogLimits, assess, assess_observation
+from policies.runtime.watchdog import (
+    HealthSnapshot,
+    Level,
+    Verdict,
+    WatchdogLimits,
+    assess,
+    assess_observation,
+)
 from vla.interface import ObservationError, Robot
 
 ROBOT_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)  # what a driver may raise
@@ -277,7 +284,7 @@ class Controller:
     def _observe(self, now: float) -> None:
         try:
             reading = self._robot.observe()
-        except self._robot_errors as error:  # as if nothing had come; the watchdog knows how long that may last
+        except self._robot_errors as error:  # as if nothing had come, until it lasts
             self._unreadable_since = now if self._unreadable_since is None else self._unreadable_since
             self._unreadable = f"{type(error).__name__}: {error}"
             self._counts["failed observations"] += 1

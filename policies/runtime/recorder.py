@@ -178,7 +178,9 @@ class Recorder:
         readings = list(self._readings)
         if not readings:
             return
-        if self._num_dumps >= _MAX_DUMPS or not self._worker.offer(lambda: self._write_frames(name, readings)):
+        if self._num_dumps >= _MAX_DUMPS or not self._worker.offer(
+            lambda: self._write_frames(name, readings)
+        ):
             self.num_dropped_dumps += 1
             return
         self._num_dumps += 1
