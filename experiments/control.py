@@ -4,7 +4,10 @@
     python -m experiments.control server=ws://127.0.0.1:8000 schedule=rtc robot.faults.latency_s=0.05
     python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 env.level=none
 
+    python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 dry_run=true
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
+
+`dry_run=true` does everything but send, and says in `dry_run.html` what is not in order (code 1).
 
 Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Ends with
 code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED (watchdog, Ctrl-C, SIGTERM,
@@ -35,8 +38,10 @@ from experiments.config.robot import TaskRobot
 from experiments.config.schema import ControlRun
 from experiments.controlled_run import Outcome, StopSignals, drive_recorded, require_no_recording
 from experiments.reports.control import summarize, write_control_page
+from experiments.reports.preflight import check_lines, write_preflight_page
 from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.inference import ThreadedInference
+from policies.runtime.preflight import BAD, checks, observe_and_infer, to_json, worst_level
 from policies.runtime.recorder import Recorder, audit_recording, read_recording, replay
 from policies.runtime.states import State
 from vla.files import DirectoryLock, atomic_write_json
@@ -128,6 +133,53 @@ def _drive_in_scene(
         )
 
 
+def dry_run(run: ControlRun, run_dir: Path) -> str:
+    """Observe the robot and ask the policy as a run would, send nothing, and report what is not in order.
+
+    Returns:
+        The worst level of all checks.
+
+    Raises:
+        ValueError: the configuration makes no sense, or policy and robot differ.
+        PolicyUnavailable: the policy server is not there.
+    """
+    clock = MonotonicClock()
+    opened = open_policy(
+        bundle=run.bundle,
+        server=run.server,
+        token_env=run.token_env,
+        num_threads=run.num_threads,
+        server_wait_s=run.server_wait_s,
+    )
+    with (
+        opened as (policy, _),
+        run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
+    ):
+        spec = robot.robot_spec
+        policy.robot_spec.require_same(spec, mine="the policy", theirs="the robot")
+        instruction = robot.instruction if run.instruction is None else run.instruction
+        print(f"dry run: {run.dry_run_s:g} s of {instruction!r}; nothing is sent to the robot", flush=True)
+        robot.warm_up()
+        seen = observe_and_infer(robot, policy, instruction=instruction, clock=clock, seconds=run.dry_run_s)
+    found = checks(
+        seen,
+        spec=spec,
+        limits=run.robot.limits,
+        watchdog=run.watchdog,
+        stream=run.stream,
+        schedule=run.schedule,
+        execute_horizon=run.execute_horizon,
+    )
+    atomic_write_json(run_dir / "dry_run.json", {"checks": to_json(found)})
+    command = cli.typed_command("control")
+    write_preflight_page(
+        run_dir / "dry_run.html", found, seen, spec=spec, title=f"Dry run: {spec.name}", command=command
+    )
+    print(check_lines(found))
+    print(f"page: {run_dir / 'dry_run.html'}")
+    return worst_level(found)
+
+
 def replay_sim(run: ControlRun, path: Path) -> None:
     """Send the commands of a recording to the simulated robot, in simulated time, and say how it ended.
 
@@ -202,6 +254,10 @@ def main(config: DictConfig) -> None:
         if not run.robot.is_simulated:
             raise ValueError("a recording is sent again to robot=sim alone")
         replay_sim(run, Path(run.replay))
+        return
+    if run.dry_run:
+        if dry_run(run, run_dir) == BAD:
+            sys.exit(cli.EXIT_FAILED)
         return
     began = time.monotonic()
     with DirectoryLock(run_dir), StopSignals() as signals:

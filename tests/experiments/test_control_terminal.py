@@ -225,9 +225,7 @@ def test_a_hang_up_that_is_ignored_is_ignored(server_url, counter, tmp_path):
         ("camera", 4, "no frame from camera front"),
     ],
 )
-def test_an_error_of_a_driver_stops_the_robot_and_is_told(
-    server_url, counter, tmp_path, fault, code, reason
-):
+def test_an_error_of_a_driver_stops_the_robot_and_is_told(server_url, counter, tmp_path, fault, code, reason):
     command = command_of(server_url, counter, tmp_path, f"robot.fault={fault}")
     ended = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
