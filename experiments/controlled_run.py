@@ -113,8 +113,9 @@ class StopSignals:
         self._ended_at = time.monotonic()
 
     def __enter__(self) -> "StopSignals":
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            heard.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._press) for number in heard}
         return self
 

@@ -97,6 +97,7 @@ class OnTerminal:
 
         def own_the_terminal():
             os.setsid()
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves run under nohup
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
         self.process = subprocess.Popen(
