@@ -365,8 +365,8 @@ class DirectoryLock:
                 self.path.unlink(missing_ok=True)
                 raise LocksRefused(
                     f"{self.path} cannot be locked ({error.strerror}), as is usual on network disks without "
-                    "a lock service, so two programs could write there at once; choose a directory on another "
-                    "disk, or mount this one with locks (of NFS: with the option local_lock=flock)"
+                    "a lock service, so two programs could write there at once; choose a directory on "
+                    "another disk, or mount this one with locks (of NFS: with the option local_lock=flock)"
                 ) from error
             if self._is_current(descriptor):
                 os.ftruncate(descriptor, 0)

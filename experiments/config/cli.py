@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (
 """
 
 import dataclasses
+import errno
 import os
 import re
 import shlex
@@ -55,6 +56,16 @@ class HungUp(Terminated):
     """SIGHUP arrived: the terminal was closed, or the connection to it was lost."""
 
 
+_ELSEWHERE = "or write elsewhere: out_dir, dataset, data.cache_dir. The same command then continues"
+WAYS_OUT = {  # of what the operating system refuses
+    errno.ENOSPC: f"The disk is full: free space, {_ELSEWHERE}",
+    errno.EDQUOT: f"Your share of the disk is used up: free space, {_ELSEWHERE}",
+    errno.EROFS: f"The disk is read-only: mount it for writing, {_ELSEWHERE}",
+    errno.EACCES: f"This user may not do that: ask the owner of the place for the right to, {_ELSEWHERE}",
+    errno.EIO: f"The disk or the network to it fails: look at the system's log, {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "Give a shorter path",
+    errno.EMFILE: "Raise the number of files that a program may open: ulimit -n 4096",
+}
 ENDED_BY: Mapping[int, type[KeyboardInterrupt]] = {
     signal.SIGINT: KeyboardInterrupt,
     signal.SIGTERM: Terminated,
@@ -104,7 +115,7 @@ def run(main: Callable[[], object]) -> NoReturn:
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-        _end(EXIT_FAILED, f"error: {error}\n{place}")
+        _end(EXIT_FAILED, f"error: {error}{way_out(error)}\n{place}")
     except HungUp:
         _end(EXIT_HUNG_UP, "the terminal is gone; the same command with the same output directory continues")
     except Terminated:
@@ -257,6 +268,12 @@ def short_path(path: str) -> str:
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+
+
+def way_out(error: BaseException) -> str:
+    """Return what to do about a refusal of the system, to stand behind its message; empty for other errors."""
+    found = WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
+    return "" if found is None else f". {found}"
 
 
 def _end(code: int, message: str) -> NoReturn:

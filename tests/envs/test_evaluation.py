@@ -275,8 +275,9 @@ def test_a_damaged_plan_is_named(tmp_path, content):
 
 
 def test_a_plan_that_could_not_be_run_binds_nobody(tmp_path):
+    configs = {"point": {"task": "point", "broken": "reset"}}
     with pytest.raises(WorkerError):
-        run(tmp_path, plan=plan_of(env_configs={"point": {"task": "point", "broken": "reset"}}, first_seed=7))
+        run(tmp_path, plan=plan_of(env_configs=configs, first_seed=7, episodes_per_task=1))
     assert not (tmp_path / "plan.json").exists()
     assert len(run(tmp_path).rows) == 12
 

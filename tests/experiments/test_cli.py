@@ -1,5 +1,6 @@
 """Programs end with short messages and the right exit codes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -201,3 +202,11 @@ def test_a_sweep_over_paths_stays_one():
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(SettingError, match="PYTHONUTF8=1"):
         cli.require_readable(["path=\udcc3\udcbc"])
+
+
+def test_a_refusal_of_the_system_comes_with_a_way_out(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(raising(OSError(errno.ENOSPC, "No space left on device", "/disk/file")))
+    message = capsys.readouterr().err.splitlines()[0]
+    assert "/disk/file" in message
+    assert "free space, or write elsewhere: out_dir" in message
