@@ -113,10 +113,7 @@ class StopSignals:
         self._ended_at = time.monotonic()
 
     def __enter__(self) -> "StopSignals":
-        heard = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            heard.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._press) for number in heard}
+        self._before = {number: signal.signal(number, self._press) for number in cli.ending_signals()}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -126,7 +123,7 @@ class StopSignals:
     def _press(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._controller is None:  # no robot is being driven yet: as in every program
-            raise KeyboardInterrupt if number == signal.SIGINT else cli.Terminated
+            raise cli.ENDED_BY[number]
         if self._ended_at is not None:
             if now - self._ended_at > PATIENCE_S:
                 raise KeyboardInterrupt
