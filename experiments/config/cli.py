@@ -113,9 +113,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     except (ValueError, OSError, RuntimeError) as error:
         if wants_traceback or not is_for_the_user(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-        _end(EXIT_FAILED, f"error: {error}{way_out(error)}\n{place}")
+        _end(EXIT_FAILED, explain_failure(error))
     except HungUp:
         _end(EXIT_HUNG_UP, "the terminal is gone; the same command with the same output directory continues")
     except Terminated:
@@ -268,6 +266,15 @@ def short_path(path: str) -> str:
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+
+
+def explain_failure(error: BaseException) -> str:
+    """Return one message and the place of an error that is for the user; of any other, the traceback."""
+    if not is_for_the_user(error):
+        return "".join(traceback.format_exception(error))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
+    return f"error: {error}{way_out(error)}\n{place}"
 
 
 def way_out(error: BaseException) -> str:

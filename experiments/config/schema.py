@@ -265,6 +265,8 @@ class ControlRun(RobotProgram):
     replay: Annotated[
         str | None, FilePath(), "a recording whose commands are sent again, instead of asking a policy"
     ] = None
+    dry_run: Annotated[bool, "do everything but send: the check before a first run on an arm"] = False
+    dry_run_s: Annotated[float, Range(1, 600), "how long that observes and infers"] = 6.0
 
 
 @dataclass(kw_only=True)
