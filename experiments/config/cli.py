@@ -278,7 +278,7 @@ def explain_failure(error: BaseException) -> str:
 
 
 def way_out(error: BaseException) -> str:
-    """Return what to do about a refusal of the system, to follow its message; empty for other errors."""
+    """Return what to do about a refusal of the system, to stand behind its message; else nothing."""
     found = WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
     return "" if found is None else f". {found}"
 

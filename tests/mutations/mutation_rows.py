@@ -181,9 +181,9 @@ CONTROL_LOOP = [
         TERMINAL,
     ),
     Mutation(
-        "experiments/controlled_run.py",
-        "            heard.append(signal.SIGHUP)\n",
-        "            pass\n",
+        "experiments/config/cli.py",
+        "*(() if is_ignored else (signal.SIGHUP,))",
+        "*()",
         TERMINAL,
     ),
     Mutation(
