@@ -22,6 +22,7 @@ import conf
 from experiments.config.declared import all_keys, help_table, keys_of
 from experiments.config.extensions import CONF, extensions_in, load_extensions
 from experiments.config.schema import ROOTS
+from vla.disk_faults import explain_disk_fault
 from vla.registry import SettingError, did_you_mean
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
@@ -80,7 +81,8 @@ def run(main: Callable[[], object]) -> NoReturn:
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-        _end(EXIT_FAILED, f"error: {error}\n{place}")
+        message = explain_disk_fault(error) if isinstance(error, OSError) else error
+        _end(EXIT_FAILED, f"error: {message}\n{place}")
     except Terminated:
         _end(EXIT_TERMINATED, "terminated; the same command with the same output directory continues")
     except KeyboardInterrupt:

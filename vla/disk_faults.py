@@ -1,0 +1,93 @@
+"""What the disk refuses, in one line: the path, the cause and what to do, for every program alike.
+
+Whatever writes does so within `writing(path)`; errors of the system become a `DiskFault` there. A disk that
+does not answer raises nothing, so one line says that it is waited for. Needs the standard library alone.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_STALLED_S = 10.0
+_PLACE = "give another place, then the same command again"
+_ADVICE = {
+    errno.ENOSPC: f"free space on that disk or {_PLACE}",
+    errno.EDQUOT: f"free space within your quota or {_PLACE}",
+    errno.EFBIG: f"raise the limit (`ulimit -f`) or {_PLACE}",
+    errno.EROFS: f"make that file system writable (`dmesg` says why it is not) or {_PLACE}",
+    errno.EACCES: f"change the permissions there or {_PLACE}",
+    errno.EPERM: f"change the permissions there or {_PLACE}",
+    errno.ENOENT: "it or its folder is gone; make or restore that, then give the same command again",
+    errno.ENOTDIR: f"a part of that path is no folder; {_PLACE}",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EIO: f"the disk fails (see `dmesg`); {_PLACE}",
+    errno.ESTALE: "the network disk is gone; mount it again, then the same command again",
+    errno.ENOLCK: f"that file system has no locks; {_PLACE}",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+_LOG = logging.getLogger(__name__)
+
+
+class DiskFault(OSError):
+    """The file system refused to write; the message is one line with the path and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def explain_disk_fault(error: OSError) -> str:
+    """Return one line with path, cause and what to do, as far as the error tells."""
+    if isinstance(error, DiskFault) or error.strerror is None:
+        return str(error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{where}{error.strerror}" + ("" if advice is None else f"; {advice}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system in the block, which writes `path`, into a `DiskFault` that names it.
+
+    If the block takes longer than the disk should, one line says so while it is waited for.
+
+    Raises:
+        DiskFault: the disk is full, read-only, gone or damaged, or the path cannot be written.
+    """
+    stalled = threading.Timer(
+        _STALLED_S,
+        _LOG.warning,
+        (f"%s: the disk has not answered for {_STALLED_S:g} s; waiting for it", path),
+    )
+    stalled.daemon = True
+    stalled.start()
+    try:
+        with naming(path, anything=True):
+            yield
+    finally:
+        stalled.cancel()
+
+
+@contextlib.contextmanager
+def naming(path: Path, *, at: Path | None = None, anything: bool = False) -> Iterator[None]:
+    """Raise a `DiskFault` that names `path` for what cannot be written in the block.
+
+    Args:
+        path: where the content belongs.
+        at: where it is written meanwhile; errors with the name of another file are left alone.
+        anything: take errors with whatever name.
+    """
+    try:
+        yield
+    except DiskFault:
+        raise
+    except OSError as error:
+        names = (None, str(path), str(at))
+        if error.errno not in _ADVICE or not (anything or error.filename in names):
+            raise
+        raise DiskFault(
+            error.errno, f"{path} cannot be written: {os.strerror(error.errno)}; {_ADVICE[error.errno]}"
+        ) from error
