@@ -497,19 +497,23 @@ class DirectoryLock:
         self.release()
 
 
+def stays_inside(name: str) -> bool:
+    """Tell whether a name is a plain relative POSIX path of a file inside of a directory.
+
+    >>> stays_inside("data/a.bin"), stays_inside("../a.bin"), stays_inside("/a.bin")
+    (True, False, False)
+    """
+    parts = PurePosixPath(name).parts
+    is_plain = str(PurePosixPath(name)) == name and not {"\\", "\0"} & set(name)
+    return is_plain and bool(parts) and not name.startswith("/") and ".." not in parts
+
+
 def _check_entries(path: Path, files: Any) -> None:
     """Refuse entries of another form, and names that lead out of the directory."""
     if not isinstance(files, dict):
         raise ManifestError(f"{path}: 'files' is no table of names")
     for name, entry in files.items():
-        parts = PurePosixPath(name).parts
-        if (
-            not parts
-            or name.startswith("/")
-            or ".." in parts
-            or "\\" in name
-            or str(PurePosixPath(name)) != name
-        ):
+        if not stays_inside(name):
             raise ManifestError(
                 f"{path} names {name!r}, which is no plain relative path inside the directory"
             )

@@ -110,6 +110,7 @@ def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]
         SpecMismatch: it is a recording of another robot.
     """
     tables.check_version(root, info)
+    origin.check_files(root)
     ours = origin.read_origin(root, info)
     if ours is None:
         raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")
