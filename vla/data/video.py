@@ -174,6 +174,15 @@ def _only_video(container: av.container.InputContainer, path: Path) -> av.video.
     return streams[0]
 
 
+def _require_plausible(timestamps: Float64[np.ndarray, " frames"], path: Path) -> None:
+    is_plausible = np.abs(timestamps) <= _MOST_SECONDS  # false for NaN
+    if not is_plausible.all():
+        raise DatasetError(
+            f"frames of {path} are to be read at {timestamps[~is_plausible][0]} s; "
+            "the timestamps in data/ or meta/episodes are damaged: restore them from a copy"
+        )
+
+
 def decode_frames(
     path: Path,
     timestamps: Float64[np.ndarray, " frames"],
@@ -188,11 +197,7 @@ def decode_frames(
         DatasetError: the file is damaged, its frames have another size, or no frame lies within
             `tolerance_s` of a timestamp; the message gives the nearest.
     """
-    if not (np.abs(timestamps) <= _MOST_SECONDS).all():
-        raise DatasetError(
-            f"frames of {path} are to be read at {timestamps[~(np.abs(timestamps) <= _MOST_SECONDS)][0]} s; "
-            "the timestamps in data/ or meta/episodes are damaged: restore them from a copy"
-        )
+    _require_plausible(timestamps, path)
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:

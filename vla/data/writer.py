@@ -202,7 +202,8 @@ class DatasetWriter:
             reason = os.strerror(error.errno or 0)
             raise DiskFault(
                 error.errno,
-                f"episode {self.num_episodes} of {self.root} could not be saved ({reason}): {advice} and call save_episode again; the {self.num_episodes} episodes before it are safe",
+                f"episode {self.num_episodes} of {self.root} could not be saved ({reason}): {advice} "
+                f"and call save_episode again; the {self.num_episodes} episodes before it are safe",
             ) from error
         self.episode_extras.append(episode.extra)
         self.num_episodes += 1
