@@ -199,7 +199,7 @@ def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     verify_manifest(directory)
     state = read_state(directory)
     numbers = [state.get(key) for key in ("step", "num_samples", "elapsed_s", "average_updates")]
-    if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+    if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
         raise DamagedFile(f"the state of {directory} has not the numbers that resuming needs: {numbers}")
     return load_tensors(directory / TRAINING_NAME), state
 
