@@ -23,6 +23,7 @@ ACTION_CONVENTIONS = (
     "end_effector_delta",
 )
 MOST_PIXELS_A_SIDE = 8192
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
@@ -42,7 +43,7 @@ def _is_integer(value: object) -> bool:
 def _is_number(value: Any) -> bool:
     """Tell whether a value is a finite number, also in the precision of states and actions."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and bool(abs(value) <= np.finfo(np.float32).max)
+    return is_number and bool(abs(value) <= _LARGEST_FLOAT32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,7 +49,7 @@ class EpisodeFiles:
         self.numbers = {prefix: number - 1 for prefix, number in first_numbers.items()}  # of the newest files
         self.numbers["meta/episodes"] += 1
         self.histograms: dict[str, Int64[np.ndarray, "3 256"]] = {}  # pixel counts by camera key
-        self._building = building
+        self._building = building.absolute()  # "a:b" alone is a URI to pyarrow and FFmpeg
         self._rate = layout.frame_rate(self.spec.control_hz)
         self._schema = layout.data_schema(self.spec, storage=self.storage)
         self._data_writer: pq.ParquetWriter | None = None

@@ -92,7 +92,9 @@ def path_from_pattern(root: Path, pattern: str, fields: Mapping[str, Any]) -> Pa
     """
     try:
         for _, field, form, conversion in string.Formatter().parse(pattern):
-            if field is not None and (conversion or not _SHORT_FORM.fullmatch(form or "")):
+            if field is None:
+                continue
+            if field not in fields or conversion or not _SHORT_FORM.fullmatch(form or ""):
                 raise ValueError(field)
         name = PurePosixPath(pattern.format_map(fields))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:

@@ -113,6 +113,11 @@ def check_version(root: Path, info: dict[str, Any]) -> None:
         for key in ("total_episodes", "total_frames", "total_tasks")
         if key in info and (type(info[key]) is not int or info[key] < 0)
     ]
+    wrong += [
+        f"{key!r} is {info[key]!r}"
+        for key in ("data_path", "video_path")
+        if not isinstance(info.get(key, ""), str | None)
+    ]
     if wrong:
         raise DatasetError(f"{root}/meta/info.json is of another form: {'; '.join(wrong[:3])}; {_CURE}")
 

@@ -201,7 +201,9 @@ def decode_frames(
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:
-        with av.open(str(path), "r", format="mp4") as container:  # and never what else FFmpeg can open
+        with av.open(
+            str(path.absolute()), "r", format="mp4"
+        ) as container:  # and never what else FFmpeg can open
             stream = _only_video(container, path)
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {
