@@ -33,10 +33,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class DiskFault(OSError):
-    """The file system refused to write; the message is one line with the path and what to do."""
+    """The file system refused to write `filename`; the message is one line with the path and what to do."""
 
     def __str__(self) -> str:
-        return str(self.args[1])
+        if self.filename is None:  # whoever raised it has said all
+            return str(self.strerror)
+        return f"{self.filename} cannot be written: {self.strerror}; {_ADVICE[self.errno or 0]}"
 
 
 def explain_disk_fault(error: OSError) -> str:
@@ -77,17 +79,20 @@ def naming(path: Path, *, at: Path | None = None, anything: bool = False) -> Ite
 
     Args:
         path: where the content belongs.
-        at: where it is written meanwhile; errors with the name of another file are left alone.
-        anything: take errors with whatever name.
+        at: the file or folder that is written meanwhile; errors of other files are left alone.
+        anything: take errors of whatever file.
     """
     try:
         yield
-    except DiskFault:
-        raise
     except OSError as error:
-        names = (None, str(path), str(at))
-        if error.errno not in _ADVICE or not (anything or error.filename in names):
+        if error.errno not in _ADVICE:
             raise
-        raise DiskFault(
-            error.errno, f"{path} cannot be written: {os.strerror(error.errno)}; {_ADVICE[error.errno]}"
-        ) from error
+        name = error.filename if isinstance(error.filename, str) else None
+        is_mine = name is None or any(Path(name).is_relative_to(one) for one in (path, at) if one is not None)
+        if isinstance(error, DiskFault):
+            is_mine = at is not None and Path(name).is_relative_to(
+                at
+            )  # else it names its final place already
+        if not (is_mine or (anything and not isinstance(error, DiskFault))):
+            raise
+        raise DiskFault(error.errno, os.strerror(error.errno), str(path)) from error
