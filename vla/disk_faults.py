@@ -84,15 +84,18 @@ def naming(path: Path, *, at: Path | None = None, anything: bool = False) -> Ite
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _ADVICE:
+    except DiskFault as error:  # names the final place, unless that is still `at`
+        if not _is_within(error, at):
             raise
-        name = error.filename if isinstance(error.filename, str) else None
-        is_mine = name is None or any(Path(name).is_relative_to(one) for one in (path, at) if one is not None)
-        if isinstance(error, DiskFault):
-            is_mine = at is not None and Path(name).is_relative_to(
-                at
-            )  # else it names its final place already
-        if not (is_mine or (anything and not isinstance(error, DiskFault))):
+        raise DiskFault(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        is_mine = anything or error.filename is None or _is_within(error, path) or _is_within(error, at)
+        if error.errno not in _ADVICE or not is_mine:
             raise
         raise DiskFault(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _is_within(error: OSError, place: Path | None) -> bool:
+    """Tell whether an error names a file or folder, or something in it."""
+    name = error.filename
+    return place is not None and isinstance(name, str) and Path(name).is_relative_to(place)
