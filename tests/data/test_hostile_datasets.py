@@ -309,7 +309,10 @@ def test_a_full_disk_keeps_its_message_when_closing_fails_too(tmp_path, spec, mo
             monkeypatch.setattr(consolidate_module, "_publish_tree", full)
             write_episodes(writer, make_episodes(spec, [4], first=1), first=1)
 
-    with pytest.raises(DiskFault, match="the disk is full; free space and call save_episode again; the 1"):
+    with pytest.raises(
+        DiskFault,
+        match="the disk is full; free space and call save_episode again, or start the recording again; the 1",
+    ):
         record_on_a_full_disk()
     assert "the saved episodes are kept, but not laid out yet" in caplog.text
     assert f"{tmp_path / 'd'} cannot be written: No space left on device; free space" in caplog.text

@@ -203,7 +203,8 @@ class DatasetWriter:
             raise DiskFault(
                 error.errno,
                 f"episode {self.num_episodes} of {self.root} could not be saved ({reason}): {advice} "
-                f"and call save_episode again; the {self.num_episodes} episodes before it are safe",
+                f"and call save_episode again, or start the recording again; the {self.num_episodes} "
+                "episodes before it are safe",
             ) from error
         self.episode_extras.append(episode.extra)
         self.num_episodes += 1
