@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from vla.files import (
     DirectoryInUse,
     DirectoryLock,
     JsonLinesAppender,
+    LocksRefused,
     ManifestError,
     atomic_write_bytes,
     atomic_write_json,
@@ -196,6 +198,19 @@ def test_a_locked_directory_names_its_holder_until_it_is_released(tmp_path):
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_that_grants_no_locks_is_named_with_the_way_out(tmp_path, monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(
+        LocksRefused, match=rf"{tmp_path}/\.lock .*network disks.*another disk.*local_lock=flock"
+    ):
+        DirectoryLock(tmp_path)
+    assert names_in(tmp_path) == []
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         atomic_write_json(tmp_path / "x.json", {"loss": float("nan")})
@@ -316,10 +331,10 @@ def test_what_killed_processes_left_is_removed_and_what_they_replaced_gets_its_n
 
 
 FAULTS = {
-    errno.ENOSPC: "free space on that disk or give another place",
-    errno.EROFS: "make that file system writable",
-    errno.EACCES: "change the permissions there",
-    errno.EIO: "the disk fails",
+    errno.ENOSPC: "free space, or write elsewhere: out_dir",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "ask the owner of the place",
+    errno.EIO: "the disk or the network to it fails",
 }
 
 

@@ -13,21 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STALLED_S = 10.0
-_PLACE = "give another place, then the same command again"
+_ELSEWHERE = "or write elsewhere: out_dir, dataset, data.cache_dir. The same command then continues"
 _ADVICE = {
-    errno.ENOSPC: f"free space on that disk or {_PLACE}",
-    errno.EDQUOT: f"free space within your quota or {_PLACE}",
-    errno.EFBIG: f"raise the limit (`ulimit -f`) or {_PLACE}",
-    errno.EROFS: f"make that file system writable (`dmesg` says why it is not) or {_PLACE}",
-    errno.EACCES: f"change the permissions there or {_PLACE}",
-    errno.EPERM: f"change the permissions there or {_PLACE}",
-    errno.ENOENT: "it or its folder is gone; make or restore that, then give the same command again",
-    errno.ENOTDIR: f"a part of that path is no folder; {_PLACE}",
+    errno.ENOSPC: f"free space, {_ELSEWHERE}",
+    errno.EDQUOT: f"your share of the disk is used up: free space, {_ELSEWHERE}",
+    errno.EFBIG: f"raise the limit (`ulimit -f`), {_ELSEWHERE}",
+    errno.EROFS: f"mount it for writing (`dmesg` says why it is not), {_ELSEWHERE}",
+    errno.EACCES: f"ask the owner of the place for the right to, {_ELSEWHERE}",
+    errno.EPERM: f"ask the owner of the place for the right to, {_ELSEWHERE}",
+    errno.ENOENT: "it or its folder is gone: make or restore that. The same command then continues",
+    errno.ENOTDIR: f"a part of that path is no folder: correct it, {_ELSEWHERE}",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.EIO: f"the disk fails (see `dmesg`); {_PLACE}",
-    errno.ESTALE: "the network disk is gone; mount it again, then the same command again",
-    errno.ENOLCK: f"that file system has no locks; {_PLACE}",
-    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.EIO: f"the disk or the network to it fails: look at the system's log (`dmesg`), {_ELSEWHERE}",
+    errno.ESTALE: "the network disk is gone: mount it again. The same command then continues",
+    errno.EMFILE: "raise the number of files that a program may open: ulimit -n 4096",
 }
 _LOG = logging.getLogger(__name__)
 

@@ -440,6 +440,10 @@ class DirectoryInUse(RuntimeError):
     """Another live process holds the directory; the message gives its process id."""
 
 
+class LocksRefused(VLAError):
+    """The file system of a directory grants no locks."""
+
+
 class DirectoryLock:
     """Holds `<directory>/.lock` until released or until the process dies, whichever is first.
 
@@ -449,6 +453,7 @@ class DirectoryLock:
     Raises:
         DirectoryInUse: another live process holds it.
         DiskFault: the directory cannot be written.
+        LocksRefused: the file system grants no locks, as some network disks do not.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -468,6 +473,14 @@ class DirectoryLock:
                     f"{self.path.parent} is being written by process {holder}; wait until it ends, stop it, "
                     "or choose another directory"
                 ) from None
+            except OSError as error:
+                os.close(descriptor)
+                self.path.unlink(missing_ok=True)
+                raise LocksRefused(
+                    f"{self.path} cannot be locked ({error.strerror}), as is usual on network disks without "
+                    "a lock service, so two programs could write there at once; choose a directory on "
+                    "another disk, or mount this one with locks (of NFS: with the option local_lock=flock)"
+                ) from error
             if self._is_current(descriptor):
                 with contextlib.suppress(OSError):  # a full disk: the lock holds without the number
                     os.ftruncate(descriptor, 0)
