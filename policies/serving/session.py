@@ -39,7 +39,7 @@ class BadChunk(VLAError):
     """A policy answered with something that must not reach a robot."""
 
 
-_POSITIVE = Range(0, open_low=True)
+_POSITIVE = Range(0, 86_400, open_low=True)  # a day
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +50,13 @@ class SessionSettings:
     idle_timeout_s: Annotated[float, _POSITIVE, "between two complete frames of a client"] = 300.0
     send_timeout_s: Annotated[float, _POSITIVE, "for a client to read what it is sent"] = 5.0
     max_malformed: Annotated[
-        int, Range(1), "frames in a row that are no messages; then the connection is closed"
+        int, Range(1, 1_000_000), "frames in a row that are no messages; then the connection is closed"
     ] = 16
     ping_timeout_s: Annotated[
         float, _POSITIVE, "where one client has the server to itself: for it to answer a ping, or it has died"
     ] = 10.0
     malformed_pause_s: Annotated[
-        float, Range(0), "before reading on after such a frame; doubles with each in a row"
+        float, Range(0, 60), "before reading on after such a frame; doubles with each in a row"
     ] = 0.05
 
     def __post_init__(self) -> None:
