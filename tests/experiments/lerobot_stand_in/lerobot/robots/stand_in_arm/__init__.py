@@ -16,6 +16,7 @@ class StandInConfig:
     start: dict
     cameras: dict = field(default_factory=dict)
     id: str | None = None
+    disable_torque_on_disconnect: bool = True
 
     def make(self):
         return StandInArm(self)
