@@ -211,7 +211,11 @@ class FrankyArm:
         Raises:
             FrankaFault: the arm is in error.
         """
-        if self._robot.is_in_control:
+        try:
+            is_driven = bool(self._robot.is_in_control)
+        except self._errors as error:
+            raise FrankaFault(f"{type(error).__name__}: {error}") from error
+        if is_driven:
             motion = self._franky.JointVelocityStopMotion()
             self._move(motion, asynchronous=True)
 
@@ -261,7 +265,12 @@ class FrankyArm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except FrankaFault as fault:
+            if error is None:
+                raise
+            error.add_note(f"on leaving, the arm could not be brought to rest: {fault}")
 
     def _state(self) -> Any:
         try:
@@ -303,10 +312,10 @@ class Hand:
     """The Franka Hand, in a thread of its own: a command to it takes until the fingers have arrived.
 
     The newest wish is carried out when the one before is; one in the other direction stops that first.
-    Fingers that are to close, or that are stopped by an object on their way, grasp with a force, which the hand
-    keeps up by itself until a wish is wider than what it holds. A command that does not succeed is no failure:
-    on an object of unknown size that is how a movement ends. What does fail is raised by the next look at
-    `opening`.
+    Fingers that are to close, or that are stopped by an object on their way, grasp with a force, which the
+    hand keeps up by itself until a wish is wider than what it holds. A command that does not succeed is no
+    failure: on an object of unknown size that is how a movement ends. What does fail is raised by the next
+    look at `opening`.
 
     Args:
         gripper: franky's.

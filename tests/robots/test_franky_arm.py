@@ -305,6 +305,38 @@ def test_leaving_an_arm_in_error_still_closes_all_and_raises_the_first_fault(fra
     assert franky.robot.joins == 1
 
 
+def test_an_arm_that_cannot_even_be_asked_still_closes_its_hand(franky):
+    one = arm(franky, has_gripper=True)
+
+    class Gone(FakeRobot):
+        @property
+        def is_in_control(self):
+            raise franky.NetworkException("gone")
+
+        @is_in_control.setter
+        def is_in_control(self, value):
+            pass
+
+    one._robot = Gone()
+    with pytest.raises(FrankaFault, match="NetworkException: gone"):
+        one.close()
+    assert not one._hand._thread.is_alive()
+    assert one._robot.joins == 1
+
+
+def test_a_fault_on_leaving_does_not_hide_what_went_wrong_before(franky):
+    franky.robot.is_in_control = True
+
+    def drive():
+        with arm(franky):
+            franky.robot.error = franky.ControlException("reflex")
+            raise KeyError("camera")
+
+    with pytest.raises(KeyError, match="camera") as caught:
+        drive()
+    assert "could not be brought to rest: ControlException: reflex" in caught.value.__notes__[0]
+
+
 def test_every_setpoint_can_be_listened_to(franky):
     received = []
     one = arm(franky, on_setpoint=received.append)
