@@ -7,6 +7,7 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Quickstart:
 
     def __init__(self, *, run: schema.QuickstartRun, out_dir: Path) -> None:
         self.run, self.out_dir = run, out_dir
-        settings = dataclasses.asdict(dataclasses.replace(run, fresh=False))
+        settings = cli.config_with_paths(dataclasses.replace(run, fresh=False), cli.short_path)
         del settings["trainer"]["max_minutes"]  # may be raised, to train on
         self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
 
@@ -118,8 +119,7 @@ class Quickstart:
         settings = {key: value for key, value in self.run.env.items() if key != "family"}
         command = [
             *(sys.executable, "-m", "experiments.evaluate", "policy=bundle"),
-            f"path={self.out_dir / 'bundle'}",
-            f"out_dir={self.out_dir / 'bundle_evaluation'}",
+            *overrides({"path": self.out_dir / "bundle", "out_dir": self.out_dir / "bundle_evaluation"}),
             *overrides({"tasks": self.run.tasks}),
             *overrides({"env": self.run.env["family"]}),
             *overrides(settings, prefix="env."),
@@ -167,13 +167,14 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = cli.typed_command("quickstart")
-        scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env['level']}"
-        checkpoint = f"path={self.out_dir / 'train'} {scene}"
-        bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"
+        scene = overrides({"tasks": self.run.tasks, "env.level": self.run.env["level"]})
+        evaluate = ["python", "-m", "experiments.evaluate"]
+        checkpoint = [*evaluate, *overrides({"path": self.out_dir / "train"}), *scene]
+        bundle = [*evaluate, "policy=bundle", *overrides({"path": self.out_dir / "bundle"}), *scene]
         return [
             (typed, "all of this"),
-            (f"python -m experiments.evaluate {checkpoint}", "the checkpoint alone"),
-            (f"python -m experiments.evaluate {bundle}", "the bundle alone"),
+            (shlex.join(checkpoint), "the checkpoint alone"),
+            (shlex.join([*bundle, "evaluation=bundle"]), "the bundle alone"),
         ]
 
 
@@ -184,15 +185,17 @@ class BundleEvaluationFailed(RuntimeError):
 def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
     """Return values as Hydra overrides.
 
-    >>> overrides({"tasks": ["reach", "lift"], "level": "train"}, prefix="x.")
-    ['x.tasks=[reach,lift]', 'x.level=train']
+    >>> overrides({"tasks": ["reach", "lift"], "level": "train", "path": "a=b"}, prefix="x.")
+    ['x.tasks=[reach,lift]', 'x.level=train', "x.path='a=b'"]
     """
     return [f"{prefix}{key}={_as_override(value)}" for key, value in values.items()]
 
 
 def _as_override(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str | Path):
+        return cli.as_value(str(value))
     return "null" if value is None else str(value)
 
 

@@ -210,7 +210,7 @@ def test_wrong_settings_are_refused_before_any_work(override, message):
         ("control", "robot.limits.channels.delta_x.jerk=-1", r"channels\.delta_x\.jerk is -1"),
         ("control", "robot.limits.channels.delta_x.low=9", r"channels\.delta_x: the range \[9.* is empty"),
         ("control", "robot.faults.latency_s=inf", r"robot\.faults\.latency_s is inf"),
-        ("control", "watchdog.missed_stop=0", r"watchdog\.missed_stop is 0"),
+        ("control", "watchdog.missed_stop_share=0", r"watchdog\.missed_stop_share is 0"),
         ("control", "schedule=syncc", r"schedule is 'syncc'; did you mean 'sync'"),
         ("serve", "port=70000", r"port is 70000; it must be an integer in \[0, 65535\]"),
         ("serve", "openpi_map.cameras.top=3", r"openpi_map\.cameras\.top is 3; it must be text"),

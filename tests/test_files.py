@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 
@@ -9,6 +11,7 @@ from vla.files import (
     DirectoryInUse,
     DirectoryLock,
     JsonLinesAppender,
+    LocksRefused,
     ManifestError,
     atomic_write_bytes,
     atomic_write_json,
@@ -182,6 +185,19 @@ def test_a_locked_directory_names_its_holder_until_it_is_released(tmp_path):
         DirectoryLock(tmp_path)
     with DirectoryLock(tmp_path):
         pass
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_that_grants_no_locks_is_named_with_the_way_out(tmp_path, monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(
+        LocksRefused, match=rf"{tmp_path}/\.lock .*network disks.*another disk.*local_lock=flock"
+    ):
+        DirectoryLock(tmp_path)
     assert names_in(tmp_path) == []
 
 

@@ -328,6 +328,10 @@ class DirectoryInUse(RuntimeError):
     """Another live process holds the directory; the message gives its process id."""
 
 
+class LocksRefused(VLAError):
+    """The file system of a directory grants no locks."""
+
+
 class DirectoryLock:
     """Holds `<directory>/.lock` until released or until the process dies, whichever is first.
 
@@ -336,6 +340,8 @@ class DirectoryLock:
 
     Raises:
         DirectoryInUse: another live process holds it.
+        LocksRefused: the file system grants no locks, as some network disks do not.
+        OSError: the directory is not there, or may not be written to.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -354,6 +360,14 @@ class DirectoryLock:
                     f"{self.path.parent} is being written by process {holder}; wait until it ends, stop it, "
                     "or choose another directory"
                 ) from None
+            except OSError as error:
+                os.close(descriptor)
+                self.path.unlink(missing_ok=True)
+                raise LocksRefused(
+                    f"{self.path} cannot be locked ({error.strerror}), as is usual on network disks without "
+                    "a lock service, so two programs could write there at once; choose a directory on "
+                    "another disk, or mount this one with locks (of NFS: with the option local_lock=flock)"
+                ) from error
             if self._is_current(descriptor):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
