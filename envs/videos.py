@@ -23,7 +23,7 @@ _FILMSTRIP_FRAMES = 6
 _FILMSTRIP_GAP_PX = 4
 
 
-def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float) -> None:
+def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float) -> None:
     """Write an H.264 MP4 that browsers play; odd sizes lose a row or a column, as yuv420p needs even ones.
 
     Raises:
@@ -36,7 +36,7 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps
         raise ValueError(f"no frames for {path}")
     height, width = (size - size % 2 for size in first.shape[:2])
     with (
-        staged_file(path) as staging,
+        staged_file(Path(path)) as staging,
         av.open(str(staging), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
