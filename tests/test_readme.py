@@ -44,6 +44,11 @@ def commands():
         for name, text in PAGES.items()
         for line in typed_lines(text)
         if line.startswith("python -m experiments.") and "<" not in line
+    ] + [
+        (name, re.sub("^vla ", "python -m experiments.", line))
+        for name, text in PAGES.items()
+        for line in typed_lines(text)
+        if line.startswith("vla ") and "<" not in line
     ]
 
 
