@@ -1,7 +1,7 @@
 """The command `vla`: `vla train experiment=tabletop` is `python -m experiments.train experiment=tabletop`.
 
-A `conf` or `envs` in the working directory hides nothing of ours here: our packages are imported before Python
-looks there, for modules that `extensions=[...]` names.
+A `conf` or `envs` in the working directory hides nothing of ours here: our packages are imported before
+Python looks there, for modules that `extensions=[...]` names.
 
     eval "$(vla --completion bash)"      # completes programs, keys and the options of groups
 """

@@ -127,9 +127,7 @@ class Quickstart:
             *overrides({"extensions": self.run.extensions}),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
-        places = [
-            path or str(Path.cwd()) for path in sys.path
-        ]  # where this process finds modules: see console
+        places = [path or str(Path.cwd()) for path in sys.path]  # not its own folder first
         environment = cli.child_environment() | {"PYTHONPATH": os.pathsep.join(places)}
         if subprocess.run(command, check=False, env=environment).returncode != 0:
             raise BundleEvaluationFailed("the evaluation of the bundle failed; its messages are above")
