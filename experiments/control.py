@@ -123,10 +123,8 @@ def _drive_in_scene(
             clock=clock,
             recorder=recorder,
         )
-        print(
-            f"{_title(run, robot.robot_spec)}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot",
-            flush=True,
-        )
+        title = _title(run, robot.robot_spec)
+        print(f"{title}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
         return drive_recorded(
             controller,
             recorder,
