@@ -38,6 +38,7 @@ EXTRA_OF = {  # pyproject.toml: package as it is imported -> the extra that brin
     **dict.fromkeys(("pyarrow", "av", "tqdm"), "data"),
     "metaworld": "metaworld",
 }
+_LONGEST_SHOWN = 100  # characters of a value in an error
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Any: "any value"}
 
 
@@ -71,7 +72,8 @@ class Range(Constraint):
 
     def __contains__(self, value: int | float) -> bool:
         """Whether a number lies within."""
-        if math.isnan(value) or (math.isinf(value) and value not in (self.low, self.high)):
+        is_finite = isinstance(value, numbers.Integral) or math.isfinite(value)  # 10**400 is, and no float
+        if not is_finite and value not in (self.low, self.high):
             return False
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open_high else value <= self.high)
@@ -81,13 +83,12 @@ class Range(Constraint):
         """Return it as people write it: ``in [0, 1)``, ``> 0``, ``>= 1``."""
         if self.low is None and self.high is None:
             return ""
+        low, high = (str(one) if isinstance(one, int | None) else f"{one:g}" for one in (self.low, self.high))
         if self.high is None:
-            return f"{'>' if self.open_low else '>='} {self.low:g}"
+            return f"{'>' if self.open_low else '>='} {low}"
         if self.low is None:
-            return f"{'<' if self.open_high else '<='} {self.high:g}"
-        return (
-            f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
-        )
+            return f"{'<' if self.open_high else '<='} {high}"
+        return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
 
 
 class Choices(Constraint):
@@ -309,6 +310,12 @@ class Registry(Constraint, Generic[T]):
         return entry if self._maker is None else getattr(entry, self._maker)
 
 
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: as a configuration writes it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def _key(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
@@ -460,7 +467,7 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
     if scalar in (int, float):
         wanted = numbers.Integral if scalar is int else numbers.Real  # NumPy's numbers are these too
         bounds = constraint if isinstance(constraint, Range) else Range()
-        if isinstance(value, bool) or not isinstance(value, wanted) or float(value) not in bounds:
+        if isinstance(value, bool) or not isinstance(value, wanted) or value not in bounds:
             raise _refused(scalar, value, key, constraint)
         return int(value) if isinstance(value, numbers.Integral) and scalar is int else float(value)
     if not isinstance(value, scalar):
@@ -472,4 +479,4 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
 
 def _refused(annotation: Any, value: Any, key: str, constraint: Constraint | None) -> SettingError:
     finite = "finite: " if isinstance(value, float) and not math.isfinite(value) else ""
-    return SettingError(f"{key} is {value!r}; it must be {finite}{_allowed(annotation, constraint)}")
+    return SettingError(f"{key} is {shown(value)}; it must be {finite}{_allowed(annotation, constraint)}")
