@@ -18,6 +18,7 @@ data, checked.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -126,6 +127,7 @@ class Setting:
         return _allowed(self.type, self.constraint)
 
 
+@functools.cache
 def settings_of(owner: Callable[..., Any]) -> tuple[Setting, ...]:
     """Return the settings of a class (its constructor), a dataclass, a function or a bound classmethod.
 
@@ -467,14 +469,25 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
     if scalar in (int, float):
         wanted = numbers.Integral if scalar is int else numbers.Real  # NumPy's numbers are these too
         bounds = constraint if isinstance(constraint, Range) else Range()
-        if isinstance(value, bool) or not isinstance(value, wanted) or value not in bounds:
+        if isinstance(value, bool) or not isinstance(value, wanted):
             raise _refused(scalar, value, key, constraint)
-        return int(value) if isinstance(value, numbers.Integral) and scalar is int else float(value)
+        number = int(value) if isinstance(value, numbers.Integral) and scalar is int else _as_float(value)
+        if number not in bounds:
+            raise _refused(scalar, value, key, constraint)
+        return number
     if not isinstance(value, scalar):
         raise _refused(scalar, value, key, constraint)
     if isinstance(constraint, Choices) and value not in constraint.names:
         raise SettingError(f"{key} is {value!r}; {did_you_mean(value, constraint.names)}")
     return value
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float; NaN, which no range holds, for an integer beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _refused(annotation: Any, value: Any, key: str, constraint: Constraint | None) -> SettingError:

@@ -43,7 +43,9 @@ _GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
 _NO_SUCH_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
 _IN_FILE = re.compile(r"In '([^']+/[^']+)'")
-_NO_OPTION = re.compile(r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)\s*Config search", re.S)
+_NO_OPTION = re.compile(
+    r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)\s*Config search", re.S
+)
 _MOST_SHOWN = 30  # names in the hint for an unknown key
 _NO_NAME = "Config group override must be a string or a list"  # begins Hydra's ValueError
 

@@ -88,16 +88,27 @@ def nested_class(setting: Setting) -> type | None:
 
 
 def rows_of(owner: Callable[..., Any], *, prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """Yield all settings with their whole keys, nested ones after what they are nested in."""
+    """Yield all settings with their whole keys, nested ones after what they are nested in.
+
+    A name that a person chooses is `<name>`: ``robot.limits.channels.<name>.velocity``.
+    """
     for setting in settings_of(owner):
         key = f"{prefix}{setting.name}"
         yield key, setting
-        inner = nested_class(setting)
+        inner, registry = nested_class(setting), setting.constraint
+        kind = _without_none(setting.type)
+        if typing.get_origin(kind) in (dict, Mapping) and not isinstance(registry, Registry):
+            key = f"{key}.<name>"
+            element = typing.get_args(kind)[1]
+            if typing.get_origin(element) is typing.Annotated:
+                registry = typing.get_args(element)[1]
+            elif isinstance(element, type) and element not in (bool, int, float, str):
+                inner = element
         if inner is not None:
             yield from rows_of(inner, prefix=f"{key}.")
-        if isinstance(setting.constraint, Registry):
-            for name in setting.constraint.names():
-                for nested_key, nested in rows_of_entry(setting.constraint, name):
+        if isinstance(registry, Registry):
+            for name in registry.names():
+                for nested_key, nested in rows_of_entry(registry, name):
                     yield f"{key}.{nested_key}", nested
 
 

@@ -96,7 +96,7 @@ class FrankaSetup(RobotSetup):
     address: Annotated[str, "of the robot, or of franky-sim"]
     needs_realtime: Annotated[bool, "refuse to run without a real-time kernel; a simulator needs none"] = True
     has_gripper: Annotated[bool, "whether the arm has a Franka Hand"] = True
-    gripper_speed: Annotated[float, Range(0, open_low=True), "of the fingers [m/s]"] = 0.05
+    gripper_speed: Annotated[float, Range(0, 1, open_low=True), "of the fingers [m/s]"] = 0.05
     dynamics: Annotated[Dynamics, "how hard every joint may move"] = field(default_factory=Dynamics)
     following: Annotated[Following, "how the arm follows its commands"] = field(default_factory=Following)
     go_to_start: Annotated[bool, "move to where the scene's episode begins; look that the way is free"] = True

@@ -13,7 +13,7 @@ from typing import Annotated
 from policies.runtime.observation_buffer import StreamHealth
 from vla.registry import Range, check_attributes
 
-_POSITIVE = Range(0, open_low=True)
+_POSITIVE = Range(0, 1000, open_low=True)
 UNDERRUN = "no action is left to execute"  # the reason when a chunk was used up before the next came
 
 
@@ -49,7 +49,7 @@ class WatchdogLimits:
         float, _POSITIVE, "the safety filter refuses what comes; each refusal holds by itself"
     ] = 0.5
     silent_stop_s: Annotated[float, _POSITIVE, "an inference that is not answered"] = 2.0
-    missed_stop: Annotated[int, Range(1), "control periods missed in a row"] = 5
+    missed_stop: Annotated[int, Range(1, 1000), "control periods missed in a row"] = 5
 
     def __post_init__(self) -> None:
         check_attributes(self, where="watchdog")

@@ -1,20 +1,35 @@
-"""Every setting that a program declares, and what becomes of a value that is given to it.
+"""Every setting that a program declares, and what becomes of a value or a name that is given to it.
 
-`walk` goes through the declarations (vla/registry.py) and a composed configuration side by side: into nested
-classes, dictionaries, lists, and every entry of a registry whose parts are installed. What it finds can be set
-as Hydra sets it, in a copy of the configuration.
+`walk` goes through the declarations (vla/registry.py) and a composed configuration side by side, into nested
+classes, dictionaries, lists and every entry of a registry. `attempts` tries each number with `VALUES`, with
+the bounds of its range and with what lies beyond them, and each map with misspelled keys.
+
+    python tests/experiments/setting_walk.py       (prints all attempts; without the tests' checks of types,
+                                                    which take ten times as long as the rest)
 """
 
-import copy
-import typing
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from experiments.config import schema
-from vla.registry import REQUIRED, Choices, Range, Registry, _elements, _unwrapped, settings_of
+from experiments.config.robot_file import RobotFile
+from vla.data.hdf5 import Hdf5Mapping
+from vla.errors import VLAError
+from vla.registry import (
+    REQUIRED,
+    Choices,
+    Range,
+    Registry,
+    _elements,
+    _unwrapped,
+    check_settings,
+    settings_of,
+)
 
 REQUIRED_KEYS = {  # what a person has to give
     "check": ["dataset=d"],
@@ -29,55 +44,167 @@ REQUIRED_KEYS = {  # what a person has to give
 }
 
 
+VALUES = (-1, 0, math.nan, math.inf, -math.inf, 1e9, 10**9, -(10**400), 10**400, True, "word")
+NUMBERS = {"key": "qpos", "names": ["pan"], "units": ["rad"]}
+FILES: dict[str, tuple[type, dict[str, Any]]] = {  # that people write and programs read
+    "robot file": (
+        RobotFile,
+        {
+            "name": "arm",
+            "control_hz": 30.0,
+            "action_convention": "joint_target",
+            "gripper_sign": "none",
+            "cameras": {"front": [48, 64]},
+            "state": {"pan": ["rad", -2.0, 2.0]},
+            "action": {"pan": ["rad", -2.0, 2.0]},
+            "limits_confirmed": False,
+            "limits": {"channels": {"pan": {"low": -2.0, "high": 2.0, "velocity": 1.0}}},
+        },
+    ),
+    "mapping": (
+        Hdf5Mapping,
+        {
+            "robot": "arm",
+            "episodes": "",
+            "cameras": {"front": {"key": "front"}},
+            "state": [NUMBERS],
+            "action": [NUMBERS],
+            "control_hz": 30.0,
+            "action_convention": "joint_target",
+            "gripper_sign": "none",
+        },
+    ),
+}
+
+
+class Attempt(NamedTuple):
+    """What was tried, and what came of it.
+
+    Attributes:
+        program: or the kind of file.
+        kind: value, bound, beyond (a bound), key (that is misspelled) or unbounded (a number without range).
+        key: whole key.
+        given: the value as text; of a misspelled key, the right name.
+        range: of the number, as errors show it.
+        message: the refusal; None if it was accepted.
+    """
+
+    program: str
+    kind: str
+    key: str
+    given: str
+    range: str
+    message: str | None
+
+
 class Found(NamedTuple):
-    """A setting, or an element of one, that holds a number or a map.
+    """A number among the settings, or a map of settings.
 
     Attributes:
         key: as on the command line.
         parts: what has to be set first, by key: the choice of a part, or the map that the key is in.
-        type: int, float or dict.
+        type: int or float; dict for a map.
         range: of a number.
-        value: that it has now, None for a list or map that is empty.
-        container: whole value that holds the element, if `key` is a list's: what to set with `index`.
+        names: of a map, the settings in it.
+        elements: where the number is an element of a list, what the list holds; else None.
         index: of the element.
-        names: of a map: its keys.
     """
 
     key: str
     parts: tuple[tuple[str, Any], ...]
     type: type
     range: Range | None = None
-    container: list[Any] | None = None
+    names: tuple[str, ...] = ()
+    elements: list[Any] | None = None
     index: int = 0
 
 
-def compose_program(root: str) -> DictConfig:
-    """Return a program's configuration as Hydra composes it."""
+def composed_values(root: str) -> dict[str, Any]:
+    """Return a program's configuration as Hydra composes it, as plain data."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        return compose(root, REQUIRED_KEYS.get(root, []))
+        config = compose(root, REQUIRED_KEYS.get(root, []))
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return values
 
 
-def walk(root: str, config: DictConfig) -> Iterator[Found]:
+def walk(owner: Callable[..., Any], values: Mapping[str, Any]) -> Iterator[Found]:
     """Yield every number and every map of a program."""
-    values = OmegaConf.to_container(config, resolve=True)
-    yield from _of_owner(schema.ROOTS.get(root), values, "", ())
+    yield from _of_owner(owner, values, "", ())
 
 
-def changed(config: DictConfig, found: Found, value: Any) -> DictConfig:
-    """Return a copy with one number replaced."""
-    result = copy.deepcopy(config)
+def changed(values: dict[str, Any], found: Found, value: Any) -> dict[str, Any]:
+    """Return a copy with one number replaced, or with what a map holds."""
     for key, part in found.parts:
-        OmegaConf.update(result, key, part, merge=False, force_add=True)
-    if found.container is not None:
-        value = [value if i == found.index else one for i, one in enumerate(found.container)]
-    OmegaConf.update(result, found.key, value, merge=True)
-    return result
+        values = _with(values, key.split("."), part)
+    if found.elements is not None:
+        value = [value if i == found.index else one for i, one in enumerate(found.elements)]
+    return _with(values, found.key.split("."), value)
+
+
+def with_key(values: dict[str, Any], found: Found, name: str) -> dict[str, Any]:
+    """Return a copy with one more key in a map."""
+    for key, part in found.parts:
+        values = _with(values, key.split("."), part)
+    return _with(values, [*found.key.split("."), name] if found.key else [name], 1)
+
+
+def _with(values: Any, key: list[str], value: Any) -> Any:
+    if not key:
+        return value
+    values = values if isinstance(values, dict) else {}
+    return {**values, key[0]: _with(values.get(key[0]), key[1:], value)}
+
+
+def attempts(program: str) -> Iterator[Attempt]:
+    """Try everything in a program, or in a file of `FILES`."""
+    owner = FILES[program][0] if program in FILES else schema.ROOTS.get(program)
+    values = FILES[program][1] if program in FILES else composed_values(program)
+    assert refusal(owner, values) is None, refusal(owner, values)
+    for found in walk(owner, values):
+        if found.type is dict:
+            for name in found.names:
+                wrong = misspelled(name)
+                given, key = with_key(values, found, wrong), f"{found.key}.{wrong}" if found.key else wrong
+                yield Attempt(program, "key", key, name, "", refusal(owner, given))
+        else:
+            for kind, value in _tries(found.range):
+                message = refusal(owner, changed(values, found, value))
+                yield Attempt(program, kind, found.key, str(value), str(found.range), message)
+
+
+def _tries(bounds: Range | None) -> Iterator[tuple[str, Any]]:
+    yield from (("value", value) for value in VALUES)
+    if bounds is None or bounds.low is None or bounds.high is None:
+        yield "unbounded", bounds
+        return
+    for bound, step in ((bounds.low, -1), (bounds.high, 1)):
+        yield "bound", bound
+        if math.isfinite(bound):
+            yield "beyond", bound + step
+
+
+def misspelled(name: str) -> str:
+    """Return a name with a letter doubled, as a slip of the finger makes it."""
+    return name[:1] * 2 + name[1:]
+
+
+def refusal(owner: type, values: dict[str, Any]) -> str | None:
+    """Build what a program builds of its configuration at first; return why that is refused, if it is."""
+    try:
+        if issubclass(owner, schema.Program):
+            schema.checked(values, owner)
+        else:
+            owner(**check_settings(owner, values))
+    except VLAError as error:
+        return str(error)
+    return None
 
 
 def _of_owner(owner: Callable[..., Any], values: Mapping[str, Any], at: str, parts: Any) -> Iterator[Found]:
-    yield Found(at, parts, dict)
-    for setting in settings_of(owner):
+    settings = settings_of(owner)
+    yield Found(at, parts, dict, names=tuple(setting.name for setting in settings))
+    for setting in settings:
         key = f"{at}.{setting.name}" if at else setting.name
         value = values.get(setting.name, None if setting.default is REQUIRED else setting.default)
         yield from _of_type(setting.type, setting.constraint, value, key, parts)
@@ -97,13 +224,11 @@ def _of_type(annotation: Any, constraint: Any, value: Any, key: str, parts: Any)
         for index, one in enumerate(inside if form == "tuple" else inside * len(held)):
             number = _unwrapped(one)[0]
             if number in (int, float):
-                yield Found(key, parts, number, _unwrapped(one)[1] or constraint, held, index)
+                bounds = _unwrapped(one)[1] or constraint
+                yield Found(key, parts, number, bounds, elements=held, index=index)
     elif form == "dict":
-        yield Found(key, parts, dict)
-        one = inside[0]
-        held = value or {"some": None}
-        for name, element in held.items():
-            yield from _of_type(one, constraint, element, f"{key}.{name}", parts)
+        for name, element in (value or {"some": None}).items():
+            yield from _of_type(inside[0], constraint, element, f"{key}.{name}", parts)
     elif form == "class":
         if not isinstance(value, Mapping):
             value = _minimum(inner) if value is None else {}  # an object has its defaults
@@ -125,12 +250,12 @@ def _of_registry(registry: Registry[Any], value: Any, key: str, parts: Any) -> I
 
 def _minimum(owner: Callable[..., Any]) -> dict[str, Any]:
     """Return something for each setting without a default."""
-    return {
-        one.name: _example(one.type, one.constraint) for one in settings_of(owner) if one.default is REQUIRED
-    }
+    needed = [one for one in settings_of(owner) if one.default is REQUIRED]
+    return {one.name: -1.0 if one.name == "low" else _example(one.type, one.constraint) for one in needed}
 
 
 def _example(annotation: Any, constraint: Any) -> Any:
+    """Return something that a setting may be."""
     inner, own, _ = _unwrapped(annotation)
     constraint = own or constraint
     form, inside = _elements(inner)
@@ -148,3 +273,9 @@ def _example(annotation: Any, constraint: Any) -> Any:
     if isinstance(constraint, Choices):
         return constraint.names[0]
     return {bool: False, int: 16, float: 0.5, str: "text"}[inner]
+
+
+if __name__ == "__main__":
+    for program in (*schema.ROOTS.names(), *FILES):
+        for attempt in attempts(program):
+            print(json.dumps(attempt))
