@@ -369,7 +369,7 @@ def test_a_misspelled_key_is_refused_at_every_depth_however_it_is_given(root, ke
         message = explain_config_error(caught.value, program=program)
     assert "\n" not in message
     assert message.startswith("unknown key ")
-    assert re.search(rf"did you mean '([a-z_]+\.)*{right}[.']", message)
+    assert re.search(rf"did you mean '([a-z_<>]+\.)*{right}[.']", message)
 
 
 @pytest.mark.parametrize(
