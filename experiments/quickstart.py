@@ -7,6 +7,8 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +36,7 @@ from vla.model.checkpoint import read_state, resolve_checkpoint
 schema.register("quickstart")
 
 STAGES_FILE = "stages.json"
+_PLAIN = re.compile(r"[A-Za-z/._][\w/.+@-]*", re.ASCII)  # text that Hydra takes as it is
 MADE_HERE = ("dataset", "cache", "train", "evaluation", "bundle", "bundle_evaluation")
 
 
@@ -118,8 +121,7 @@ class Quickstart:
         settings = {key: value for key, value in self.run.env.items() if key != "family"}
         command = [
             *(sys.executable, "-m", "experiments.evaluate", "policy=bundle"),
-            f"path={self.out_dir / 'bundle'}",
-            f"out_dir={self.out_dir / 'bundle_evaluation'}",
+            *overrides({"path": self.out_dir / "bundle", "out_dir": self.out_dir / "bundle_evaluation"}),
             *overrides({"tasks": self.run.tasks}),
             *overrides({"env": self.run.env["family"]}),
             *overrides(settings, prefix="env."),
@@ -167,13 +169,14 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = cli.typed_command("quickstart")
-        scene = f"tasks=[{','.join(self.run.tasks)}] env.level={self.run.env['level']}"
-        checkpoint = f"path={self.out_dir / 'train'} {scene}"
-        bundle = f"policy=bundle path={self.out_dir / 'bundle'} {scene} evaluation=bundle"
+        evaluate = ("python", "-m", "experiments.evaluate")
+        scene = overrides({"tasks": self.run.tasks, "env.level": self.run.env["level"]})
+        checkpoint = [*overrides({"path": self.out_dir / "train"}), *scene]
+        bundle = ["policy=bundle", *overrides({"path": self.out_dir / "bundle"}), *scene, "evaluation=bundle"]
         return [
             (typed, "all of this"),
-            (f"python -m experiments.evaluate {checkpoint}", "the checkpoint alone"),
-            (f"python -m experiments.evaluate {bundle}", "the bundle alone"),
+            (shlex.join([*evaluate, *checkpoint]), "the checkpoint alone"),
+            (shlex.join([*evaluate, *bundle]), "the bundle alone"),
         ]
 
 
@@ -186,14 +189,27 @@ def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
 
     >>> overrides({"tasks": ["reach", "lift"], "level": "train"}, prefix="x.")
     ['x.tasks=[reach,lift]', 'x.level=train']
+    >>> overrides({"path": "/tmp/a (1), b"})
+    ["path='/tmp/a (1), b'"]
     """
     return [f"{prefix}{key}={_as_override(value)}" for key, value in values.items()]
 
 
 def _as_override(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str | Path):
+        return _quoted(str(value))
     return "null" if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return text as Hydra reads it back: in quotes unless it is a plain word or path."""
+    if _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "inf", "nan"):
+        return text
+    inside = re.sub(r"(\\*)'", lambda found: f"{2 * found[1]}\\'", text)  # what precedes a quote is doubled
+    at_end = len(inside) - len(inside.rstrip("\\"))
+    return f"'{inside}{inside[len(inside) - at_end :]}'"
 
 
 def start_over(out_dir: Path) -> None:

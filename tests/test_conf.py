@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +21,7 @@ from experiments.config import schema
 from experiments.config.cli import explain_config_error, explain_setting_error
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
+from experiments.quickstart import overrides as as_overrides
 from experiments.train import build_model, require_settings
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
@@ -390,6 +392,8 @@ def test_a_misspelled_key_is_refused_at_every_depth_however_it_is_given(root, ke
         ("seed=1e400", "seed is inf; it must be finite: an integer in [0, 2147483647]"),
         ("model.head=flow", "model.head is 'flow'; it must be a map with kind: parallel | autoregressive"),
         ("model=vla_tinny", "model is 'vla_tinny'; did you mean 'vla_tiny'? choose from vla_base, "),
+        ("tasks=[reach,raech]", "tasks names 'raech'; did you mean 'reach'? choose from "),
+        ("tasks=[reach,reach]", "tasks names 'reach' twice; name each once"),
         ("trainer.num_samples=${nothing}", "trainer.num_samples: Interpolation key 'nothing' not found"),
     ],
 )
@@ -404,11 +408,25 @@ def test_a_wrong_value_is_one_line_whoever_finds_it(override, message):
 
 
 def test_text_may_look_like_a_number():
-    run = schema.typed(composed("train", ["dataset=2026", "tasks=[1]"]), schema.TrainRun)
-    assert (run.dataset, run.tasks) == ("2026", ["1"])
+    run = schema.typed(composed("train", ["dataset=2026"]), schema.TrainRun)
+    assert run.dataset == "2026"
 
 
 def test_a_number_in_place_of_a_file_of_conf_is_a_wrong_value():
     command = [sys.executable, "-m", "experiments.train", "trainer=5"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stderr) == (2, "trainer is '5'; choose from cpu\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("plain", "/a/b-c_d.e", "with blank", "grün", "a,b", "(x)", "a=b", "#1", "~me", "a&b", "{x}", "+x"),
+        *("it's", "a\\'b", "end\\", "both\\\\", "a\\b", '"quoted"', "[a]", "run:1"),
+        *("null", "1e5", "007", "True"),
+    ],
+)
+def test_what_the_quickstart_hands_on_is_read_back_as_it_was(text):
+    given = as_overrides({"path": text, "tasks": [text, "reach"]})
+    path, tasks = (OverridesParser.create().parse_override(one).value() for one in given)
+    assert (path, tasks) == (text, [text, "reach"])

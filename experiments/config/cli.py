@@ -47,6 +47,10 @@ _NO_OPTION = re.compile(
     r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)\s*Config search", re.S
 )
 _MOST_SHOWN = 30  # names in the hint for an unknown key
+_LESS_MEMORY = (
+    "; there is not enough memory: lower a size, such as trainer.batch_size, model.backbone.width, an image "
+    "size or a number of workers"
+)
 _NO_NAME = "Config group override must be a string or a list"  # begins Hydra's ValueError
 
 
@@ -84,14 +88,15 @@ def run(main: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output is gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if str(error).startswith(_NO_NAME):  # raised by Hydra
             _end(EXIT_CONFIG, explain_group_error(sys.argv[1:]))
-        if wants_traceback or not is_for_the_user(error):
+        if wants_traceback or not (is_for_the_user(error) or _is_out_of_memory(error)):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-        _end(EXIT_FAILED, f"error: {error}\n{place}")
+        hint = _LESS_MEMORY if _is_out_of_memory(error) else ""
+        _end(EXIT_FAILED, f"error: {error}{hint}\n{place}")
     except Terminated:
         _end(EXIT_TERMINATED, "terminated; the same command with the same output directory continues")
     except KeyboardInterrupt:
@@ -174,6 +179,12 @@ def portable_path(path: str) -> str:
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or torch got no memory for something."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
 
 
 def _end(code: int, message: str) -> NoReturn:

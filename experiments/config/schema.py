@@ -23,9 +23,10 @@ from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.data.registry import SOURCES
+from vla.errors import did_you_mean
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
-from vla.registry import Choices, Range, Registry, check_settings
+from vla.registry import Choices, Range, Registry, SettingError, check_settings
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -353,5 +354,20 @@ def checked(values: dict[str, Any], program: type[Run]) -> Run:
         values = {key: value for key, value in values.items() if key != "env"}
     run = program(**check_settings(program, values))
     if isinstance(run, TaskProgram | ControlRun) and run.env:
-        return dataclasses.replace(run, tasks=expand_tasks(run.env["family"], run.tasks))
+        return dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
     return run
+
+
+def _known_tasks(family: str, given: list[str]) -> list[str]:
+    """Return the tasks of a family that are named; see `expand_tasks`.
+
+    Raises:
+        SettingError: one is unknown, or named twice.
+    """
+    tasks, known = expand_tasks(family, given), ENVIRONMENTS.get(family).TASKS
+    for task in tasks:
+        if task not in known:
+            raise SettingError(f"tasks names {task!r}; {did_you_mean(task, known)}")
+        if tasks.count(task) > 1:
+            raise SettingError(f"tasks names {task!r} twice; name each once")
+    return tasks

@@ -245,7 +245,8 @@ def _of_registry(registry: Registry[Any], value: Any, key: str, parts: Any) -> I
             yield from _of_owner(maker, value, key, parts)
         else:
             part = {registry.key: name, **_minimum(maker)}
-            yield from _of_owner(maker, part, key, (*parts, (key, part)))
+            others: tuple[Any, ...] = (("tasks", []),) if key == "env" else ()  # of the environment
+            yield from _of_owner(maker, part, key, (*parts, (key, part), *others))
 
 
 def _minimum(owner: Callable[..., Any]) -> dict[str, Any]:
