@@ -173,7 +173,7 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
     if needed_gb > memory_gb:
         raise ValueError(
             f"model has {num_weights:,} weights, which take {needed_gb:.0f} GB to train, and this machine "
-            f"has {memory_gb:.0f} GB of memory; choose a smaller model.backbone.width or model.backbone.depth"
+            f"has {memory_gb:.0f} GB of memory; lower width, expert_width, depth or mlp_ratio in model"
         )
     torch.manual_seed(seed)
     return VLAModel(specs=specs, config=config)

@@ -430,3 +430,13 @@ def test_what_the_quickstart_hands_on_is_read_back_as_it_was(text):
     given = as_overrides({"path": text, "tasks": [text, "reach"]})
     path, tasks = (OverridesParser.create().parse_override(one).value() for one in given)
     assert (path, tasks) == (text, [text, "reach"])
+
+
+def test_a_model_that_does_not_fit_into_the_memory_is_refused_before_it_takes_any():
+    run = schema.typed(
+        composed("train", ["model.backbone.width=16384", "model.backbone.depth=256"]), schema.TrainRun
+    )
+    with pytest.raises(
+        ValueError, match=r"^model has [\d,]+ weights, which take \d+ GB to train, .* lower width"
+    ):
+        build(run)

@@ -95,10 +95,14 @@ def evaluate(
 
 
 def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[EpisodeRow]:
-    """Return the rows that are there already, after making sure that they belong to this evaluation."""
+    """Return the rows that are there already, after making sure that they belong to this evaluation.
+
+    The plan of an evaluation that never ended an episode binds nobody: it may have been a mistake.
+    """
     advice = "choose another directory, or delete this one"
     plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
-    if plan_path.exists():
+    rows = read_rows(log_path) if log_path.exists() else []
+    if rows and plan_path.exists():
         stored = read_json(plan_path)
         stored_plan = json.loads(json.dumps(EvaluationPlan.from_json(stored["plan"]).to_json()))
         if stored["policy_id"] != policy_id:
@@ -116,7 +120,6 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
             raise EvaluationMismatch(
                 f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}"
             )
-    rows = read_rows(log_path) if log_path.exists() else []
     expected = (policy_id, plan.instruction_mode)
     strange = [row for row in rows if (row.policy_id, row.instruction_mode) != expected]
     if strange or (rows and not plan_path.exists()):

@@ -17,7 +17,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.config import schema
+from experiments.config.extensions import GROUPS
 from experiments.config.robot_file import RobotFile
+from tests.test_conf import build
 from vla.data.hdf5 import Hdf5Mapping
 from vla.errors import VLAError
 from vla.registry import (
@@ -44,6 +46,15 @@ REQUIRED_KEYS = {  # what a person has to give
 }
 
 
+NEEDED: dict[tuple[str, str], tuple[tuple[str, Any], ...]] = {  # by a choice, what has to go with it
+    ("env", "tabletop"): (("tasks", []),),
+    ("env", "metaworld"): (("tasks", []),),
+    ("model.head", "flow"): (("codec", {"kind": "continuous"}),),
+    ("model.head", "fast"): (("codec", {"kind": "fast"}),),
+    ("codec", "continuous"): (("model.head", {"kind": "flow"}),),
+    ("codec", "fast"): (("model.head", {"kind": "fast"}),),
+}
+MODEL = ("model", "codec", "processor")  # groups of keys
 VALUES = (-1, 0, math.nan, math.inf, -math.inf, 1e9, 10**9, -(10**400), 10**400, True, "word")
 NUMBERS = {"key": "qpos", "names": ["pan"], "units": ["rad"]}
 FILES: dict[str, tuple[type, dict[str, Any]]] = {  # that people write and programs read
@@ -87,6 +98,7 @@ class Attempt(NamedTuple):
         given: the value as text; of a misspelled key, the right name.
         range: of the number, as errors show it.
         message: the refusal; None if it was accepted.
+        command: of a number, how it is given on a command line; None where files have to exist for it.
     """
 
     program: str
@@ -95,6 +107,7 @@ class Attempt(NamedTuple):
     given: str
     range: str
     message: str | None
+    command: list[str] | None = None
 
 
 class Found(NamedTuple):
@@ -170,7 +183,11 @@ def attempts(program: str) -> Iterator[Attempt]:
         else:
             for kind, value in _tries(found.range):
                 message = refusal(owner, changed(values, found, value))
-                yield Attempt(program, kind, found.key, str(value), str(found.range), message)
+                is_of_model = program == "train" and found.key.split(".")[0] in MODEL
+                if message is None and kind == "bound" and is_of_model:
+                    message = refusal_of_model(changed(values, found, value))
+                command = overrides_of(found, value)
+                yield Attempt(program, kind, found.key, str(value), str(found.range), message, command)
 
 
 def _tries(bounds: Range | None) -> Iterator[tuple[str, Any]]:
@@ -182,6 +199,24 @@ def _tries(bounds: Range | None) -> Iterator[tuple[str, Any]]:
         yield "bound", bound
         if math.isfinite(bound):
             yield "beyond", bound + step
+
+
+def overrides_of(found: Found, value: Any) -> list[str] | None:
+    """Return what Hydra has to be given for a number; None if a part has to be chosen with files or names."""
+    chosen = []
+    for key, part in found.parts:
+        kind = (
+            [name for at, name in part.items() if at in ("kind", "family")] if isinstance(part, dict) else []
+        )
+        if len(part) > 1 or (kind and key.replace(".", "/") not in GROUPS):
+            return None
+        chosen += [f"{key.replace('.', '/')}={name}" for name in kind]
+    text = str(value)
+    if found.elements is not None:
+        text = (
+            f"[{','.join(str(value if i == found.index else one) for i, one in enumerate(found.elements))}]"
+        )
+    return [*chosen, f"{found.key}={text}"]
 
 
 def misspelled(name: str) -> str:
@@ -197,6 +232,15 @@ def refusal(owner: type, values: dict[str, Any]) -> str | None:
         else:
             owner(**check_settings(owner, values))
     except VLAError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_model(values: dict[str, Any]) -> str | None:
+    """Build processor and model, without memory for its weights; return why that is refused, if it is."""
+    try:
+        build(schema.checked(values, schema.TrainRun))
+    except ValueError as error:
         return str(error)
     return None
 
@@ -228,6 +272,11 @@ def _of_type(annotation: Any, constraint: Any, value: Any, key: str, parts: Any)
                 yield Found(key, parts, number, bounds, elements=held, index=index)
     elif form == "dict":
         for name, element in (value or {"some": None}).items():
+            if isinstance(element, Mapping) and isinstance(_unwrapped(inside[0])[1], Registry):
+                registry = _unwrapped(inside[0])[1]
+                maker = registry.made_by(element[registry.key])
+                yield from _of_owner(maker, element, f"{key}.{name}", parts)
+                continue
             yield from _of_type(inside[0], constraint, element, f"{key}.{name}", parts)
     elif form == "class":
         if not isinstance(value, Mapping):
@@ -245,8 +294,8 @@ def _of_registry(registry: Registry[Any], value: Any, key: str, parts: Any) -> I
             yield from _of_owner(maker, value, key, parts)
         else:
             part = {registry.key: name, **_minimum(maker)}
-            others: tuple[Any, ...] = (("tasks", []),) if key == "env" else ()  # of the environment
-            yield from _of_owner(maker, part, key, (*parts, (key, part), *others))
+            needed = NEEDED.get((key, name), ())
+            yield from _of_owner(maker, part, key, (*parts, (key, part), *needed))
 
 
 def _minimum(owner: Callable[..., Any]) -> dict[str, Any]:

@@ -106,3 +106,19 @@ def test_sigterm_is_handled_like_ctrl_c(tmp_path):
     assert process.returncode == cli.EXIT_TERMINATED
     assert (tmp_path / "saved").exists()
     assert "continues" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 64. GiB for an array with shape (8, 1024)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(raising(error))
+    assert ended.value.code == cli.EXIT_FAILED
+    assert "there is not enough memory: lower a size, such as trainer.batch_size" in capsys.readouterr().err
