@@ -8,13 +8,14 @@ long the goal has held and ends episodes; it knows nothing about any simulator, 
 
 import abc
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Float32, UInt8
 
+from vla.errors import VLAError
 from vla.registry import Range, did_you_mean
 from vla.spec import RobotSpec
 
@@ -36,6 +37,10 @@ class StepOutcome:
     truncated: bool
 
 
+class CannotBeCopied(VLAError):
+    """An environment was to be copied or pickled."""
+
+
 def require_choice(what: str, given: str, choices: tuple[str, ...]) -> None:
     """Check that a name is one of the choices.
 
@@ -51,7 +56,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
 
     Reward is 1 in the period in which success is reached and 0 in all others. The episode terminates when
     the goal has held for `success_hold_steps` periods in a row and is truncated after `max_steps` periods.
-    Stepping on after either is allowed (recorders keep a few frames of the robot at rest).
+    Stepping on after either is allowed (recorders keep a few frames of the robot at rest). Any thread may use
+    an environment, one at a time. It cannot be copied or pickled, which raises `CannotBeCopied`.
     """
 
     TASKS: ClassVar[tuple[str, ...]]  # names of the family's tasks, for error messages; each family sets it
@@ -125,6 +131,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
         """Return what a camera sees now, at the size that the robot spec gives.
 
         Raises:
+            gymnasium.error.ResetNeeded: there is no scene yet.
             ValueError: there is no such camera; the message names those that exist.
         """
 
@@ -142,6 +149,25 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
 
     # What all share.
 
+    def require_reset(self, what: str) -> None:
+        """Check that there is a scene; those who draw call it too.
+
+        Args:
+            what: what cannot be done without, for the error.
+
+        Raises:
+            gymnasium.error.ResetNeeded: `reset` has never been called.
+        """
+        if not self._is_reset:
+            raise gymnasium.error.ResetNeeded(f"call reset() before {what} of {self.task!r}")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse what `copy` and `pickle` ask for: simulation and OpenGL context do not travel."""
+        raise CannotBeCopied(
+            f"{type(self).__name__} holds a simulation and an OpenGL context, so it cannot be copied or "
+            "pickled; make another one with the same settings, in the process that uses it"
+        )
+
     def advance(self, action: Float[np.ndarray, " action"]) -> StepOutcome:
         """Run one control period without rendering anything.
 
@@ -151,8 +177,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
             ValueError: the action has the wrong shape or holds NaN or infinity.
             gymnasium.error.ResetNeeded: `reset` has never been called.
         """
-        if not self._is_reset:
-            raise gymnasium.error.ResetNeeded(f"call reset() before the first step of {self.task!r}")
+        self.require_reset("the first step")
         self._apply(self._checked(action))
         self.num_steps += 1
         self._held_steps = self._held_steps + 1 if self._goal_holds() else 0
@@ -182,7 +207,12 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
         return clipped
 
     def observe(self) -> dict[str, Any]:
-        """Return ``{"images": {camera: uint8[h w 3]}, "state": float32[state]}`` as of now."""
+        """Return ``{"images": {camera: uint8[h w 3]}, "state": float32[state]}`` as of now.
+
+        Raises:
+            gymnasium.error.ResetNeeded: `reset` has never been called.
+        """
+        self.require_reset("the first observation")
         images = {camera.name: self.render_camera(camera.name) for camera in self.robot_spec.cameras}
         return {"images": images, "state": self.read_state()}
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from envs.opengl import require_importable
+from vla.errors import did_you_mean
 from vla.registry import Registry
+from vla.spec import RobotSpec
 
 if TYPE_CHECKING:  # names alone need no simulator
     import envs.base
@@ -24,7 +27,21 @@ class TaskGroups:
     tasks: Mapping[str, tuple[str, ...]]
 
 
-ENVIRONMENTS: Registry["envs.base.ManipulationEnv"] = Registry(
+class _Environments(Registry["envs.base.ManipulationEnv"]):
+    """The registry of families; what MuJoCo would fail on while it is imported is named before."""
+
+    def get(self, name: str) -> type["envs.base.ManipulationEnv"]:
+        """Import and return a family.
+
+        Raises:
+            NoOpenGL: `MUJOCO_GL` is wrong.
+            ValueError, NotInstalled, ImportError: as in `Registry`.
+        """
+        require_importable()
+        return super().get(name)
+
+
+ENVIRONMENTS: Registry["envs.base.ManipulationEnv"] = _Environments(
     "env",
     {"tabletop": "envs.tabletop.env:TabletopEnv", "metaworld": "envs.metaworld.env:MetaWorldEnv"},
     key="family",
@@ -67,6 +84,33 @@ def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
     {'family': 'tabletop', 'same_color_share': 0.2}
     """
     return {FORMER_NAMES.get(key, key): value for key, value in config.items()}
+
+
+def probe_env(configs: Mapping[str, Mapping[str, Any]]) -> RobotSpec:
+    """Try before any work begins what would fail in a worker later: task names, settings, and a picture.
+
+    Args:
+        configs: configurations by task; they differ in nothing else, so that the first is made for all.
+
+    Returns:
+        The robot of these environments.
+
+    Raises:
+        ValueError: a task or a setting is wrong.
+        NoOpenGL: nothing can draw here.
+        NotInstalled: as in `make_env`.
+    """
+    for config in configs.values():
+        known = ENVIRONMENTS.get(config["family"]).TASKS
+        if config["task"] not in known:
+            raise ValueError(f"task {config['task']!r} is unknown; {did_you_mean(config['task'], known)}")
+    env = make_env(next(iter(configs.values())))
+    try:
+        env.start_episode(seed=0)
+        env.render_camera(env.robot_spec.camera_names[0])
+        return env.robot_spec
+    finally:
+        env.close()
 
 
 def make_env(config: Mapping[str, Any]) -> "envs.base.ManipulationEnv":

@@ -1,30 +1,30 @@
-"""Offscreen pictures of a MuJoCo scene on a CPU: how fine, on which OpenGL, and how a context ends.
+"""Offscreen pictures of a MuJoCo scene on a CPU: how fine, from which thread, and how a context ends.
 
 `Renderer` owns one OpenGL context for the life of an environment and draws any camera at any size up to the
-one it was made for; nothing is recreated between frames. EGL is preferred. OSMesa is the fallback, with one
-trap: a context that is freed while another is alive leaves the other drawing stale memory without an error,
-so `close` one renderer before making the next.
+one it was made for; nothing is recreated between frames. A context is current only while it draws, so any
+thread may draw, one at a time with each context. EGL is preferred (opengl.py chooses). OSMesa is the
+fallback, with one trap: a context that is freed while another is alive leaves the other drawing stale memory
+without an error, so `close` one renderer before making the next.
 """
 
 import atexit
-import ctypes
-import ctypes.util
 import functools
 import os
+import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
+from envs.opengl import NoOpenGL, does_not_start, require_device, require_drawable
+
 RenderQuality = Literal["fast", "full"]
 _SHARED_SIZE = 64  # pixels; frames are drawn into buffers of their own, so any will do
-APT_LINE = "apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
-
-
-class NoOpenGL(RuntimeError):
-    """No OpenGL library can draw on this machine; the message holds the line that installs one."""
+_STARTING = threading.Lock()  # OpenGL is started, and contexts are made, by one thread at a time
 
 
 def apply_quality(model: mujoco.MjModel, quality: str) -> None:
@@ -47,49 +47,66 @@ def apply_quality(model: mujoco.MjModel, quality: str) -> None:
         model.vis.quality.offsamples = 4
 
 
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+class GlContext:
+    """An OpenGL context that is current in a thread only while it is used there.
 
+    It is the one that `MUJOCO_GL` names, else EGL if installed, else OSMesa. Sets `LP_NUM_THREADS=0` (Mesa
+    then draws in the calling thread, the fastest way with one process per core), `MUJOCO_GL` and
+    `PYOPENGL_PLATFORM`, unless the user has set them; all must be in place before OpenGL starts.
 
-def _available_backend() -> str:
-    asked = os.environ.get("MUJOCO_GL", "").lower()
-    if asked in ("egl", "osmesa"):
-        return asked
-    if _loads("libEGL.so.1") and _loads("libOpenGL.so.0"):
-        return "egl"
-    if ctypes.util.find_library("OSMesa"):
-        return "osmesa"
-    raise NoOpenGL(f"neither EGL nor OSMesa is installed, so no camera can be drawn; run as root: {APT_LINE}")
-
-
-def make_gl_context(width: int, height: int) -> Any:
-    """Return a MuJoCo `GLContext`: the one that `MUJOCO_GL` names, else EGL if installed, else OSMesa.
-
-    Sets `LP_NUM_THREADS=0` (Mesa then draws in the calling thread, the fastest way with one process per core)
-    and `MUJOCO_GL`, unless the user has set them; both must be in place before OpenGL starts.
+    Args:
+        width, height: of OSMesa's buffer, in pixels; EGL has none.
 
     Raises:
-        NoOpenGL: there is no such library, or it does not start.
+        NoOpenGL: there is no such library, or it does not start; the message names the variables about it.
     """
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    backend = _available_backend()
-    os.environ["MUJOCO_GL"] = backend  # libmujoco reads it when it loads the OpenGL functions
-    try:
-        if backend == "egl":
-            from mujoco.egl import GLContext
-        else:
-            from mujoco.osmesa import GLContext
-        context = GLContext(width, height)
-    except (ImportError, AttributeError, RuntimeError) as error:
-        raise NoOpenGL(
-            f"OpenGL through {backend} does not start ({error}); run as root: {APT_LINE}"
-        ) from error
-    _close_all_at_exit()
-    return context
+
+    def __init__(self, width: int, height: int) -> None:
+        self.backend = require_drawable()
+        os.environ.setdefault("LP_NUM_THREADS", "0")
+        os.environ["MUJOCO_GL"] = self.backend  # libmujoco reads it when it loads the OpenGL functions
+        os.environ["PYOPENGL_PLATFORM"] = self.backend
+        self._lock = threading.RLock()
+        from OpenGL.error import Error
+
+        try:
+            with _STARTING:
+                self._gl, self._release = _open_context(self.backend, width, height)
+        except (ImportError, AttributeError, RuntimeError, ValueError, Error) as error:
+            if isinstance(error, NoOpenGL):
+                raise
+            raise does_not_start(self.backend, error) from error
+        _close_all_at_exit()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context that of the calling thread; other threads wait until this one is done with it."""
+        with self._lock:
+            self._gl.make_current()
+            try:
+                yield
+            finally:
+                self._release()
+
+    def free(self) -> None:
+        """Free the context."""
+        with self._lock:
+            self._gl.free()
+
+
+def _open_context(backend: str, width: int, height: int) -> tuple[Any, Callable[[], Any]]:
+    """Return a context of MuJoCo's, and what makes no context that of the calling thread."""
+    if backend == "egl":
+        import mujoco.egl
+        from mujoco.egl import egl_ext
+
+        require_device(len(egl_ext.eglQueryDevicesEXT()))
+        nothing = (egl_ext.EGL_NO_SURFACE, egl_ext.EGL_NO_SURFACE, egl_ext.EGL_NO_CONTEXT)
+        context = mujoco.egl.GLContext(width, height)
+        return context, lambda: egl_ext.eglMakeCurrent(mujoco.egl.EGL_DISPLAY, *nothing)
+    from mujoco.osmesa import GL, GLContext, osmesa
+
+    return GLContext(width, height), lambda: osmesa.OSMesaMakeCurrent(None, None, GL.GL_FLOAT, 0, 0)
 
 
 _open_renderers: "weakref.WeakSet[Renderer]" = weakref.WeakSet()
@@ -109,9 +126,9 @@ def _close_all() -> None:
 
 
 @functools.cache
-def _shared_context() -> Any:
+def _shared_context() -> GlContext:
     """Return the context of all renderers of this process that share one; it lives as long as the process."""
-    return make_gl_context(_SHARED_SIZE, _SHARED_SIZE)
+    return GlContext(_SHARED_SIZE, _SHARED_SIZE)
 
 
 class Renderer:
@@ -121,8 +138,10 @@ class Renderer:
         model: the compiled model; call `apply_quality` on it first.
         max_height, max_width: size of the largest frame that will be requested, in pixels.
         share_context: use one OpenGL context with all others of this process that ask for it, so that the
-            driver compiles its shaders once (0.25 s of CPU time for each context). All must then be used in
-            one thread.
+            driver compiles its shaders once (0.25 s of CPU time for each context).
+
+    Raises:
+        NoOpenGL: nothing can draw here.
     """
 
     def __init__(
@@ -133,17 +152,23 @@ class Renderer:
         model.vis.global_.offwidth = max_width
         self._max_size = (max_height, max_width)
         self._shares_context = share_context
-        self._gl: Any = _shared_context() if share_context else make_gl_context(max_width, max_height)
-        self._gl.make_current()
-        self._context: mujoco.MjrContext | None = mujoco.MjrContext(
-            model, mujoco.mjtFontScale.mjFONTSCALE_100.value
-        )
+        self._gl = _shared_context() if share_context else GlContext(max_width, max_height)
+        self._context: mujoco.MjrContext | None = self._new_context()
         self._scene = mujoco.MjvScene(model, maxgeom=max(100, model.ngeom + 20))
         self._options = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturb = mujoco.MjvPerturb()
         _open_renderers.add(self)
+
+    def _new_context(self) -> mujoco.MjrContext:
+        try:
+            with self._gl.current():
+                return mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            if not self._shares_context:
+                self._gl.free()
+            raise does_not_start(self._gl.backend, error) from error
 
     def render(
         self, data: mujoco.MjData, *, camera_id: int, height: int, width: int
@@ -158,29 +183,29 @@ class Renderer:
             raise RuntimeError("this renderer is closed; make another environment to draw again")
         if height > self._max_size[0] or width > self._max_size[1]:
             raise ValueError(f"a frame of {height}x{width} exceeds the renderer's {self._max_size}")
-        self._gl.make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self._camera.fixedcamid = camera_id
-        mujoco.mjv_updateScene(
-            self._model,
-            data,
-            self._options,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL.value,
-            self._scene,
-        )
-        viewport = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_render(viewport, self._scene, self._context)
-        frame = np.empty((height, width, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(frame, None, viewport, self._context)
+        with self._gl.current():
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+            self._camera.fixedcamid = camera_id
+            mujoco.mjv_updateScene(
+                self._model,
+                data,
+                self._options,
+                self._perturb,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL.value,
+                self._scene,
+            )
+            viewport = mujoco.MjrRect(0, 0, width, height)
+            mujoco.mjr_render(viewport, self._scene, self._context)
+            frame = np.empty((height, width, 3), dtype=np.uint8)
+            mujoco.mjr_readPixels(frame, None, viewport, self._context)
         return np.ascontiguousarray(frame[::-1])
 
     def close(self) -> None:
         """Free the OpenGL context. Safe to call more than once."""
         if self._context is not None:
-            self._gl.make_current()
-            self._context.free()
+            with self._gl.current():
+                self._context.free()
             self._context = None
             if not self._shares_context:
                 self._gl.free()

@@ -207,6 +207,7 @@ class _RunningEpisode:
         if self._executor is None:
             assert planned is not None, "without limits every chunk is executed"
             action = planned.action
+            self._queue.note_execution(now)
         else:
             action = self._safe_action(now, planned)
         if action is None:
@@ -225,7 +226,7 @@ class _RunningEpisode:
             self._stop_reason = verdict.reason
             return None
         if verdict.level is Level.HOLD or planned is None:
-            self._queue.drop_plan()
+            self._queue.drop_plan(now)
             return self._safety.hold().action
         execution = self._executor.execute(planned, now=now, state=self._env.read_state())
         self._num_clamped += bool(execution.command.clamps or execution.refusal)

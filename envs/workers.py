@@ -9,7 +9,6 @@ For the jobs see rollout.py, collection.py, videos.py and experiments/delay_epis
 """
 
 import abc
-import ctypes.util
 import importlib
 import json
 import os
@@ -26,6 +25,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from envs.base import ManipulationEnv
+from envs.opengl import backend
 from envs.registry import ENVIRONMENTS
 
 MAKE_ENV = "envs.registry:make_env"
@@ -107,14 +107,9 @@ class Completed(NamedTuple):
     result: Any
 
 
-def rendering_backend() -> str:
-    """Return the OpenGL back end of the workers: that of ``MUJOCO_GL``, else EGL if it is installed."""
-    return os.environ.get("MUJOCO_GL") or ("egl" if ctypes.util.find_library("EGL") else "osmesa")
-
-
 def max_envs(wanted: int) -> int:
     """Return how many environments may be alive in one process: with OSMesa no more than 1."""
-    return 1 if rendering_backend() == "osmesa" else wanted
+    return 1 if backend() == "osmesa" else wanted
 
 
 class _Worker:
@@ -292,7 +287,8 @@ def main(arguments: list[str]) -> None:
 
     Arguments: file descriptor, environment factory, max_envs, environment families as JSON.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # these reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     descriptor, env_factory, max_envs, families = arguments
     for name, target in json.loads(families).items():
         ENVIRONMENTS.add(name, target)

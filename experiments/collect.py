@@ -16,16 +16,14 @@ import hydra
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from envs.base import require_choice
 from envs.collection import DemonstrationEpisode, collect_episodes
-from envs.registry import make_env, with_current_names
+from envs.registry import probe_env, with_current_names
 from experiments.config import cli, schema
 from experiments.config.simulation import env_configs
 from experiments.reports.tables import format_table
 from vla.data.layout import INFO_PATH
 from vla.data.origin import read_extra_info
 from vla.data.writer import DatasetWriter
-from vla.spec import RobotSpec
 
 schema.register("collect")
 
@@ -39,7 +37,7 @@ class Collection:
         if collect.recording_same_color_share is not None:
             env = {**env, "same_color_share": collect.recording_same_color_share}
         self.settings, self.configs = collect, env_configs(env, tasks)
-        spec = self._probe(tasks)
+        spec = probe_env(self.configs)
         info = {"env": _as_begun(root, dict(env)), **self._expert()}
         self.writer = DatasetWriter(
             root,
@@ -55,18 +53,6 @@ class Collection:
             self.kept[task] += 1
             if task in self.next_seed:
                 self.next_seed[task] = max(self.next_seed[task], seed + 1)
-
-    def _probe(self, tasks: Sequence[str]) -> RobotSpec:
-        """Return the robot of these tasks; find wrong names and an OpenGL that cannot draw early."""
-        probe = make_env(self.configs[tasks[0]])
-        try:
-            for task in tasks:
-                require_choice("task", task, probe.TASKS)
-            probe.start_episode(seed=self.settings.first_seed)
-            probe.render_camera(probe.robot_spec.camera_names[0])
-            return probe.robot_spec
-        finally:
-            probe.close()
 
     def _expert(self) -> dict[str, float]:
         """Return how the expert is recorded; what is 0 by default and was added later is left out then."""
@@ -92,9 +78,7 @@ class Collection:
         total = self.settings.episodes_per_task * len(self.configs)
         with tqdm(total=total, initial=already, desc="recording", unit="episode") as bar:
             while missing := self.missing():
-                seeds = {
-                    task: range(self.next_seed[task], self.next_seed[task] + n) for task, n in missing.items()
-                }
+                seeds = self._next_seeds(missing)
                 episodes = collect_episodes(
                     self.configs,
                     seeds,
@@ -109,6 +93,18 @@ class Collection:
                 for task, done in seeds.items():
                     self.next_seed[task] = done.stop
                     self._require_a_working_expert(task)
+
+    def _next_seeds(self, missing: Mapping[str, int]) -> dict[str, range]:
+        """Return the seeds of the next round by task.
+
+        Tasks that an interruption left behind the others catch up first, so that a recording that was
+        interrupted has the same episodes in the same order as one that was not.
+        """
+        begins = {task: self.next_seed[task] for task in missing}
+        first = min(begins.values())
+        ahead = min((seed for seed in begins.values() if seed > first), default=None)
+        ends = {task: first + n if ahead is None else min(first + n, ahead) for task, n in missing.items()}
+        return {task: range(first, ends[task]) for task, seed in begins.items() if seed == first}
 
     def _save(self, episode: DemonstrationEpisode) -> None:
         for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):

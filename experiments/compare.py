@@ -71,12 +71,13 @@ def main(config: DictConfig) -> None:
     b = open_evaluation(Path(run.b), run.instruction_mode)
     require_same_scenes(a, b)
     comparison = compare(a.rows, b.rows)
-    print(format_comparison(comparison, name_a=run.a, name_b=run.b))
+    name_a, name_b = cli.short_path(run.a), cli.short_path(run.b)
+    print(format_comparison(comparison, name_a=name_a, name_b=name_b))
     path = Path(HydraConfig.get().runtime.output_dir) / "comparison.json"
     values = {
-        "a": {"path": run.a, "policy_id": a.policy_id},
-        "b": {"path": run.b, "policy_id": b.policy_id},
-        "verdict": comparison.verdict(run.a, run.b),
+        "a": {"path": name_a, "policy_id": a.policy_id},
+        "b": {"path": name_b, "policy_id": b.policy_id},
+        "verdict": comparison.verdict(name_a, name_b),
         **dataclasses.asdict(comparison),
     }
     atomic_write_json(path, values)

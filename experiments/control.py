@@ -4,23 +4,23 @@
     python -m experiments.control server=ws://127.0.0.1:8000 schedule=rtc robot.faults.latency_s=0.05
     python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 env.level=none
 
+    python -m experiments.control bundle=outputs/bundle robot=franka robot.address=172.16.0.2 dry_run=true
     python -m experiments.control replay=outputs/control/one task=reach env.level=none
 
+`dry_run=true` does everything but send, and says in `dry_run.html` what is not in order (code 1).
+
 Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Ends with
-code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED (watchdog, Ctrl-C, SIGTERM),
-with 4 in FAULT; with 1 or 2 (cli.py) if it never began. Knows how to build and show a run; the controller is
-in `policies/runtime`.
+code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED (watchdog, Ctrl-C, SIGTERM,
+SIGHUP), with 4 in FAULT, also by an error of any part; with 1 or 2 (cli.py) if it never began. Knows how to
+build and report a run; what surrounds its loop is in controlled_run.py, the controller in `policies/runtime`.
 """
 
 import contextlib
-import signal
+import dataclasses
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,77 +31,32 @@ from experiments.config.control_setup import (
     SlowedPolicy,
     build_controller,
     chosen_task,
-    drive,
     open_policy,
     task_config,
 )
+from experiments.config.robot import TaskRobot
 from experiments.config.schema import ControlRun
-from experiments.reports.control import live_line, summarize, write_control_page
-from policies.runtime.clock import MonotonicClock, SimulatedClock
-from policies.runtime.controller import Controller
+from experiments.controlled_run import Outcome, StopSignals, drive_recorded, require_no_recording
+from experiments.reports.control import summarize, write_control_page
+from experiments.reports.preflight import check_lines, write_preflight_page
+from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.inference import ThreadedInference
-from policies.runtime.recorder import PeriodRecord, Recorder, audit_recording, read_recording, replay
+from policies.runtime.preflight import BAD, checks, observe_and_infer, to_json, worst_level
+from policies.runtime.recorder import Recorder, audit_recording, read_recording, replay
 from policies.runtime.states import State
-from vla.files import atomic_write_json
+from vla.files import DirectoryLock, atomic_write_json
+from vla.interface import Policy
 
 schema.register("control")
 
 EXIT_STOPPED, EXIT_FAULT = 3, 4
 
-SHOW_EVERY_S = 0.2  # on a terminal; elsewhere, a line every 5 s
-LOG_EVERY_S = 5.0
 
+def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple[Outcome, bool | None]:
+    """Drive the robot of a run to the end of its episode.
 
-class LiveLine:
-    """Shows the state of a run, in one line that is written over where there is a terminal."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
-        self._every_s = SHOW_EVERY_S if self._is_terminal else LOG_EVERY_S
-        self._shown_at = -float("inf")
-        self._recent: deque[float] = deque(maxlen=40)
-        self._clamps = 0
-        self._state = ""
-
-    def show(self, record: PeriodRecord) -> None:
-        """Show a period if it is time to, or if the state has changed."""
-        self._recent.append(record.now)
-        self._clamps += bool(record.clamps)
-        if record.now - self._shown_at < self._every_s and record.state == self._state:
-            return
-        span = self._recent[-1] - self._recent[0]
-        rate = (len(self._recent) - 1) / span if span > 0 else 0.0
-        line = live_line(record, rate_hz=rate, clamps=self._clamps)
-        print(
-            f"\r\033[K{line}" if self._is_terminal else line,
-            end="" if self._is_terminal else "\n",
-            flush=True,
-        )
-        self._shown_at, self._state = record.now, record.state
-
-    def close(self) -> None:
-        """Leave the line behind."""
-        if self._is_terminal:
-            print()
-
-
-@contextlib.contextmanager
-def stop_on_signals(controller: Controller) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM press the emergency stop; the run then ends by itself."""
-
-    def press(_number: int, _frame: FrameType | None) -> None:
-        controller.press_emergency_stop()
-
-    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def control_robot(run: ControlRun, run_dir: Path) -> bool | None:
-    """Drive the robot of a run to the end of its episode; return whether the goal was reached, if judged.
+    Returns:
+        How it ended, and whether the goal was reached, if that is judged.
 
     Raises:
         ValueError: the configuration makes no sense.
@@ -118,43 +73,111 @@ def control_robot(run: ControlRun, run_dir: Path) -> bool | None:
         num_threads=run.num_threads,
         server_wait_s=run.server_wait_s,
     )
+    outcome, is_reached = None, None
+    try:
+        with (
+            opened as (policy, max_committed),
+            run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
+        ):
+            robot.warm_up()
+            outcome = _drive_in_scene(run, run_dir, signals, robot, policy, max_committed, clock)
+            is_reached = robot.success
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the run is over: its record comes first
+        if outcome is None:
+            raise
+        outcome = dataclasses.replace(outcome, failure=outcome.failure or error)
+    return outcome, is_reached
+
+
+def _drive_in_scene(
+    run: ControlRun,
+    run_dir: Path,
+    signals: StopSignals,
+    robot: TaskRobot,
+    policy: Policy,
+    max_committed: int,
+    clock: Clock,
+) -> Outcome:
+    if run.inference_delay_s > 0:
+        policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
+    limits = run.robot.limits
+    instruction = robot.instruction if run.instruction is None else run.instruction
+    about = {"instruction": instruction, "schedule": run.schedule, "limits": limits.to_json()}
+    inference = ThreadedInference(policy=policy, clock=clock)
+    with Recorder(run_dir, spec=robot.robot_spec, about=about) as recorder, closing(inference):
+        controller = build_controller(
+            robot=robot,
+            policy=policy,
+            inference=inference,
+            limits=limits,
+            max_committed=max_committed,
+            schedule=run.schedule,
+            execute_horizon=run.execute_horizon,
+            delta_to_absolute=run.delta_to_absolute,
+            instruction=instruction,
+            watchdog=run.watchdog,
+            stream=run.stream,
+            clock=clock,
+            recorder=recorder,
+        )
+        scene = f"{chosen_task(run)}, seed {run.seed}" if run.env else robot.robot_spec.name
+        print(f"{scene}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
+        return drive_recorded(
+            controller,
+            recorder,
+            signals=signals,
+            clock=clock,
+            hung_stop_s=run.watchdog.hung_stop_s,
+            is_over=lambda: robot.is_over,
+            max_seconds=run.max_seconds,
+        )
+
+
+def dry_run(run: ControlRun, run_dir: Path) -> str:
+    """Observe the robot and ask the policy as a run would, send nothing, and report what is not in order.
+
+    Returns:
+        The worst level of all checks.
+
+    Raises:
+        ValueError: the configuration makes no sense, or policy and robot differ.
+        PolicyUnavailable: the policy server is not there.
+    """
+    clock = MonotonicClock()
+    opened = open_policy(
+        bundle=run.bundle,
+        server=run.server,
+        token_env=run.token_env,
+        num_threads=run.num_threads,
+        server_wait_s=run.server_wait_s,
+    )
     with (
-        opened as (policy, max_committed),
+        opened as (policy, _),
         run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
     ):
-        if run.inference_delay_s > 0:
-            policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
-        robot.warm_up()
-        limits = run.robot.limits
+        spec = robot.robot_spec
+        policy.robot_spec.require_same(spec, mine="the policy", theirs="the robot")
         instruction = robot.instruction if run.instruction is None else run.instruction
-        about = {"instruction": instruction, "schedule": run.schedule, "limits": limits.to_json()}
-        inference = ThreadedInference(policy=policy, clock=clock)
-        with Recorder(run_dir, spec=robot.robot_spec, about=about) as recorder, closing(inference):
-            controller = build_controller(
-                robot=robot,
-                policy=policy,
-                inference=inference,
-                limits=limits,
-                max_committed=max_committed,
-                schedule=run.schedule,
-                execute_horizon=run.execute_horizon,
-                delta_to_absolute=run.delta_to_absolute,
-                instruction=instruction,
-                watchdog=run.watchdog,
-                stream=run.stream,
-                clock=clock,
-                recorder=recorder,
-            )
-            scene = f"{chosen_task(run)}, seed {run.seed}" if run.env else robot.robot_spec.name
-            print(f"{scene}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
-            with stop_on_signals(controller), closing(LiveLine()) as line:
-                drive(
-                    controller,
-                    is_over=lambda: robot.is_over,
-                    max_periods=round(run.max_seconds / controller.period_s),
-                    on_period=line.show,
-                )
-        return robot.success
+        print(f"dry run: {run.dry_run_s:g} s of {instruction!r}; nothing is sent to the robot", flush=True)
+        robot.warm_up()
+        seen = observe_and_infer(robot, policy, instruction=instruction, clock=clock, seconds=run.dry_run_s)
+    found = checks(
+        seen,
+        spec=spec,
+        limits=run.robot.limits,
+        watchdog=run.watchdog,
+        stream=run.stream,
+        schedule=run.schedule,
+        execute_horizon=run.execute_horizon,
+    )
+    atomic_write_json(run_dir / "dry_run.json", {"checks": to_json(found)})
+    command = cli.typed_command("control")
+    write_preflight_page(
+        run_dir / "dry_run.html", found, seen, spec=spec, title=f"Dry run: {spec.name}", command=command
+    )
+    print(check_lines(found))
+    print(f"page: {run_dir / 'dry_run.html'}")
+    return worst_level(found)
 
 
 def replay_sim(run: ControlRun, path: Path) -> None:
@@ -177,9 +200,49 @@ def replay_sim(run: ControlRun, path: Path) -> None:
         print(f"{count} commands sent again; goal {'reached' if robot.success else 'not reached'}")
 
 
-def exit_code(last_state: str) -> int:
+def exit_code(last_state: State) -> int:
     """Return what the program ends with for the last state of its run."""
-    return {State.STOPPED.value: EXIT_STOPPED, State.FAULT.value: EXIT_FAULT}.get(last_state, 0)
+    return {State.STOPPED: EXIT_STOPPED, State.FAULT: EXIT_FAULT}.get(last_state, 0)
+
+
+def report(
+    run: ControlRun, run_dir: Path, outcome: Outcome, is_reached: bool | None, *, wall_s: float
+) -> None:
+    """Write summary and page of a run, and print the table; what cannot be written is said, and no more."""
+    title = chosen_task(run) if run.env else outcome.recording.robot_spec.name
+    summary = summarize(outcome.recording)
+    results = {"goal_reached": is_reached, **summary.to_json(), "state": outcome.state.value}
+    problems = list(outcome.notes)
+    for name, write in (
+        ("summary.json", lambda path: atomic_write_json(path, results)),
+        (
+            "report.html",
+            lambda path: write_control_page(
+                path,
+                outcome.recording,
+                title=f"Control: {title}, schedule {run.schedule}",
+                command=cli.typed_command("control"),
+            ),
+        ),
+    ):
+        try:
+            write(run_dir / name)
+        except OSError as error:
+            problems.append(f"{run_dir / name} could not be written: {error}")
+        except KeyboardInterrupt:
+            problems.append(f"{run_dir / name} was not written, as you interrupted it")
+    rows = [
+        ["goal", {True: "reached", False: "not reached", None: "not judged"}[is_reached]],
+        *summary.rows(),
+        ["wall time", f"{wall_s:.1f} s"],
+    ]
+    wide = 2 + max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{wide}}{value}" for name, value in rows))
+    print(f"recording: {run_dir / 'recording.jsonl'}\nreport: {run_dir / 'report.html'}")
+    for problem in problems:
+        print(f"note: {problem}")
+    if outcome.failure is not None:
+        print(cli.explain_failure(outcome.failure), file=sys.stderr)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="control")
@@ -192,28 +255,17 @@ def main(config: DictConfig) -> None:
             raise ValueError("a recording is sent again to robot=sim alone")
         replay_sim(run, Path(run.replay))
         return
+    if run.dry_run:
+        if dry_run(run, run_dir) == BAD:
+            sys.exit(cli.EXIT_FAILED)
+        return
     began = time.monotonic()
-    is_reached = control_robot(run, run_dir)
-    recording = read_recording(run_dir)
-    title = chosen_task(run) if run.env else recording.robot_spec.name
-    write_control_page(
-        run_dir / "report.html",
-        recording,
-        title=f"Control: {title}, schedule {run.schedule}",
-        command=cli.typed_command("control"),
-    )
-    summary = summarize(recording)
-    atomic_write_json(run_dir / "summary.json", {"goal_reached": is_reached, **summary.to_json()})
-    outcome = {True: "reached", False: "not reached", None: "not judged"}[is_reached]
-    rows = [
-        ["goal", outcome],
-        *summary.rows(),
-        ["wall time", f"{time.monotonic() - began:.1f} s"],
-    ]
-    wide = 2 + max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{wide}}{value}" for name, value in rows))
-    print(f"recording: {run_dir / 'recording.jsonl'}\nreport: {run_dir / 'report.html'}")
-    code = exit_code(summary.state)
+    with DirectoryLock(run_dir), StopSignals() as signals:
+        require_no_recording(run_dir)
+        outcome, is_reached = control_robot(run, run_dir, signals)
+        code = exit_code(outcome.state)
+        with contextlib.suppress(KeyboardInterrupt):  # the robot rests and the record is written
+            report(run, run_dir, outcome, is_reached, wall_s=time.monotonic() - began)
     if code:
         sys.exit(code)
 

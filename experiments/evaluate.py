@@ -28,10 +28,12 @@ from envs.evaluation.results import (
     folder_of_mode,
     format_table,
 )
+from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
 from experiments.offline import OfflineEvaluation, evaluate_offline, unseen_episodes
+from experiments.recorded_look import require_recorded_look
 from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
@@ -109,8 +111,10 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
+        LookDiffers: the environment draws in another quality than the policy's demonstrations were drawn in.
         SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
+        NoOpenGL: nothing can draw here.
     """
     require_unseen_scenes(
         provenance,
@@ -119,8 +123,10 @@ def evaluate_instruction_modes(
         first_seed=settings.first_seed,
         num_episodes=settings.episodes_per_task,
     )
+    require_recorded_look(provenance, env)
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
+    probe_env(configs)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     plans = {
         mode: EvaluationPlan(
@@ -200,7 +206,7 @@ def main(config: DictConfig) -> None:
             cache_dir=run.cache_dir,
             execute_horizon=run.evaluation.execute_horizon,
             out_dir=run_dir,
-            title=f"{run.path} on {run.dataset}",
+            title=f"{cli.portable_path(run.path)} on {cli.portable_path(run.dataset)}",
             command=cli.typed_command("evaluate"),
         )
         return
@@ -217,7 +223,7 @@ def main(config: DictConfig) -> None:
     write_evaluation_page(
         run_dir / "report.html",
         results,
-        title=f"Evaluation of {run.path}",
+        title=f"Evaluation of {cli.portable_path(run.path)}",
         command=cli.typed_command("evaluate"),
     )
     if run.policy == "bundle":

@@ -7,7 +7,6 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
-import re
 import shlex
 import shutil
 import subprocess
@@ -36,7 +35,6 @@ from vla.model.checkpoint import read_state, resolve_checkpoint
 schema.register("quickstart")
 
 STAGES_FILE = "stages.json"
-_PLAIN = re.compile(r"[A-Za-z/._][\w/.+@-]*", re.ASCII)  # text that Hydra takes as it is
 MADE_HERE = ("dataset", "cache", "train", "evaluation", "bundle", "bundle_evaluation")
 
 
@@ -45,7 +43,7 @@ class Quickstart:
 
     def __init__(self, *, run: schema.QuickstartRun, out_dir: Path) -> None:
         self.run, self.out_dir = run, out_dir
-        settings = dataclasses.asdict(dataclasses.replace(run, fresh=False))
+        settings = cli.config_with_paths(dataclasses.replace(run, fresh=False), cli.short_path)
         del settings["trainer"]["max_minutes"]  # may be raised, to train on
         self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
 
@@ -169,14 +167,14 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = cli.typed_command("quickstart")
-        evaluate = ("python", "-m", "experiments.evaluate")
         scene = overrides({"tasks": self.run.tasks, "env.level": self.run.env["level"]})
-        checkpoint = [*overrides({"path": self.out_dir / "train"}), *scene]
-        bundle = ["policy=bundle", *overrides({"path": self.out_dir / "bundle"}), *scene, "evaluation=bundle"]
+        evaluate = ["python", "-m", "experiments.evaluate"]
+        checkpoint = [*evaluate, *overrides({"path": self.out_dir / "train"}), *scene]
+        bundle = [*evaluate, "policy=bundle", *overrides({"path": self.out_dir / "bundle"}), *scene]
         return [
             (typed, "all of this"),
-            (shlex.join([*evaluate, *checkpoint]), "the checkpoint alone"),
-            (shlex.join([*evaluate, *bundle]), "the bundle alone"),
+            (shlex.join(checkpoint), "the checkpoint alone"),
+            (shlex.join([*bundle, "evaluation=bundle"]), "the bundle alone"),
         ]
 
 
@@ -187,29 +185,18 @@ class BundleEvaluationFailed(RuntimeError):
 def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
     """Return values as Hydra overrides.
 
-    >>> overrides({"tasks": ["reach", "lift"], "level": "train"}, prefix="x.")
-    ['x.tasks=[reach,lift]', 'x.level=train']
-    >>> overrides({"path": "/tmp/a (1), b"})
-    ["path='/tmp/a (1), b'"]
+    >>> overrides({"tasks": ["reach", "lift"], "level": "train", "path": "a=b"}, prefix="x.")
+    ['x.tasks=[reach,lift]', 'x.level=train', "x.path='a=b'"]
     """
     return [f"{prefix}{key}={_as_override(value)}" for key, value in values.items()]
 
 
 def _as_override(value: Any) -> str:
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     if isinstance(value, str | Path):
-        return _quoted(str(value))
+        return cli.as_value(str(value))
     return "null" if value is None else str(value)
-
-
-def _quoted(text: str) -> str:
-    """Return text as Hydra reads it back: in quotes unless it is a plain word or path."""
-    if _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "inf", "nan"):
-        return text
-    inside = re.sub(r"(\\*)'", lambda found: f"{2 * found[1]}\\'", text)  # what precedes a quote is doubled
-    at_end = len(inside) - len(inside.rstrip("\\"))
-    return f"'{inside}{inside[len(inside) - at_end :]}'"
 
 
 def start_over(out_dir: Path) -> None:

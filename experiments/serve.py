@@ -1,4 +1,4 @@
-"""Serves a bundle to robots and benchmarks over websockets, until Ctrl-C or SIGTERM.
+"""Serves a bundle to robots and benchmarks over websockets, until Ctrl-C, SIGTERM or SIGHUP.
 
     python -m experiments.serve bundle=outputs/bundle
 
@@ -8,7 +8,6 @@ It turns configuration into a server and prints what it does; policies/serving/s
 import asyncio
 import dataclasses
 import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -132,7 +131,7 @@ def require_readable(policy: BundlePolicy, run: ServeRun) -> None:
 
 
 async def serve(run: ServeRun) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         BundleError: the bundle is damaged or answers its golden samples differently here.
@@ -140,7 +139,7 @@ async def serve(run: ServeRun) -> None:
         OSError: the address is taken.
     """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in cli.ending_signals():
         loop.add_signal_handler(number, stop.set)
     access, settings = access_of(run), settings_of(run)
     server = PolicyServer(load=lambda: load_bundle(run), access=access, settings=settings)

@@ -7,7 +7,6 @@ A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's
 runs. The first run is what the others are compared with.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,12 @@ from envs.evaluation.comparison import PairedCounts, compare
 from envs.evaluation.results import Evaluation, load_evaluation
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
+from experiments.config.run_record import OVERRIDES, RECORD
 from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
+from vla.files import DamagedFile, read_json_object
 from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
 from vla.spec import RobotSpec
 from vla.training.metrics import read_metrics
@@ -81,7 +82,7 @@ class SweepRow:
         """Return the row as JSON-ready data, the success of each task included."""
         found, paired = self.evaluation, self.paired
         return {
-            "path": str(self.path),
+            "path": cli.short_path(str(self.path)),
             "changed": self.changed,
             "policy_id": found.policy_id,
             "mean_success_rate": found.mean_success_rate,
@@ -108,7 +109,7 @@ def find_runs(paths: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        below = [] if _is_run(path) else sorted((p.parent for p in path.glob("*/.hydra")), key=_by_number)
+        below = [] if _is_run(path) else sorted((p.parent for p in path.glob(f"*/{RECORD}")), key=_by_number)
         if not below and not _is_run(path):
             raise FileNotFoundError(f"{path} holds no run: neither it nor a directory in it has .hydra/")
         found += below or [path]
@@ -121,13 +122,19 @@ def _by_number(run: Path) -> tuple[bool, int, str]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / ".hydra" / "overrides.yaml").exists()
+    return (path / RECORD / OVERRIDES).exists()
 
 
 def overrides(run: Path) -> dict[str, str]:
-    """Return what a run's command line set, by key, places left out."""
-    lines = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
-    assert isinstance(lines, list)
+    """Return what a run's command line set, by key, places left out.
+
+    Raises:
+        DamagedFile: its record is none.
+    """
+    path = run / RECORD / OVERRIDES
+    lines = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(lines, list):
+        raise DamagedFile(f"{path} is no list of what a command line set; restore it from a copy")
     pairs = (str(line).partition("=") for line in lines)  # ~key, which takes a key away, has no value
     return {key: value for key, _, value in pairs if key not in PLACES}
 
@@ -144,8 +151,16 @@ def _is_evaluated(run: Path, mode: str) -> bool:
 def split_unevaluated(runs: list[Path], mode: str) -> tuple[list[Path], list[Path]]:
     """Return the runs of a sweep that can be in its table, and those not evaluated to the end yet.
 
-    The first run is among the former whatever it holds, as without it there is nothing to compare with.
+    Raises:
+        ValueError: the first is among the latter.
     """
+    if not _is_evaluated(runs[0], mode):
+        others = [cli.short_path(str(run)) for run in runs[1:] if _is_evaluated(run, mode)]
+        raise ValueError(
+            f"{runs[0]}, which the others are compared with, has no finished evaluation in the instruction "
+            f"mode {mode!r}; did it fail? Repeat it with the command that began it, or give runs that begin "
+            f"with another: runs=[{','.join(others)}]"
+        )
     waiting = [run for run in runs[1:] if not _is_evaluated(run, mode)]
     return [run for run in runs if run not in waiting], waiting
 
@@ -202,7 +217,7 @@ def jerk_of(evaluation: Evaluation, run: Path) -> float | None:
     """
     if not list_checkpoints(run):
         return None
-    processor = json.loads((resolve_checkpoint(run) / PROCESSOR_NAME).read_text(encoding="utf-8"))
+    processor = read_json_object(resolve_checkpoint(run) / PROCESSOR_NAME)
     spec = RobotSpec.from_json(processor["robot_spec"])
     unit = "m" if any(channel.unit == "m" for channel in spec.action) else "rad"
     chosen = [channel.unit == unit for channel in spec.action]

@@ -21,13 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.results import format_table
-from envs.registry import make_env
+from envs.registry import make_env, probe_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
+from experiments.recorded_look import LOOKS, recorded_looks
 from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
@@ -76,6 +77,11 @@ def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
     )
 
 
+def datasets(run: schema.TrainRun) -> list[str]:
+    """Return the directories of all recordings that a run trains on."""
+    return [run.dataset, *(run.data.get("more_datasets") or ())]
+
+
 def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     """Tell whether the policy will be rolled out after training, and check that this can be done.
 
@@ -89,16 +95,18 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     Raises:
         ValueError: the environment has that robot, but shows other cameras or draws in another quality.
         SpecMismatch: it differs in something else.
+        NoOpenGL: nothing can draw here.
     """
     if not run.evaluation.instruction_modes or run.robot_file is not None:
         return False
-    env = make_env(next(iter(env_configs(run.env, run.tasks).values())))
+    configs = env_configs(run.env, run.tasks)
+    env = make_env(next(iter(configs.values())))
     shown = env.robot_spec
     env.close()
     if spec.name != shown.name:
         return False
     quality_shown = run.env.get("render_quality")
-    for root in (run.dataset, *(run.data.get("more_datasets") or ())):
+    for root in datasets(run):
         recorded_by_us = read_extra_info(Path(root)).get("env", {})
         quality = recorded_by_us.get("render_quality", quality_shown)
         if quality != quality_shown:
@@ -114,6 +122,7 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
             "evaluation with evaluation.instruction_modes=[]"
         )
     spec.require_same(shown, mine=f"the recording {run.dataset}", theirs="the environment of the evaluation")
+    probe_env(configs)
     return True
 
 
@@ -203,14 +212,21 @@ def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
     except ModuleNotFoundError as error:
         raise ValueError("logger=wandb needs wandb: run .venv/bin/pip install -e '.[wandb]'") from error
     run_id = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # a resumed run is the same run
-    return [WandbSink(run_dir=run_dir, project="vla-stack", config=dataclasses.asdict(run), run_id=run_id)]
+    return [
+        WandbSink(
+            run_dir=run_dir,
+            project=run.wandb_project or os.environ.get("WANDB_PROJECT") or "vla-stack",
+            config=cli.config_with_paths(run, cli.portable_path),
+            run_id=run_id,
+        )
+    ]
 
 
 def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     return {
         "command": cli.typed_command("train"),
-        "config": dataclasses.asdict(run),
+        "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
         "episodes": {"trained": train.fingerprints(), "held_out": validation.fingerprints()},
     }
@@ -237,6 +253,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
                     print(note)
         processor = build_processor(run, train)
         seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        looks = {LOOKS: recorded_looks(datasets(run))}
         if is_simulated(run, processor.robot_spec):  # refused before training, if at all
             require_unseen_scenes(
                 seeds,
@@ -253,12 +270,12 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             validation=validation,
             run_dir=run_dir,
             sinks=make_sinks(run, run_dir) if ranks.is_main else [],
-            provenance={**provenance(run, train, validation), **seeds},
+            provenance={**provenance(run, train, validation), **seeds, **looks},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()
     if result.end == INTERRUPTED:
-        raise cli.Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
+        raise cli.ENDED_BY[result.signal or signal.SIGINT]
     return result
 
 

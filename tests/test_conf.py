@@ -221,7 +221,7 @@ def test_wrong_settings_are_refused_before_any_work(override, message):
         ("control", "robot.limits.channels.delta_x.jerk=-1", r"channels\.delta_x\.jerk is -1"),
         ("control", "robot.limits.channels.delta_x.low=9", r"channels\.delta_x: low is 9.* and high is 0\.7"),
         ("control", "robot.faults.latency_s=inf", r"robot\.faults\.latency_s is inf"),
-        ("control", "watchdog.missed_stop=0", r"watchdog\.missed_stop is 0"),
+        ("control", "watchdog.missed_stop_share=0", r"watchdog\.missed_stop_share is 0"),
         ("control", "schedule=syncc", r"schedule is 'syncc'; did you mean 'sync'"),
         ("serve", "port=70000", r"port is 70000; it must be an integer in \[0, 65535\]"),
         ("serve", "openpi_map.cameras.top=3", r"openpi_map\.cameras\.top is 3; it must be text"),
@@ -440,3 +440,22 @@ def test_a_model_that_does_not_fit_into_the_memory_is_refused_before_it_takes_an
         ValueError, match=r"^model has [\d,]+ weights, which take \d+ GB to train, .* lower width"
     ):
         build(run)
+
+
+@pytest.mark.parametrize("group", ["trainer", "model.backbone", "model.head", "env", "robot"])
+def test_nothing_in_a_configuration_is_instantiated(tmp_path, group):
+    """`_target_` is a word like any other that is not a setting: refused, whatever it names."""
+    marker = tmp_path / "marker"
+    given = [f"+{group}._target_=os.system", f"+{group}.command='touch {marker}'", f"out_dir={tmp_path}/run"]
+    command = [sys.executable, "-m", "experiments.train", f"dataset={tmp_path}/none", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert not marker.exists()
+
+
+def test_no_code_instantiates_what_a_configuration_names():
+    for top in ("vla", "policies", "envs", "experiments", "conf"):
+        for path in (ROOT / top).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert "hydra.utils" not in text, path
+            assert not re.search(r"\b(instantiate|eval|exec)\(", text.replace(".eval(", "")), path

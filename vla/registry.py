@@ -26,6 +26,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, Union
 
 from vla.errors import VLAError, did_you_mean
@@ -101,6 +102,18 @@ class Choices(Constraint):
     def __str__(self) -> str:
         """Return the choices as people read them."""
         return " | ".join(self.names)
+
+
+class FilePath(Constraint):
+    """A place in the file system; the checked setting is absolute, see `absolute_path`."""
+
+
+def absolute_path(path: str) -> str:
+    """Return a path as every library takes it: absolute, so that no colon in it makes it an address.
+
+    A relative one counts from the working directory, and ``~/`` is the home of the user.
+    """
+    return str((Path(path).expanduser() if path.startswith("~/") else Path(path)).absolute())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -479,6 +492,10 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
         raise _refused(scalar, value, key, constraint)
     if isinstance(constraint, Choices) and value not in constraint.names:
         raise SettingError(f"{key} is {value!r}; {did_you_mean(value, constraint.names)}")
+    if isinstance(constraint, FilePath):
+        if not value:
+            raise SettingError(f"{key} is empty; give a path")
+        return absolute_path(value)
     return value
 
 

@@ -5,13 +5,15 @@ torn line is dropped.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla.files import read_json_lines
+from vla.files import DamagedFile, read_json_lines
 
+_LOG = logging.getLogger(__name__)
 FORMER_NAMES = {"right": "original"}  # of instruction modes, in stored results
 
 
@@ -42,13 +44,21 @@ class EpisodeRow:
         """Rebuild a row.
 
         Raises:
-            ValueError: keys are missing or unknown. Rows of before the robot's runtime was evaluated have no
-                `stop_reason`.
+            ValueError: keys are missing or unknown, or a value has another type. Rows of before the robot's
+                runtime was evaluated have no `stop_reason`.
         """
-        expected = {field.name for field in dataclasses.fields(cls)}
+        fields = dataclasses.fields(cls)
+        expected = {field.name for field in fields}
         current = with_instruction_mode(data)
         if set(current) | {"stop_reason"} != expected:
             raise ValueError(f"an episode row has the keys {sorted(expected)}, not {sorted(data)}")
+        for field in fields:
+            kinds = {"wall_s": (int, float), "versions": (dict,)}.get(field.name, (field.type,))
+            value = current.get(field.name, field.default)
+            if type(value) not in kinds:  # a bool is an int to isinstance
+                raise ValueError(
+                    f"{field.name} is {value!r}; it must be {' or '.join(kind.__name__ for kind in kinds)}"
+                )
         return cls(**current)
 
 
@@ -66,10 +76,23 @@ def with_instruction_mode(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[EpisodeRow]:
-    """Return the rows of an `episodes.jsonl`, without a torn last line.
+    """Return the rows of an `episodes.jsonl`, one per episode, without a torn last line.
+
+    A row that stands there twice, as after a file was merged by hand, counts once, and the log says so.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFile: another line is damaged; the message tells which.
+        DamagedFile: another line is damaged, or two rows of an episode differ; the message tells which.
     """
-    return read_json_lines(path, EpisodeRow.from_json)
+    rows: dict[tuple[str, int, str, str], EpisodeRow] = {}
+    repeated = 0
+    for row in read_json_lines(path, EpisodeRow.from_json):
+        first = rows.setdefault((row.task, row.seed, row.instruction_mode, row.policy_id), row)
+        if dataclasses.replace(first, wall_s=row.wall_s) != row:
+            raise DamagedFile(
+                f"{path} has two rows of task {row.task}, seed {row.seed} that differ; remove the wrong one"
+            )
+        repeated += first is not row
+    if repeated:
+        _LOG.warning("%s: %d rows stand there more than once; each counts once", path, repeated)
+    return list(rows.values())

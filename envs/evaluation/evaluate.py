@@ -18,12 +18,12 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from envs.evaluation.episodes import EpisodeRow, read_rows
-from envs.evaluation.results import Evaluation, EvaluationPlan, VideoRecord
+from envs.evaluation.results import PLAN, Evaluation, EvaluationPlan, VideoRecord, read_plan
 from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
 from vla.errors import VLAError
-from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, read_json, staged_file
+from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, staged_file
 from vla.interface import Policy
 from vla.provenance import software_versions
 
@@ -65,7 +65,8 @@ def evaluate(
         requests = plan.requests()
         done = {(row.task, row.seed) for row in rows}
         missing = [request for request in requests if (request.task, request.seed) not in done]
-        atomic_write_json(run_dir / "plan.json", {"policy_id": policy_id, "plan": plan.to_json()})
+        if rows:
+            _write_plan(run_dir, plan, policy_id)
         rows += _run_missing(
             policy,
             plan,
@@ -100,34 +101,38 @@ def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[
     The plan of an evaluation that never ended an episode binds nobody: it may have been a mistake.
     """
     advice = "choose another directory, or delete this one"
-    plan_path, log_path = run_dir / "plan.json", run_dir / "episodes.jsonl"
+    log_path = run_dir / "episodes.jsonl"
     rows = read_rows(log_path) if log_path.exists() else []
-    if rows and plan_path.exists():
-        stored = read_json(plan_path)
-        stored_plan = json.loads(json.dumps(EvaluationPlan.from_json(stored["plan"]).to_json()))
-        if stored["policy_id"] != policy_id:
-            raise EvaluationMismatch(
-                f"{run_dir} holds results of policy {stored['policy_id']!r}, not {policy_id!r}; {advice}"
-            )
-        new = json.loads(json.dumps(plan.to_json()))
-        differing = [
-            f"{key}: {stored_plan[key]!r} there, {new[key]!r} now"
-            for key in new
-            if key not in _FREE_TO_CHANGE and stored_plan[key] != new[key]
-        ]
-        if differing:
-            listing = "\n  ".join(differing)
-            raise EvaluationMismatch(
-                f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}"
-            )
+    if not rows:
+        return []  # a plan of which nothing was run, such as one that could not be, binds nobody
     expected = (policy_id, plan.instruction_mode)
     strange = [row for row in rows if (row.policy_id, row.instruction_mode) != expected]
-    if strange or (rows and not plan_path.exists()):
+    has_plan = (run_dir / PLAN).exists()
+    if has_plan:
+        _require_same_plan(run_dir, plan, policy_id, advice)
+    if strange or not has_plan:
         raise EvaluationMismatch(
             f"{log_path} has {len(strange)} of {len(rows)} rows of another policy or instruction mode "
-            f"and {'a' if plan_path.exists() else 'no'} plan.json; {advice}"
+            f"and {'a' if has_plan else 'no'} {PLAN}; {advice}"
         )
     return rows
+
+
+def _require_same_plan(run_dir: Path, plan: EvaluationPlan, policy_id: str, advice: str) -> None:
+    stored_id, stored_plan = read_plan(run_dir)
+    if stored_id != policy_id:
+        raise EvaluationMismatch(
+            f"{run_dir} holds results of policy {stored_id!r}, not {policy_id!r}; {advice}"
+        )
+    stored, new = (json.loads(json.dumps(one.to_json())) for one in (stored_plan, plan))
+    differing = [
+        f"{key}: {stored[key]!r} there, {new[key]!r} now"
+        for key in new
+        if key not in _FREE_TO_CHANGE and stored[key] != new[key]
+    ]
+    if differing:
+        listing = "\n  ".join(differing)
+        raise EvaluationMismatch(f"{run_dir} holds an evaluation with another plan; {advice}:\n  {listing}")
 
 
 def _run_missing(
@@ -166,6 +171,8 @@ def _run_missing(
     log = JsonLinesAppender(run_dir / "episodes.jsonl", is_durable=True)
     with bar, log, contextlib.closing(results):
         for result in results:
+            if not rows and not new:
+                _write_plan(run_dir, plan, policy_id)  # not before: what cannot be run leaves no plan
             _save_actions(_actions_path(run_dir, result.request.task, result.request.seed), result.actions)
             new.append(_row(result, policy_id, versions))
             log.append(new[-1].to_json())
@@ -173,6 +180,10 @@ def _run_missing(
             bar.set_postfix_str(f"success {100 * successes / (len(rows) + len(new)):.0f} %", refresh=False)
             bar.update()
     return new
+
+
+def _write_plan(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> None:
+    atomic_write_json(run_dir / PLAN, {"policy_id": policy_id, "plan": plan.to_json()})
 
 
 def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> EpisodeRow:

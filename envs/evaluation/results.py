@@ -5,10 +5,10 @@ Plain data, readable without an environment or a policy; evaluation.py makes it 
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from envs.evaluation.episodes import FORMER_NAMES, EpisodeRow, read_rows, with_i
 from envs.evaluation.statistics import Interval, interval_of_mean, wilson_interval
 from envs.registry import TaskGroups, task_groups, with_current_names
 from policies.runtime.limits import SafetyLimits
-from vla.files import read_json
+from vla.files import DamagedFile, read_json
 from vla.provenance import software_versions
 from vla.registry import Choices, Range, check_attributes
 
 GREATEST_SEED = 2**31 - 1  # of an episode; what every simulator and file format takes
+Parsed = TypeVar("Parsed")
+PLAN = "plan.json"
 RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
 
 
@@ -273,6 +275,38 @@ def folder_of_mode(path: Path, mode: str) -> Path:
     return path / mode
 
 
+def _read_parsed(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """Return what `parse` makes of a JSON file.
+
+    Raises:
+        DamagedFile: it has another form.
+    """
+    stored = read_json(path)
+    try:
+        return parse(stored)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedFile(
+            f"{path} is not as an evaluation writes it ({type(error).__name__}: {error}); restore it from a "
+            "copy, or evaluate into another directory"
+        ) from error
+
+
+def read_plan(run_dir: Path) -> tuple[str, EvaluationPlan]:
+    """Return the policy's id and the plan of the evaluation in a directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: its file is damaged.
+    """
+    return _read_parsed(
+        run_dir / PLAN, lambda stored: (stored["policy_id"], EvaluationPlan.from_json(stored["plan"]))
+    )
+
+
+def _videos_and_time(results: Any) -> tuple[tuple[VideoRecord, ...], float]:
+    return tuple(VideoRecord(**video) for video in results["videos"]), results["wall_s"]
+
+
 def load_evaluation(run_dir: Path) -> Evaluation:
     """Read an evaluation from its directory, finished or not.
 
@@ -280,21 +314,19 @@ def load_evaluation(run_dir: Path) -> Evaluation:
         FileNotFoundError: the directory holds no evaluation.
         DamagedFile: a file is damaged.
     """
-    if not (run_dir / "plan.json").exists():
-        raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no plan.json")
-    stored = read_json(run_dir / "plan.json")
-    plan = EvaluationPlan.from_json(stored["plan"])
+    if not (run_dir / PLAN).exists():
+        raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no {PLAN}")
+    policy_id, plan = read_plan(run_dir)
     log = run_dir / "episodes.jsonl"
     rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
     wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
     videos, wall_s = (), 0.0
     if (run_dir / "results.json").exists():
-        results = read_json(run_dir / "results.json")
-        videos, wall_s = tuple(VideoRecord(**video) for video in results["videos"]), results["wall_s"]
+        videos, wall_s = _read_parsed(run_dir / "results.json", _videos_and_time)
     return Evaluation(
         run_dir=run_dir,
         plan=plan,
-        policy_id=stored["policy_id"],
+        policy_id=policy_id,
         rows=tuple(row for row in wanted if row is not None),
         videos=videos,
         wall_s=wall_s,

@@ -189,6 +189,7 @@ class MetaWorldEnv(ManipulationEnv):
         return np.clip(self._seen[:_NUM_STATE].astype(np.float32), space.low, space.high)
 
     def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        self.require_reset("the first picture")
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._drawn,

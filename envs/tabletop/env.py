@@ -197,6 +197,7 @@ class TabletopEnv(ManipulationEnv):
         return np.clip(state, space.low, space.high)
 
     def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        self.require_reset("the first picture")
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._model,

@@ -6,7 +6,7 @@ from typing import Annotated
 from experiments.config.schema import Program
 from vla.data.quality.examine import ExamineSettings
 from vla.data.quality.mend import MendSettings
-from vla.registry import Choices
+from vla.registry import Choices, FilePath
 from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS
 
 
@@ -14,10 +14,10 @@ from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS
 class CheckRun(Program):
     """`python -m experiments.check`."""
 
-    dataset: Annotated[str, "directory of the recording; it is only read"]
-    robot_file: Annotated[str | None, "what its numbers mean, if it does not state it; null drafts one"] = (
-        None
-    )
+    dataset: Annotated[str, FilePath(), "directory of the recording; it is only read"]
+    robot_file: Annotated[
+        str | None, FilePath(), "what its numbers mean, if it does not state it; null drafts one"
+    ] = None
     action_convention: Annotated[
         str | None, Choices(*ACTION_CONVENTIONS), "of a dataset that stores no robot spec; null: guess"
     ] = None
@@ -25,5 +25,5 @@ class CheckRun(Program):
         str | None, Choices(*GRIPPER_SIGNS), "of a dataset that stores no robot spec; null: guess"
     ] = None
     examine: Annotated[ExamineSettings, "how closely to look"] = field(default_factory=ExamineSettings)
-    mend: Annotated[str | None, "a new directory for a mended copy; null: none"] = None
+    mend: Annotated[str | None, FilePath(), "a new directory for a mended copy; null: none"] = None
     mending: Annotated[MendSettings, "what the mended copy leaves out"] = field(default_factory=MendSettings)

@@ -1,9 +1,10 @@
 """Runs a Hydra main as a well-behaved program: short errors, nearest key, signals, exit codes.
 
-Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 Ctrl-C, 143 SIGTERM. control.py
-adds its own codes. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
+Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (the terminal was closed),
+130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
 """
 
+import dataclasses
 import difflib
 import os
 import re
@@ -11,22 +12,28 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
 from experiments.config.extensions import CONF, extensions_in, load_extensions
-from experiments.config.schema import ROOTS
-from vla.registry import SettingError, did_you_mean, shown
+from experiments.config.schema import ROOTS, Program
+from experiments.config.streams import make_streams_lenient
+from vla.disk_faults import explain_disk_fault
+from vla.registry import FilePath, SettingError, did_you_mean, settings_of, shown
+from vla.spec import is_utf8
 
-OUR_PACKAGES = ("vla", "envs", "policies", "experiments")
-EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+OUR_PACKAGES = ("vla", "envs", "policies", "experiments", "__main__")  # __main__: the program that runs
+EXIT_FAILED, EXIT_CONFIG, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 129, 130, 143
 _UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
 _UNKNOWN_SETTING = re.compile(r"unknown key '((?:[^']*\.)?([^'.]+))'")
 _FULL_ERROR, _SET_HERE = "HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR"
@@ -58,8 +65,25 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; handled wherever Ctrl-C is."""
 
 
-def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+class HungUp(Terminated):
+    """SIGHUP arrived: the terminal was closed, or the connection to it was lost."""
+
+
+ENDED_BY: Mapping[int, type[KeyboardInterrupt]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+    signal.SIGHUP: HungUp,
+}
+
+
+def _raise_ended(number: int, _frame: FrameType | None) -> NoReturn:
+    raise ENDED_BY[number]
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a program to end: SIGHUP only where it is not ignored, as under `nohup`."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *(() if is_ignored else (signal.SIGHUP,)))
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -71,11 +95,15 @@ def run(main: Callable[[], object]) -> NoReturn:
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     if not wants_traceback:
         os.environ[_FULL_ERROR] = os.environ[_SET_HERE] = "1"  # Hydra raises instead of printing and exiting
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    make_streams_lenient()
+    for number in ending_signals()[1:]:  # Python itself makes Ctrl-C an exception
+        signal.signal(number, _raise_ended)
     try:
         require_our_configuration(conf.__path__)
+        require_readable(sys.argv[1:])
         load_extensions(extensions_in(sys.argv[1:]))
+        if program_name() in ROOTS.names():
+            sys.argv[1:] = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
         _call(main)
     except SettingError as error:
         if wants_traceback:
@@ -85,18 +113,14 @@ def run(main: Callable[[], object]) -> NoReturn:
         if wants_traceback:
             traceback.print_exc()
         _end(EXIT_CONFIG, explain_config_error(error, program=_this_program()))
-    except BrokenPipeError:  # the reader of our output is gone: `... --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if str(error).startswith(_NO_NAME):  # raised by Hydra
             _end(EXIT_CONFIG, explain_group_error(sys.argv[1:]))
-        if wants_traceback or not (is_for_the_user(error) or _is_out_of_memory(error)):
+        if wants_traceback or not is_for_the_user(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-        hint = _LESS_MEMORY if _is_out_of_memory(error) else ""
-        _end(EXIT_FAILED, f"error: {error}{hint}\n{place}")
+        _end(EXIT_FAILED, explain_failure(error))
+    except HungUp:
+        _end(EXIT_HUNG_UP, "the terminal is gone; the same command with the same output directory continues")
     except Terminated:
         _end(EXIT_TERMINATED, "terminated; the same command with the same output directory continues")
     except KeyboardInterrupt:
@@ -133,8 +157,79 @@ def _call(main: Callable[[], object]) -> None:
         main()
     except SystemExit as end:
         if end.code in (0, None) and {"--help", "-h"} & set(sys.argv[1:]):
-            print(f"== Settings ==\n{help_table(ROOTS.get(Path(sys.argv[0]).stem))}")
+            print(f"== Settings ==\n{help_table(ROOTS.get(program_name()))}")
         raise
+
+
+def program_name() -> str:
+    """Return the name of the program that runs, as `ROOTS` has it."""
+    return Path(sys.argv[0]).stem
+
+
+def require_readable(arguments: Sequence[str]) -> None:
+    """Check that the arguments are text.
+
+    Raises:
+        SettingError: one holds bytes that this environment cannot read as text.
+    """
+    for argument in arguments:
+        if not is_utf8(argument):
+            raise SettingError(
+                f"{argument!a} holds bytes that are no text in {sys.getfilesystemencoding()}, the encoding "
+                "that LC_ALL and LANG ask for; set PYTHONUTF8=1, or rename what it names"
+            )
+
+
+def with_quoted_paths(arguments: Sequence[str], program: type) -> list[str]:
+    """Return a command line whose paths Hydra takes as they are, whatever characters they hold.
+
+    Hydra gives a meaning to ``= , ( ) [ ] {`` and to letters beyond ASCII; ``out_dir=lr=0.1`` becomes
+    ``out_dir='lr=0.1'``. Left alone are values that are quoted already, null, interpolations, and lists of
+    values for `--multirun`.
+
+    Args:
+        arguments: of the command line.
+        program: the class that declares its settings.
+    """
+    paths = {
+        setting.name
+        for setting in settings_of(program)
+        if isinstance(setting.constraint, FilePath) and typing.get_origin(setting.type) is not list
+    }
+    is_sweep = bool({"--multirun", "-m"} & set(arguments))
+    return [_with_quoted_path(argument, paths, is_sweep=is_sweep) for argument in arguments]
+
+
+def _with_quoted_path(argument: str, paths: Collection[str], *, is_sweep: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key not in paths or value == "null" or value[:1] in ("", "'", '"') or "${" in value:
+        return argument
+    if is_sweep and any(one in value for one in ",("):
+        return argument
+    return f"{key}={as_value(value)}"
+
+
+def as_value(text: str) -> str:
+    """Return a text as the value of an override that Hydra reads it back from: in quotes where it needs them.
+
+    >>> as_value("outputs/one"), as_value("a,b")
+    ('outputs/one', "'a,b'")
+    """
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+        is_plain = not override.is_sweep_override() and override.value() == text
+    except HydraException:
+        is_plain = False
+    return text if is_plain else QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def config_with_paths(run: Program, shown: Callable[[str], str]) -> dict[str, Any]:
+    """Return a run's configuration for a record, with its paths as `shown` returns them."""
+    config = dataclasses.asdict(run)
+    for setting in settings_of(type(run)):
+        if isinstance(setting.constraint, FilePath) and isinstance(config[setting.name], str):
+            config[setting.name] = shown(config[setting.name])
+    return config
 
 
 def child_environment() -> dict[str, str]:
@@ -169,16 +264,31 @@ def portable_path(path: str) -> str:
     >>> portable_path("outputs/bundle"), portable_path("/somewhere/else/bundle")
     ('outputs/bundle', '.../bundle')
     """
-    if not Path(path).is_absolute():
-        return path
-    if Path(path).is_relative_to(Path.cwd()):
-        return str(Path(path).relative_to(Path.cwd()))
-    return f".../{Path(path).name}"
+    short = short_path(path)
+    return f".../{Path(short).name}" if Path(short).is_absolute() else short
+
+
+def short_path(path: str) -> str:
+    """Return a path relative to the working directory if it lies in there, else as it is."""
+    inside = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
 
 
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
-    return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+    is_ours = type(error).__module__.split(".")[0] in OUR_PACKAGES
+    return is_ours or isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
+
+
+def explain_failure(error: BaseException) -> str:
+    """Return one message and the place of an error that is for the user; of any other, the traceback."""
+    if not is_for_the_user(error):
+        return "".join(traceback.format_exception(error))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
+    message = explain_disk_fault(error) if isinstance(error, OSError) else error
+    hint = _LESS_MEMORY if _is_out_of_memory(error) else ""
+    return f"error: {message}{hint}\n{place}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -189,8 +299,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _end(code: int, message: str) -> NoReturn:
     sys.stdout.flush()
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what would command a terminal or reorder its letters written as an escape.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def explain_setting_error(error: SettingError) -> str:

@@ -22,6 +22,7 @@ from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits
 from vla.errors import VLAError, did_you_mean
 from vla.interface import SensorReading
+from vla.registry import FilePath
 from vla.spec import RobotSpec
 
 
@@ -74,7 +75,7 @@ class LerobotSetup(RobotSetup):
     """A robot of LeRobot, with the spec and the confirmed limits of a robot file."""
 
     limits: SafetyLimits = field(init=False)
-    robot_file: Annotated[str, "its spec, and its limits, which a person has confirmed"]
+    robot_file: Annotated[str, FilePath(), "its spec, and its limits, which a person has confirmed"]
     type: Annotated[str, "the robot's type as LeRobot registers it: so101_follower"]
     settings: Annotated[
         dict[str, Any], "of that type as LeRobot names them: {port: /dev/ttyACM0, id: arm, cameras: {...}}"

@@ -19,6 +19,7 @@ from envs.registry import ENVIRONMENTS, expand_tasks
 from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
+from experiments.config.run_record import register_resolvers
 from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
@@ -26,7 +27,7 @@ from vla.data.registry import SOURCES
 from vla.errors import did_you_mean
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
-from vla.registry import Choices, Range, Registry, SettingError, check_settings
+from vla.registry import Choices, FilePath, Range, Registry, SettingError, check_settings
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -35,8 +36,12 @@ FirstSeed = Annotated[int, Range(0, GREATEST_SEED), "of the first episode; the n
 ExecuteHorizon = Annotated[int, Range(1, 1024), "control periods from one inference to the next, at least"]
 NumThreads = Annotated[int, Range(1, 256), "of one inference"]
 HeadChanges = Annotated[dict[str, Any], "settings of a checkpoint's head that no weight depends on"]
-Results = Annotated[str | None, "where to write <results>.json and <results>.md as well as in out_dir"]
-RobotFilePath = Annotated[str | None, "what the numbers of the recording mean; null: what it says of itself"]
+Results = Annotated[
+    str | None, FilePath(), "where to write <results>.json and <results>.md as well as in out_dir"
+]
+RobotFilePath = Annotated[
+    str | None, FilePath(), "what the numbers of the recording mean; null: what it says of itself"
+]
 Duration = Range(0, 10**6, open_low=True)
 
 
@@ -102,7 +107,7 @@ class EvaluationRunSettings(EvaluationSettings):
 class Program:
     """What every program accepts."""
 
-    out_dir: Annotated[str, "where it writes; the same one continues what was interrupted"]
+    out_dir: Annotated[str, FilePath(), "where it writes; the same one continues what was interrupted"]
     extensions: Annotated[list[str], "modules of yours that add parts: experiments/config/extensions.py"] = (
         field(default_factory=list)
     )
@@ -120,7 +125,7 @@ class TaskProgram(Program):
 class CollectRun(TaskProgram):
     """`python -m experiments.collect`."""
 
-    dataset: Annotated[str, "directory of the recording"]
+    dataset: Annotated[str, FilePath(), "directory of the recording"]
     collect: Annotated[CollectSettings, "how demonstrations are recorded"]
 
 
@@ -128,8 +133,8 @@ class CollectRun(TaskProgram):
 class ConvertRun(Program):
     """`python -m experiments.convert`."""
 
-    source: Annotated[str, "a file in HDF5, or a directory of such"]
-    dataset: Annotated[str, "directory to write; continued if it is there"]
+    source: Annotated[str, FilePath(), "a file in HDF5, or a directory of such"]
+    dataset: Annotated[str, FilePath(), "directory to write; continued if it is there"]
     mapping: Annotated[str, "of keys: a YAML file, or the name of one in conf/convert"]
     storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "video"
     instruction: Annotated[str | None, "of every episode; null: as the mapping says"] = None
@@ -151,6 +156,7 @@ class TrainRun(CollectRun):
     trainer: Annotated[TrainerSettings, "how the model is trained"]
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
+    wandb_project: Annotated[str | None, "null: that of WANDB_PROJECT, else vla-stack"] = None
     seed: Annotated[
         int, Range(0, GREATEST_SEED), "of the model's weights, of the order of samples, of what is held out"
     ] = 0
@@ -161,12 +167,14 @@ class EvaluateRun(TaskProgram):
     """`python -m experiments.evaluate`."""
 
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
-    path: Annotated[str, "of a checkpoint, of a training run, or of a bundle"]
+    path: Annotated[str, FilePath(), "of a checkpoint, of a training run, or of a bundle"]
     head: HeadChanges = field(default_factory=dict)
     dataset: Annotated[
-        str | None, "a recording: compare actions with its episodes instead of rolling out in simulation"
+        str | None,
+        FilePath(),
+        "a recording: compare actions with its episodes instead of rolling out in simulation",
     ] = None
-    cache_dir: Annotated[str, "where decoded frames of that recording are kept"] = "outputs/cache"
+    cache_dir: Annotated[str, FilePath(), "where decoded frames of that recording are kept"] = "outputs/cache"
     evaluation: Annotated[EvaluationRunSettings, "how the policy is measured"]
 
 
@@ -174,8 +182,8 @@ class EvaluateRun(TaskProgram):
 class ExportRun(Program):
     """`python -m experiments.export`."""
 
-    checkpoint: Annotated[str, "a checkpoint, or a training run"]
-    bundle: Annotated[str, "directory to write"]
+    checkpoint: Annotated[str, FilePath(), "a checkpoint, or a training run"]
+    bundle: Annotated[str, FilePath(), "directory to write"]
     head: HeadChanges = field(default_factory=dict)
     replace: Annotated[bool, "whether an existing bundle gives way"] = False
 
@@ -184,8 +192,8 @@ class ExportRun(Program):
 class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    a: Annotated[str, "an evaluation"]
-    b: Annotated[str, "the evaluation to compare it with"]
+    a: Annotated[str, FilePath(), "an evaluation"]
+    b: Annotated[str, FilePath(), "the evaluation to compare it with"]
     instruction_mode: InstructionMode = "original"
 
 
@@ -193,7 +201,9 @@ class CompareRun(Program):
 class SweepTableRun(Program):
     """`python -m experiments.sweep_table`."""
 
-    runs: Annotated[list[str], "directories of runs, or of sweeps; the first run is the one to beat"]
+    runs: Annotated[
+        list[str], FilePath(), "directories of runs, or of sweeps; the first run is the one to beat"
+    ]
     instruction_mode: InstructionMode = "original"
 
 
@@ -244,7 +254,7 @@ class ControlRun(RobotProgram):
         default_factory=dict
     )
     tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
-    bundle: Annotated[str | None, "either a bundle, run in this process,"] = None
+    bundle: Annotated[str | None, FilePath(), "either a bundle, run in this process,"] = None
     server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
         "VLA_SERVE_TOKEN"
@@ -261,16 +271,18 @@ class ControlRun(RobotProgram):
     ] = True
     inference_delay_s: Annotated[float, Range(0, 60), "added to every inference"] = 0.0
     max_seconds: Annotated[float, Duration, "after which the task counts as over"] = 60.0
-    replay: Annotated[str | None, "a recording whose commands are sent again, instead of asking a policy"] = (
-        None
-    )
+    replay: Annotated[
+        str | None, FilePath(), "a recording whose commands are sent again, instead of asking a policy"
+    ] = None
+    dry_run: Annotated[bool, "do everything but send: the check before a first run on an arm"] = False
+    dry_run_s: Annotated[float, Range(1, 600), "how long that observes and infers"] = 6.0
 
 
 @dataclass(kw_only=True)
 class DelayTableRun(RobotProgram, TaskProgram):
     """`python -m experiments.delay_table`."""
 
-    bundle: Annotated[str, "the policy"]
+    bundle: Annotated[str, FilePath(), "the policy"]
     task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
     delays_ms: Annotated[list[float], Range(0, 60000), "of an inference"]
     schedules: Annotated[list[Annotated[str, Choices(*SCHEDULES)]], "to compare"]
@@ -289,7 +301,7 @@ class DelayTableRun(RobotProgram, TaskProgram):
 class FrankaTrialsRun(RobotProgram, TaskProgram):
     """`python -m experiments.franka_trials`."""
 
-    bundle: Annotated[str | None, "null: the scripted expert acts in place of a policy"] = None
+    bundle: Annotated[str | None, FilePath(), "null: the scripted expert acts in place of a policy"] = None
     trials: Annotated[int, Range(1, 10**4), "without faults"]
     faults: Annotated[int, Range(0, 10**4), "of each kind: killed, stopped, slowed"]
     first_seed: FirstSeed
@@ -326,8 +338,12 @@ Run = TypeVar("Run", bound=Program)
 
 
 def register(*programs: str) -> None:
-    """Make the schemas of programs known to Hydra as `collect_schema` and so on; of all if none is named."""
+    """Make the schemas of programs known to Hydra as `collect_schema` and so on; of all if none is named.
+
+    What configurations may call is made known as well.
+    """
     offer_parts()
+    register_resolvers()
     for name in programs or ROOTS.names():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema_node(ROOTS.get(name)))
 

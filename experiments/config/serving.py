@@ -7,7 +7,7 @@ from experiments.config.schema import NumThreads, Program
 from policies.serving.access import Access
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServerSettings
-from vla.registry import Range
+from vla.registry import FilePath, Range
 
 _ACCESS = Access()  # has the defaults
 
@@ -16,13 +16,13 @@ _ACCESS = Access()  # has the defaults
 class ServeRun(Program):
     """`python -m experiments.serve`."""
 
-    bundle: Annotated[str, "the policy"]
+    bundle: Annotated[str, FilePath(), "the policy"]
     host: Annotated[str, "address to listen on"] = _ACCESS.host
     port: Annotated[int, Range(0, 65535), "0: any free one"] = _ACCESS.port
     token_env: Annotated[str, "environment variable that holds the token"] = "VLA_SERVE_TOKEN"
-    token_file: Annotated[str | None, "file that holds the token"] = None
-    tls_cert: Annotated[str | None, "certificate file"] = None
-    tls_key: Annotated[str | None, "file of its key"] = None
+    token_file: Annotated[str | None, FilePath(), "file that holds the token"] = None
+    tls_cert: Annotated[str | None, FilePath(), "certificate file"] = None
+    tls_key: Annotated[str | None, FilePath(), "file of its key"] = None
     insecure_lan: Annotated[bool, "accept plain text beyond this machine"] = _ACCESS.insecure_lan
     allowed_origins: Annotated[list[str], "web pages that may connect"] = field(default_factory=list)
     num_threads: NumThreads = 1

@@ -1,6 +1,7 @@
 """Summarizes a recording: numbers for the terminal and one HTML page. Reads recordings, drives nothing."""
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from experiments.reports.charts import Series
 from experiments.reports.html import Chart, Charts, Headline, Section, Table, write_report
 from experiments.reports.pages import closing_sections, machine
+from policies.runtime.clock import MISSED_WINDOW_S
 from policies.runtime.limits import SafetyLimits, Violation
 from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
 from policies.runtime.states import LATCHED, State
@@ -62,6 +64,7 @@ class ControlSummary:
     seconds: float
     rate_hz: float  # of the loop
     missed: int
+    missed_share: float  # the largest of any 2 s, in [0, 1]; the watchdog stops by it
     states: Counter[str]  # periods by state
     chunks: int
     inference_ms: tuple[float, float, float]  # median, 90th and 99th percentile; NaN without chunks
@@ -83,7 +86,10 @@ class ControlSummary:
         return [
             ["final state", self.end],
             ["control periods", f"{self.periods} in {self.seconds:.1f} s, {self.rate_hz:.1f} Hz"],
-            ["missed deadlines", str(self.missed)],
+            [
+                "missed deadlines",
+                f"{self.missed}, at most {self.missed_share:.0%} of the periods of {MISSED_WINDOW_S:g} s",
+            ],
             ["periods by state", states],
             ["chunks", str(self.chunks)],
             ["inference time, median / p90 / p99", inference],
@@ -99,7 +105,17 @@ class ControlSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as JSON-ready data."""
-        numbers = ("state", "end", "periods", "seconds", "rate_hz", "missed", "chunks", "max_chunk_age_s")
+        numbers = (
+            "state",
+            "end",
+            "periods",
+            "seconds",
+            "rate_hz",
+            "missed",
+            "missed_share",
+            "chunks",
+            "max_chunk_age_s",
+        )
         return {name: getattr(self, name) for name in (*numbers, "seam_jump", "inner_jump")} | {
             "periods_by_state": dict(self.states),
             "inference_ms_p50_p90_p99": self.inference_ms if self.chunks else None,
@@ -127,6 +143,7 @@ def summarize(recording: Recording) -> ControlSummary:
         seconds=seconds,
         rate_hz=(len(periods) - 1) / seconds if seconds > 0 else 0.0,
         missed=last.missed,
+        missed_share=_largest_missed_share(recording),
         states=Counter(one.state for one in periods),
         chunks=len(times),
         inference_ms=_percentiles(times),
@@ -178,6 +195,17 @@ def _percentiles_text(seconds: Sequence[float]) -> str:
         return "did not occur"
     median, p90, p99 = _percentiles([1e3 * value for value in seconds])
     return f"{median:.0f} / {p90:.0f} / {p99:.0f} ms in {len(seconds)} events"
+
+
+def _largest_missed_share(recording: Recording) -> float:
+    num_window = max(1, round(MISSED_WINDOW_S * recording.robot_spec.control_hz))
+    largest, recent = 0, deque([(-math.inf, 0)])
+    for one in recording.periods:
+        recent.append((one.now, one.missed))
+        while one.now - recent[0][0] > MISSED_WINDOW_S:
+            recent.popleft()
+        largest = max(largest, one.missed - recent[0][1])
+    return min(1.0, largest / num_window)
 
 
 def _limits(recording: Recording) -> SafetyLimits:
@@ -339,11 +367,18 @@ def write_control_page(path: Path, recording: Recording, *, title: str, command:
     write_report(path, title=title, subtitle=machine(), headlines=headlines, sections=sections)
 
 
-def live_line(record: PeriodRecord, *, rate_hz: float, clamps: int) -> str:
-    """Return the line that the terminal shows while a robot runs."""
+def live_line(record: PeriodRecord, *, rate_hz: float, missed_share: float, clamps: int) -> str:
+    """Return the line that the terminal shows while a robot runs.
+
+    Args:
+        record: the newest period.
+        rate_hz: periods in a second, of late.
+        missed_share: of the control periods of the last seconds, in [0, 1].
+        clamps: commands so far that the safety filter changed.
+    """
     age = "-" if record.chunk_age_s is None else f"{1e3 * record.chunk_age_s:.0f} ms"
     reason = f"  {record.reason[:60]}" if record.state in ("HOLD", "STOPPED", "FAULT") else ""
     return (
-        f"{record.state:<8} {rate_hz:5.1f} Hz  chunk age {age:>7}  missed {record.missed:>3}  "
-        f"clamps {clamps:>4}{reason}"
+        f"{record.state:<8} {rate_hz:5.1f} Hz  chunk age {age:>7}  missed {record.missed:>3} "
+        f"({missed_share:4.0%} now)  clamps {clamps:>4}{reason}"
     )

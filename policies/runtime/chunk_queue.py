@@ -47,6 +47,7 @@ class ChunkQueue:
         self._gate = ResultGate(num_actions=num_actions)
         self._deltas, self._require_sane = deltas, require_sane
         self._started_at = 0.0
+        self._stands_from, self._stands_to = -math.inf, math.inf  # when the robot stood last: without a plan
         self._requested_stamp = -math.inf  # of the newest observation submitted since the start
         self._last_seq = 0
         self._has_chunk = False
@@ -61,12 +62,15 @@ class ChunkQueue:
         self._schedule.clear()
         self._gate.reset(next_seq=self._last_seq + 1)
         self._started_at, self._requested_stamp, self._has_chunk = now, -math.inf, False
+        self._stands_from, self._stands_to = -math.inf, math.inf
         self._failing_since = self._underrun_since = self._refused_since = None
         self._failure = ""
 
-    def drop_plan(self) -> None:
-        """Forget what was to be executed; a request that is under way still counts."""
+    def drop_plan(self, now: float) -> None:
+        """Forget what was to be executed, as the robot comes to rest; a request under way still counts."""
         self._schedule.clear()
+        if self._stands_to < now:  # it was moving; else it stands since earlier
+            self._stands_from, self._stands_to = now, math.inf
 
     def next_action(self, now: float) -> PlannedAction | None:
         """Return what is to be executed in the period that starts now."""
@@ -88,11 +92,12 @@ class ChunkQueue:
         """Remember that an action was refused; the rest of its chunk is not tried."""
         self._failure = reason
         self._refused_since = now if self._refused_since is None else self._refused_since
-        self._schedule.clear()
+        self.drop_plan(now)
 
-    def note_execution(self) -> None:
-        """Remember that an action was accepted."""
+    def note_execution(self, now: float) -> None:
+        """Remember that an action is executed in the period that starts now."""
         self._refused_since = None
+        self._stands_to = min(self._stands_to, now)
 
     def wants_chunk(self, now: float) -> bool:
         """Whether a chunk is due that is predicted from a reading captured now."""
@@ -160,8 +165,9 @@ class ChunkQueue:
             positions = self._deltas.to_positions(chunk.actions, chunk.stamp)
         except UnsafeCommand as refusal:
             raise BadResult("unsafe", str(refusal)) from refusal
-        # The robot has stood still until the first chunk, so that one is as good now as at its capture.
-        begins = chunk.stamp if self._has_chunk else now
+        # A chunk's time stands still with the robot: its next action is the one after the last executed.
+        stood_s = max(0.0, min(now, self._stands_to) - max(chunk.stamp, self._stands_from))
+        begins = chunk.stamp + stood_s
         if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):
             age = now - chunk.stamp
             raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")

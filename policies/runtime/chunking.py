@@ -33,7 +33,7 @@ class Chunk:
         stamp: start of the period that the first of them is for [s].
         seq: number of the request that they answer.
         captured: when the observation was captured that they were predicted from [s]. It differs from
-            `stamp` where the robot stood still until they arrived.
+            `stamp` where the robot stood still between the two.
     """
 
     actions: Float32[np.ndarray, "time action"]
@@ -278,7 +278,7 @@ class RealTimeSchedule(AsynchronousSchedule):
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Switch to a chunk whose first actions are those that were committed."""
-        committed = self._committed.pop(chunk.stamp, None)
+        committed = self._committed.pop(chunk.captured, None)
         was_moving = self._chunk is not None
         if committed is not None and len(committed):
             kept = committed[: len(chunk.actions)]

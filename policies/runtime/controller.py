@@ -29,11 +29,22 @@ from policies.runtime.observation_buffer import (
 from policies.runtime.recorder import PeriodRecord, Recorder, period_record
 from policies.runtime.safety import SafeCommand, SafetyFilter, UnsafeStart
 from policies.runtime.states import LATCHED, Event, State, next_state
-from policies.runtime.watchdog import HealthSnapshot, Level, WatchdogLimits, assess, assess_observation
+from policies.runtime.watchdog import (
+    HealthSnapshot,
+    Level,
+    Verdict,
+    WatchdogLimits,
+    assess,
+    assess_observation,
+)
 from vla.interface import ObservationError, Robot
 
 ROBOT_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)  # what a driver may raise
 _ACTIVE = (State.RUNNING, State.HOLD)
+
+
+def _level(verdict: Verdict) -> Level:
+    return verdict.level
 
 
 class ArmingRefused(ValueError):
@@ -56,6 +67,11 @@ class Controller:
         delta_to_absolute: whether chunks of changes count from the commanded position at capture.
         recorder: where every period is written, if anywhere.
         robot_errors: exceptions of the robot's driver that mean that the robot failed.
+
+    Attributes:
+        state: what it is doing,
+        reason: and why, in HOLD, STOPPED and FAULT.
+        period_began: when the period under way began, on the clock given [s]; None before the first.
 
     Raises:
         BadInstruction: the instruction is empty, too long or holds control characters.
@@ -93,10 +109,15 @@ class Controller:
         )
         self._executor = ActionExecutor(queue=self._queue, deltas=self._deltas, safety=safety)
         self._estop = threading.Event()
+        self._estop_reason = "emergency stop"
+        self._unreadable_since: float | None = None
+        self._unreadable = ""
+        self.period_began: float | None = None
         self.state, self.reason = State.IDLE, ""
         self._counts: Counter[str] = Counter()
         self._target: Float32[np.ndarray, " action"] | None = None  # requested in this period
         self._is_braking = self._must_dump = False
+        self._is_commanded = False  # since it was stopped last
         self._start: list[float] | None = None  # commanded position, for the first period after a start
         self._pacer = Pacer(clock=clock, period_s=self.period_s)
         self._num_periods = 0
@@ -114,6 +135,11 @@ class Controller:
     def is_at_rest(self) -> bool:
         """Whether no stop is under way: true also while the policy is in command."""
         return not self._is_braking
+
+    @property
+    def is_commanding(self) -> bool:
+        """Whether the robot may be moving by its commands, so that it must be stopped if the loop ends."""
+        return self._is_commanded or self._is_braking or self.state in _ACTIVE
 
     # What people do.
 
@@ -147,9 +173,12 @@ class Controller:
         is_live = self._buffer.is_live(now, max_age_s=self._watchdog.observation_hold_s)
         if verdict.level is not Level.OK or not is_live:
             raise ArmingRefused(f"observations are not live: {verdict.reason or 'too few have arrived'}")
+        if self._recorder is not None and self._recorder.problem:
+            raise ArmingRefused(self._recorder.problem)
         self._take_pose()
         if event is Event.REARM:
             self._estop.clear()
+            self._estop_reason = "emergency stop"
         self._go(event, "by an operator")
 
     def _take_pose(self) -> None:
@@ -185,19 +214,57 @@ class Controller:
         """Have the robot stopped in the period under way or the next; may be called from any thread."""
         self._estop.set()
 
+    def interrupt(self, reason: str) -> None:
+        """Stop the robot at once, from another thread than that of the loop, which does not come round.
+
+        The loop, if it ever goes on, finds the emergency stop pressed for this reason.
+        """
+        self._estop_reason = reason
+        self._estop.set()
+        self._stop_robot_anyhow()
+
     # What happens every period.
 
     def run(self, on_period: Callable[[PeriodRecord], bool]) -> None:
-        """Run periods at the robot's rate until `on_period` returns false for one."""
+        """Run periods at the robot's rate until `on_period` returns false for one.
+
+        Whatever ends this early, an error of any part or Ctrl-C, stops the robot before it goes on its way;
+        the controller is in FAULT then, or STOPPED.
+        """
         with short_collections():
-            while True:
-                self._pacer.wait()
-                if not on_period(self.tick()):
-                    return
+            try:
+                while True:
+                    self._pacer.wait()
+                    if not on_period(self.tick()):
+                        return
+            except BaseException as error:
+                self._abandon(error)
+                raise
+
+    def _abandon(self, error: BaseException) -> None:
+        """Stop the robot and record it, since the loop ends by an error."""
+        if not self.is_commanding:
+            return
+        problem = self._stop_robot_anyhow()
+        self._is_braking = self._is_commanded = False
+        is_person = isinstance(error, KeyboardInterrupt | SystemExit)
+        reason = "interrupted" if is_person else f"{type(error).__name__}: {error}"
+        self._go(Event.STOP if is_person else Event.FAULT, reason, must_brake=False)
+        if problem:
+            self._events.append(problem)
+        self._record(self._clock.now(), None, None)
+
+    def _stop_robot_anyhow(self) -> str:
+        """Stop the robot whatever its driver raises, and return that; the last resort."""
+        try:
+            self._robot.stop()
+        except Exception as error:  # noqa: BLE001  anything: there is nobody left who could do better
+            return f"the robot could not be stopped: {type(error).__name__}: {error}"
+        return ""
 
     def tick(self) -> PeriodRecord:
         """Do one period's work, without waiting for anything, and return its record."""
-        now = self._clock.now()
+        now = self.period_began = self._clock.now()
         self._obey_emergency_stop()
         self._observe(now)
         if self.state in _ACTIVE:
@@ -210,16 +277,20 @@ class Controller:
 
     def _obey_emergency_stop(self) -> None:
         if self._estop.is_set():
-            self._go(Event.ESTOP, "emergency stop")
+            self._go(Event.ESTOP, self._estop_reason)
             if self._is_braking:  # stopped already, but gently
                 self._stop_robot()
 
     def _observe(self, now: float) -> None:
         try:
             reading = self._robot.observe()
-        except self._robot_errors as error:
-            self._go(Event.FAULT, f"the robot cannot be observed: {type(error).__name__}: {error}")
+        except self._robot_errors as error:  # as if nothing had come, until it lasts
+            self._unreadable_since = now if self._unreadable_since is None else self._unreadable_since
+            self._unreadable = f"{type(error).__name__}: {error}"
+            self._counts["failed observations"] += 1
+            self._events.append(f"the robot could not be observed: {self._unreadable}")
             return
+        self._unreadable_since = None
         try:
             is_new = self._buffer.take(reading, now)
         except ObservationError as error:  # as if it had not come: the age of the last good one will tell
@@ -252,7 +323,9 @@ class Controller:
             sensor_stamps={} if newest is None else sensor_stamps(newest),
             stream=self._buffer.health,
             blind_since=self._buffer.blind_since,
-            missed_in_a_row=self._pacer.missed_in_a_row,
+            unreadable_since=self._unreadable_since,
+            unreadable=self._unreadable,
+            missed_share=self._pacer.missed_share,
         )
 
     def _judge(self, now: float, *, is_underrun: bool) -> bool:
@@ -264,6 +337,8 @@ class Controller:
             verdict = assess(now, self._health(), self._watchdog)
         else:
             return False
+        if self._recorder is not None and self._recorder.problem:
+            verdict = max(verdict, Verdict(level=Level.STOP, reason=self._recorder.problem), key=_level)
         events = {Level.HOLD: Event.HOLD, Level.STOP: Event.STOP, Level.FAULT: Event.FAULT}
         if verdict.level in events:
             self._go(events[verdict.level], verdict.reason)
@@ -280,6 +355,7 @@ class Controller:
         self._obey_emergency_stop()  # pressed since the period began
         if command is None or (self.state not in _ACTIVE and not self._is_braking):
             return None
+        self._is_commanded = True
         try:
             self._robot.command(command.action)
         except self._robot_errors as error:
@@ -299,7 +375,7 @@ class Controller:
             self._go(Event.CLEAR, "")
         return execution.command
 
-    def _go(self, event: Event, reason: str) -> None:
+    def _go(self, event: Event, reason: str, *, must_brake: bool = True) -> None:
         """Follow an event; what changes nothing is ignored."""
         old, new = self.state, next_state(self.state, event)
         if new is old:
@@ -308,8 +384,10 @@ class Controller:
         self._counts[f"times {new.value}"] += 1
         self._events.append(f"{old.value} -> {new.value}" + (f": {reason}" if reason else ""))
         if new in (State.HOLD, State.IDLE, *LATCHED):
-            self._queue.drop_plan()
+            self._queue.drop_plan(self._clock.now())
         self._must_dump |= new in LATCHED
+        if not must_brake:
+            return
         if event in (Event.ESTOP, Event.FAULT):
             self._stop_robot()
         elif old in _ACTIVE and new not in _ACTIVE:
@@ -317,12 +395,11 @@ class Controller:
 
     def _stop_robot(self) -> None:
         """Let the robot stop by its own means: it is at rest, or must be at once."""
-        self._is_braking = False
-        try:
-            self._robot.stop()
-        except self._robot_errors as error:
-            self._events.append(f"the robot could not be stopped: {type(error).__name__}: {error}")
-            self._go(Event.FAULT, f"the robot could not be stopped: {error}")
+        self._is_braking = self._is_commanded = False
+        problem = self._stop_robot_anyhow()
+        if problem:
+            self._events.append(problem)
+            self._go(Event.FAULT, problem)
 
     def _record(self, now: float, planned: PlannedAction | None, command: SafeCommand | None) -> PeriodRecord:
         record = period_record(

@@ -53,5 +53,5 @@ class ActionExecutor:
         except UnsafeCommand as refusal:
             self._queue.note_refusal(now, str(refusal))
             return Execution(target, self._safety.hold(), str(refusal))
-        self._queue.note_execution()
+        self._queue.note_execution(now)
         return Execution(target, command, "")

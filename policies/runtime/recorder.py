@@ -1,11 +1,13 @@
 """The record of a controlled run: a JSON line a period, readable after a crash, and frames before a stop.
 
-`recording.jsonl` starts with a header and gets a line each period, handed to the system at once: if the
-program dies, at worst the last line is torn, and it is left out when read. Frames are kept in memory for the
-last seconds only and written, whole or not at all, when the robot stops for a reason. Nothing here looks at
-what the numbers mean, apart from `audit_recording`.
+`recording.jsonl` starts with a header and gets a line each period: if the program dies, at worst the last
+line is torn, and it is left out when read. Frames are kept in memory for the last seconds only and written,
+whole or not at all, when the robot stops for a reason. A thread of its own does the writing, so that a disk
+that stalls holds nobody: periods wait in memory meanwhile, up to a bound. Nothing here looks at what the
+numbers mean, apart from `audit_recording`.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.runtime.background import BackgroundWorker
 from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
@@ -27,6 +30,8 @@ from vla.spec import RobotSpec
 
 RECORDING_FILE = "recording.jsonl"
 SCHEMA_VERSION = 1
+_CLOSE_S = 10.0  # how long closing waits for a disk that stalls
+_MAX_DUMPS = 2  # of frames that wait for the disk, a few seconds of every camera each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,55 +113,123 @@ def period_record(
 
 
 class Recorder:
-    """Writes the recording of one run into a directory.
+    """Writes the recording of one run into a directory, in a thread of its own.
 
     Args:
         directory: made if it does not exist; a recording that is there already is replaced.
         spec: the robot.
         about: whatever else a reader should know, JSON-ready.
         dump_s: how many seconds of frames are kept for `dump`.
+        max_unwritten: periods that may wait in memory for a disk that stalls, about 2 kB each.
+
+    Attributes:
+        num_dropped_dumps: times that the frames of the last seconds were not kept, as the disk stalled.
 
     Raises:
         OSError: the directory cannot be written.
     """
 
     def __init__(
-        self, directory: Path, *, spec: RobotSpec, about: Mapping[str, Any], dump_s: float = 2.0
+        self,
+        directory: Path,
+        *,
+        spec: RobotSpec,
+        about: Mapping[str, Any],
+        dump_s: float = 2.0,
+        max_unwritten: int = 12_000,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.num_dropped_dumps = 0
         self._readings: deque[SensorReading] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
+        self._unwritten: deque[PeriodRecord] = deque()
+        self._num_dumps = 0  # that wait
+        self._max_unwritten = max_unwritten
         header = {"schema_version": SCHEMA_VERSION, "robot_spec": spec.to_json(), "about": dict(about)}
         write_json_lines(directory / RECORDING_FILE, [header])
         self._log = JsonLinesAppender(directory / RECORDING_FILE)
+        self._is_closed = False
+        self._worker = BackgroundWorker(name="recorder", max_waiting=max_unwritten + _MAX_DUMPS)
+
+    @property
+    def problem(self) -> str:
+        """Why the record of the run will not be whole, or empty; a robot should not be driven on then."""
+        failure = self._worker.failure
+        if failure is not None:
+            return f"{self.directory / RECORDING_FILE} cannot be written: {failure}"
+        if len(self._unwritten) >= self._max_unwritten:
+            return (
+                f"the disk of {self.directory / RECORDING_FILE} does not answer, and "
+                f"{len(self._unwritten)} periods wait in memory"
+            )
+        return ""
 
     def append(self, record: PeriodRecord) -> None:
-        """Write one period. Does not wait for the disk: the control loop must not."""
-        self._log.append(record.to_json())
+        """Keep one period, to be written by the thread. Never waits and never fails; see `problem`."""
+        self._unwritten.append(record)
+        self._worker.offer(self._write_oldest)
 
     def see(self, reading: SensorReading) -> None:
         """Keep a new reading for a later `dump`."""
         self._readings.append(reading)
 
-    def dump(self, name: str) -> Path | None:
-        """Write the frames and states of the last seconds to ``<name>.npz``; None if there are none."""
-        if not self._readings:
-            return None
-        arrays = {
-            "stamp": np.array([one.state_stamp for one in self._readings]),
-            "state": np.stack([one.state for one in self._readings]),
-        }
-        for camera in self._readings[-1].images:
-            arrays[f"images_{camera}"] = np.stack([one.images[camera] for one in self._readings])
-            arrays[f"stamp_{camera}"] = np.array([one.image_stamps[camera] for one in self._readings])
-        path = self.directory / f"{name}.npz"
-        with staged_file(path) as staging, staging.open("xb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-        return path
+    def dump(self, name: str) -> None:
+        """Have the frames and states of the last seconds written to ``<name>.npz``, if there are any."""
+        readings = list(self._readings)
+        if not readings:
+            return
+        if self._num_dumps >= _MAX_DUMPS or not self._worker.offer(
+            lambda: self._write_frames(name, readings)
+        ):
+            self.num_dropped_dumps += 1
+            return
+        self._num_dumps += 1
 
     def close(self) -> None:
-        """Bring everything to the disk; safe to call more than once."""
-        self._log.close()
+        """Bring everything to the disk, as far as it answers; safe to call more than once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._worker.offer(self._log.close)
+        if not self._worker.close(timeout_s=_CLOSE_S) and self._worker.failure is not None:
+            with contextlib.suppress(OSError):  # the disk that failed before; `problem` names it
+                self._log.close()
+
+    def recording(self) -> "Recording":
+        """Return the whole run, once closed: what is on the disk, and what could not be written.
+
+        Raises:
+            OSError: the file has vanished.
+            ValueError: it is damaged.
+        """
+        written = read_recording(self.directory)
+        last = written.periods[-1].index if written.periods else -1
+        rest = [one for one in self._unwritten if one.index > last]
+        return dataclasses.replace(written, periods=[*written.periods, *rest])
+
+    @property
+    def num_unwritten(self) -> int:
+        """Periods that are in memory alone."""
+        return len(self._unwritten)
+
+    def _write_oldest(self) -> None:
+        self._log.append(self._unwritten[0].to_json())
+        self._unwritten.popleft()
+
+    def _write_frames(self, name: str, readings: Sequence[SensorReading]) -> None:
+        self._num_dumps -= 1
+        arrays = {
+            "stamp": np.array([one.state_stamp for one in readings]),
+            "state": np.stack([one.state for one in readings]),
+        }
+        for camera in readings[-1].images:
+            arrays[f"images_{camera}"] = np.stack([one.images[camera] for one in readings])
+            arrays[f"stamp_{camera}"] = np.array([one.image_stamps[camera] for one in readings])
+        try:
+            with staged_file(self.directory / f"{name}.npz") as staging, staging.open("xb") as file:
+                np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+        except OSError:  # commands matter more than frames: the periods after these are still written
+            self.num_dropped_dumps += 1
 
     def __enter__(self) -> "Recorder":
         return self

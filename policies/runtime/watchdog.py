@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from policies.runtime.clock import MISSED_WINDOW_S
 from policies.runtime.observation_buffer import StreamHealth
 from vla.registry import Range, check_attributes
 
@@ -49,7 +50,15 @@ class WatchdogLimits:
         float, _POSITIVE, "the safety filter refuses what comes; each refusal holds by itself"
     ] = 0.5
     silent_stop_s: Annotated[float, _POSITIVE, "an inference that is not answered"] = 2.0
-    missed_stop: Annotated[int, Range(1, 1000), "control periods missed in a row"] = 5
+    unreadable_fault_s: Annotated[
+        float, _POSITIVE, "the driver raises whenever it is observed; one failure is no observation"
+    ] = 0.5
+    missed_stop_share: Annotated[
+        float, Range(0, 1, open_low=True), f"of the control periods of the last {MISSED_WINDOW_S:g} s"
+    ] = 0.3
+    hung_stop_s: Annotated[
+        float, _POSITIVE, "a period that does not end; a thread of its own stops the robot"
+    ] = 0.5
 
     def __post_init__(self) -> None:
         check_attributes(self, where="watchdog")
@@ -72,7 +81,9 @@ class HealthSnapshot:
     failure: str = ""  # what failed last
     refused_since: float | None = None
     waiting_since: float | None = None  # when the oldest unanswered inference was requested
-    missed_in_a_row: int = 0  # control periods that began late or not at all
+    unreadable_since: float | None = None  # the driver has raised at every look since
+    unreadable: str = ""  # what it raised
+    missed_share: float = 0.0  # of the last control periods, those that began late or not at all
 
 
 OK = Verdict(level=Level.OK)
@@ -82,13 +93,16 @@ def assess_observation(now: float, health: HealthSnapshot, limits: WatchdogLimit
     """Judge what the sensors report; unless this is OK, nothing new is inferred."""
     if health.stream.state_jump is not None:
         return Verdict(level=Level.FAULT, reason=health.stream.state_jump)
+    if health.unreadable_since is not None and now - health.unreadable_since > limits.unreadable_fault_s:
+        return Verdict(level=Level.FAULT, reason=f"the robot cannot be observed: {health.unreadable}")
+    why = "" if health.unreadable_since is None else f": {health.unreadable}"
     if not health.sensor_stamps:
-        return Verdict(level=Level.HOLD, reason="no observation has arrived")
+        return Verdict(level=Level.HOLD, reason=f"no observation has arrived{why}")
     stalest, stamp = min(health.sensor_stamps.items(), key=lambda item: item[1])
     age = now - stamp
     if age > limits.observation_hold_s:
         level = Level.STOP if age > limits.observation_stop_s else Level.HOLD
-        return Verdict(level=level, reason=f"the newest observation is {age:.2f} s old ({stalest})")
+        return Verdict(level=level, reason=f"the newest observation is {age:.2f} s old ({stalest}){why}")
     if health.blind_since is not None:
         level = Level.STOP if now - health.blind_since > limits.blind_stop_s else Level.HOLD
         cameras = [f"{name} is frozen" for name in health.stream.frozen_cameras]
@@ -113,8 +127,11 @@ def assess_inference(now: float, health: HealthSnapshot, limits: WatchdogLimits)
     if health.waiting_since is not None and now - health.waiting_since > limits.silent_stop_s:
         silence = now - health.waiting_since
         verdicts.append(Verdict(level=Level.STOP, reason=f"the policy has not answered for {silence:.2f} s"))
-    if health.missed_in_a_row >= limits.missed_stop:
-        reason = f"the loop missed {health.missed_in_a_row} control periods in a row"
+    if health.missed_share >= limits.missed_stop_share:
+        reason = (
+            f"the loop missed {health.missed_share:.0%} of its control periods in the last "
+            f"{MISSED_WINDOW_S:g} s"
+        )
         verdicts.append(Verdict(level=Level.STOP, reason=reason))
     return max(verdicts, key=lambda verdict: verdict.level)
 

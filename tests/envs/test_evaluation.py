@@ -18,7 +18,7 @@ from envs.evaluation.episodes import EpisodeRow, read_rows
 from envs.evaluation.evaluate import EvaluationMismatch, EvaluationPlan, evaluate
 from envs.evaluation.results import folder_of_mode, format_table, load_evaluation
 from envs.workers import WorkerError
-from vla.files import DirectoryInUse, write_json_lines
+from vla.files import DamagedFile, DirectoryInUse, write_json_lines
 from vla.provenance import software_versions
 
 
@@ -244,6 +244,48 @@ def test_a_damaged_line_is_named(tmp_path):
         file.write(b'{"task": 1}\n')
     with pytest.raises(ValueError, match=r"episodes.jsonl, line 2: an episode row has the keys"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("success", "no", "success is 'no'; it must be bool"), ("seed", True, "seed is True; it must be int")],
+)
+def test_a_row_with_a_value_of_another_type_is_named(tmp_path, key, value, words):
+    path = tmp_path / "episodes.jsonl"
+    write_json_lines(path, [row_of(1, True).to_json() | {key: value}])
+    with pytest.raises(DamagedFile, match=f"episodes.jsonl, line 1: {words}"):
+        read_rows(path)
+
+
+def test_a_row_that_stands_twice_counts_once_and_one_that_contradicts_is_refused(tmp_path, caplog):
+    run(tmp_path)
+    log = tmp_path / "episodes.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines, lines[0]]))
+    again = run(tmp_path)
+    assert len(again.rows) == len(load_evaluation(tmp_path).rows) == len(lines)
+    assert "1 rows stand there more than once" in caplog.text
+    row = json.loads(lines[0])
+    log.write_text("".join([*lines, json.dumps(row | {"success": not row["success"]}) + "\n"]))
+    with pytest.raises(DamagedFile, match=rf"two rows of task {row['task']}, seed {row['seed']} that differ"):
+        load_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"policy_id": "a", "plan": {"nonsense": 1}}'])
+def test_a_damaged_plan_is_named(tmp_path, content):
+    run(tmp_path)
+    (tmp_path / "plan.json").write_text(content)
+    for read in (load_evaluation, run):
+        with pytest.raises(DamagedFile, match=r"plan.json is .*restore it from a copy"):
+            read(tmp_path)
+
+
+def test_a_plan_that_could_not_be_run_binds_nobody(tmp_path):
+    configs = {"point": {"task": "point", "broken": "reset"}}
+    with pytest.raises(WorkerError):
+        run(tmp_path, plan=plan_of(env_configs=configs, first_seed=7, episodes_per_task=1))
+    assert not (tmp_path / "plan.json").exists()
+    assert len(run(tmp_path).rows) == 12
 
 
 def test_policies_that_differ_on_paired_seeds_are_told_apart():

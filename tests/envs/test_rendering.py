@@ -1,14 +1,22 @@
 """Pictures: contexts that come and go, sizes, quality, and what happens without OpenGL."""
 
+import copy
+import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
 
-from envs import rendering
-from envs.rendering import NoOpenGL, Renderer, apply_quality
+from envs import opengl
+from envs.base import CannotBeCopied
+from envs.flat_observation import FlatObservation
+from envs.opengl import NoOpenGL
+from envs.rendering import GlContext, Renderer, apply_quality
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import build_model
 
@@ -68,12 +76,119 @@ def test_closed_renderer_says_so():
         renderer.render(data, camera_id=0, height=32, width=32)
 
 
+@pytest.fixture
+def no_variables(monkeypatch):
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_variables")
 def test_missing_opengl_names_the_line_to_run(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering, "_loads", lambda library: False)
-    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(opengl, "is_installed", lambda backend: False)
     with pytest.raises(NoOpenGL, match=r"apt-get install .*libegl1"):
-        rendering.make_gl_context(8, 8)
+        GlContext(8, 8)
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MUJOCO_GL", "gpu", "MUJOCO_GL=gpu names no OpenGL"),
+        ("MUJOCO_GL", "osmesa", "MUJOCO_GL=osmesa, but OSMesa is not installed"),
+        ("PYOPENGL_PLATFORM", "x11", "PYOPENGL_PLATFORM=x11, but frames are drawn with egl"),
+        ("MUJOCO_EGL_DEVICE_ID", "", "MUJOCO_EGL_DEVICE_ID='' is no number"),
+        ("MUJOCO_EGL_DEVICE_ID", "-1", "MUJOCO_EGL_DEVICE_ID='-1' is no number"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named_before_opengl_starts(monkeypatch, name, value, words):
+    monkeypatch.setattr(opengl, "is_installed", lambda backend: backend == "egl")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(NoOpenGL, match=words):
+        opengl.require_drawable()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "MUJOCO_GL=gpu",  # MuJoCo itself fails on it as soon as it is imported
+        "MUJOCO_EGL_DEVICE_ID=999",
+        "MESA_GL_VERSION_OVERRIDE=1.4",
+    ],
+)
+def test_a_variable_that_is_wrong_is_named_once_and_nothing_else_is_said(variable):
+    code = (
+        "from envs.registry import make_env\n"
+        "from envs.opengl import NoOpenGL\n"
+        "try:\n"
+        "    make_env({'family': 'tabletop', 'task': 'reach'}).reset(seed=0)\n"
+        "except NoOpenGL as error:\n"
+        "    print(error)\n"
+    )
+    name, _, value = variable.partition("=")
+    environment = os.environ | {name: value}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert variable in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_environments_are_made_used_and_closed_in_several_threads():
+    expected = first_frame()
+    lent = TabletopEnv(task="reach")  # made and drawn with here, then used by the others, then here again
+    lent.reset(seed=9)
+    frames = []
+
+    def work():
+        frames.append(lent.render_camera("exterior"))
+        frames.extend(first_frame() for _ in range(2))
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+    frames.append(lent.render_camera("exterior"))
+    lent.close()
+    assert len(frames) == 10
+    for frame in frames:
+        np.testing.assert_array_equal(frame, expected)
+
+
+def test_a_shared_context_draws_in_the_thread_that_asks():
+    model = build_model()
+    apply_quality(model, "fast")
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+
+    def draw():
+        renderer = Renderer(model=model, max_height=32, max_width=32, share_context=True)
+        frame = renderer.render(data, camera_id=0, height=32, width=32)
+        renderer.close()
+        return frame
+
+    here = draw()
+    with ThreadPoolExecutor(2) as pool:
+        for there in [pool.submit(draw) for _ in range(4)]:
+            np.testing.assert_array_equal(there.result(), here)
+    np.testing.assert_array_equal(draw(), here)
+
+
+def test_nothing_is_drawn_before_the_first_reset():
+    env = TabletopEnv(task="reach", render_mode="rgb_array")
+    for draw in (env.render, env.observe, lambda: env.render_camera("wrist"), env.render_video_frame):
+        with pytest.raises(gymnasium.error.ResetNeeded, match="reset"):
+            draw()
+    env.close()
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_environment_that_cannot_be_copied_says_so(how):
+    env = TabletopEnv(task="reach")
+    wrapped = [] if how is copy.copy else [FlatObservation(env)]  # whose copy shares the environment
+    for one in (env, *wrapped):
+        with pytest.raises(CannotBeCopied, match="make another one"):
+            how(one)
+    env.close()
 
 
 def test_forgotten_close_is_silent_at_exit():

@@ -1,5 +1,6 @@
 """Programs end with short messages and the right exit codes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import time
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.config import cli
+from experiments.config import cli, schema
 from vla.files import DirectoryInUse
+from vla.registry import SettingError
 
 SET_BY_RUN = ("HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR")
 
@@ -19,9 +22,10 @@ def undo(monkeypatch):
     """Give signals and environment back as they were."""
     for name in SET_BY_RUN:
         monkeypatch.delenv(name, raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for name in SET_BY_RUN:
         os.environ.pop(name, None)
 
@@ -41,6 +45,7 @@ def raising(error):
         (DirectoryInUse("held"), cli.EXIT_FAILED),
         (KeyboardInterrupt(), cli.EXIT_INTERRUPTED),
         (cli.Terminated(), cli.EXIT_TERMINATED),
+        (cli.HungUp(), cli.EXIT_HUNG_UP),
     ],
 )
 def test_exit_codes(error, code, capsys):
@@ -81,29 +86,40 @@ def test_full_errors_on_request(monkeypatch):
         cli.run(raising(ValueError("wrong")))
 
 
-def test_sigterm_is_handled_like_ctrl_c(tmp_path):
-    script = (
-        "import pathlib, sys, time\n"
-        "from experiments.config import cli\n"
-        "def main():\n"
-        "    try:\n"
-        "        pathlib.Path(sys.argv[1], 'started').touch()\n"
-        "        time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n"
-        "        pathlib.Path(sys.argv[1], 'saved').touch()\n"
-        "        raise\n"
-        "cli.run(main)\n"
-    )
+SLEEPER = """
+import pathlib, sys, time
+from experiments.config import cli
+def main():
+    try:
+        pathlib.Path(sys.argv[1], 'started').touch()
+        while not pathlib.Path(sys.argv[1], 'enough').exists():
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        pathlib.Path(sys.argv[1], 'saved').touch()
+        raise
+cli.run(main)
+"""
+
+
+def start_sleeper(folder, *prefix):
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True
+        [*prefix, sys.executable, "-c", SLEEPER, str(folder)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 150
-    while not (tmp_path / "started").exists():
+    while not (folder / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.terminate()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, cli.EXIT_TERMINATED), (signal.SIGHUP, cli.EXIT_HUNG_UP)]
+)
+def test_signals_that_ask_for_an_end_are_handled_like_ctrl_c(tmp_path, number, code):
+    process = start_sleeper(tmp_path)
+    process.send_signal(number)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == cli.EXIT_TERMINATED
+    assert process.returncode == code
     assert (tmp_path / "saved").exists()
     assert "continues" in message
 
@@ -122,3 +138,91 @@ def test_too_little_memory_says_what_to_lower(error, capsys):
         cli.run(raising(error))
     assert ended.value.code == cli.EXIT_FAILED
     assert "there is not enough memory: lower a size, such as trainer.batch_size" in capsys.readouterr().err
+
+
+def test_under_nohup_work_outlives_the_terminal(tmp_path):
+    process = start_sleeper(tmp_path, "nohup")
+    process.send_signal(signal.SIGHUP)
+    (tmp_path / "enough").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not (tmp_path / "saved").exists()
+
+
+TALKER = """
+import sys
+from pathlib import Path
+from experiments.config import cli
+def main():
+    for _ in range(2000):
+        print('gr\u00fcn ' * 20)
+        print('\u4e2d', file=sys.stderr)
+    Path(sys.argv[1], 'done').write_text('done')
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["| head -1", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "| PYTHONIOENCODING=ascii cat"]
+)
+def test_a_line_that_cannot_be_shown_never_ends_the_work(tmp_path, how):
+    command = f'set -o pipefail; "$0" -c "$1" "$2" {how}'
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"} if "ascii" in how else None
+    result = subprocess.run(
+        ["bash", "-c", command, sys.executable, TALKER, str(tmp_path)],
+        capture_output=True,
+        check=False,
+        env=environment,
+        timeout=150,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_an_error_that_the_program_itself_defines_needs_no_traceback(capsys):
+    own = type("WorkerFailed", (RuntimeError,), {"__module__": "__main__"})
+    with pytest.raises(SystemExit):
+        cli.run(raising(own("the worker failed")))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_message_commands_no_terminal(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(raising(ValueError("a\x1b[2J\u202eb")))
+    assert "a\\x1b[2J\\u202eb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lr=0.1", "gr\u00fcn", "a,b", "a(b)", "#~&", "{x}", "[x]", "1e5", "it's", "back\\", "a b", "null1"],
+)
+def test_a_path_is_taken_as_it_is(name):
+    (argument,) = cli.with_quoted_paths([f"out_dir={name}"], schema.CompareRun)
+    override = OverridesParser.create().parse_override(argument)
+    assert not override.is_sweep_override()
+    assert override.value() == name
+
+
+@pytest.mark.parametrize(
+    "argument", ["out_dir=a/b", "out_dir='x,y'", "instruction_mode=a,b", "a=${b}/c", "-m"]
+)
+def test_what_hydra_understands_is_left_alone(argument):
+    assert cli.with_quoted_paths([argument], schema.CompareRun) == [argument]
+
+
+def test_a_sweep_over_paths_stays_one():
+    arguments = ["--multirun", "path=a,b"]
+    assert cli.with_quoted_paths(arguments, schema.EvaluateRun) == arguments
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(SettingError, match="PYTHONUTF8=1"):
+        cli.require_readable(["path=\udcc3\udcbc"])
+
+
+def test_a_refusal_of_the_system_comes_with_a_way_out(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(raising(OSError(errno.ENOSPC, "No space left on device", "/disk/file")))
+    message = capsys.readouterr().err.splitlines()[0]
+    assert "/disk/file" in message
+    assert "free space, or write elsewhere: out_dir" in message

@@ -102,7 +102,7 @@ def test_a_run_that_never_held_and_one_that_was_armed_again_have_no_such_times(t
 
 
 def test_a_run_that_was_stopped_or_failed_ends_with_a_code_of_its_own():
-    assert {state.value: exit_code(state.value) for state in State} == {
+    assert {state.value: exit_code(state) for state in State} == {
         "IDLE": 0, "ARMED": 0, "RUNNING": 0, "HOLD": 0, "STOPPED": EXIT_STOPPED, "FAULT": EXIT_FAULT
     }  # fmt: skip
     codes = {0, cli.EXIT_FAILED, cli.EXIT_CONFIG, EXIT_STOPPED, EXIT_FAULT}
@@ -113,11 +113,12 @@ def test_the_program_of_a_run_that_was_stopped_reports_and_ends_with_code_3(tmp_
     (tmp_path / "made").mkdir()
     recording(tmp_path / "made", [record(0), record(1), held(2, "STOPPED", x=0.5)])
     script = (
-        "import shutil\n"
+        "from pathlib import Path\n"
         "from experiments import control\n"
         "from experiments.config import cli\n"
-        f"made = {str(tmp_path / 'made' / 'recording.jsonl')!r}\n"
-        "control.control_robot = lambda run, run_dir: bool(shutil.copy(made, run_dir)) and False\n"
+        "from policies.runtime.recorder import read_recording\n"
+        f"made = Path({str(tmp_path / 'made')!r})\n"
+        "control.control_robot = lambda *_: (control.Outcome(recording=read_recording(made)), False)\n"
         "cli.run(control.main)\n"
     )
     command = [sys.executable, "-c", script, "bundle=b", f"out_dir={tmp_path / 'run'}"]

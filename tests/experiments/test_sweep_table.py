@@ -8,6 +8,7 @@ import pytest
 from envs.evaluation.episodes import EpisodeRow
 from envs.evaluation.results import EvaluationPlan
 from experiments.sweep_table import find_runs, overrides, read_rows, split_unevaluated
+from vla.files import DamagedFile
 
 
 def write_run(path, *, overrides, successes, cameras=("front",), episodes=4, finished=4):
@@ -75,6 +76,13 @@ def test_a_key_that_was_taken_away_is_a_change(tmp_path):
     assert overrides(tmp_path / "0") == {"~experiment": "", "seed": "3"}
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    write_run(tmp_path, overrides=[], successes=1)
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("")
+    with pytest.raises(DamagedFile, match=r"overrides\.yaml"):
+        overrides(tmp_path)
+
+
 def test_runs_come_in_the_order_of_their_numbers(tmp_path):
     for name in ("10", "base", "2"):
         write_run(tmp_path / name, overrides=[], successes=1)
@@ -97,8 +105,7 @@ def test_a_sweep_that_is_going_on_has_a_table_of_what_is_there(tmp_path):
     evaluated, waiting = split_unevaluated(runs, "original")
     assert [run.name for run in evaluated] == ["0", "2"]
     assert [run.name for run in waiting] == ["1", "3", "4"]
-    assert split_unevaluated(runs[1:], "original")[0] == runs[1:3]
-    with pytest.raises(FileNotFoundError, match="no evaluation"):
-        read_rows(split_unevaluated(runs[1:], "original")[0], "original")
+    with pytest.raises(ValueError, match=rf"{runs[1]}, which the others.*runs=\[{runs[2]}\]"):
+        split_unevaluated(runs[1:], "original")
     with pytest.raises(ValueError, match="not finished: 3 of 4 episodes"):
         read_rows(runs[-1:], "original")

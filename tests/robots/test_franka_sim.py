@@ -57,7 +57,8 @@ def test_the_scripted_expert_reaches_the_named_object_within_every_limit(setup, 
         underrun_stop_s=20.0,
         failing_stop_s=20.0,
         silent_stop_s=20.0,
-        missed_stop=400,
+        missed_stop_share=1.0,
+        hung_stop_s=20.0,
     )  # of a busy machine: it holds, and goes on
     run = dataclasses.replace(setup.run, max_seconds=30.0, watchdog=patient)
     trials = run_trials(dataclasses.replace(setup, run=run), tmp_path)

@@ -50,7 +50,8 @@ class FakeArm:
         moves = self.robot_spec.action_convention != "joint_target"
         self.position[:2] = action[:2] + (self.position[:2] if moves else 0.0)
         self.position[2] = action[2]
-        self.clock.advance(self.work_s)
+        if self.work_s:
+            self.clock.advance(self.work_s)
 
     def stop(self):
         self.num_stops += 1

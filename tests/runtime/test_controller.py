@@ -86,7 +86,7 @@ def test_the_emergency_stop_works_in_every_state_and_twice(tmp_path, state):
     if state is State.STOPPED:
         run.controller.stop("enough")
     if state is State.FAULT:
-        run.arm.observe_error = OSError("cable")
+        run.arm.command_error = OSError("cable")
         run.steps(1)
     assert run.state is state
     commands = len(run.arm.commands)
@@ -94,7 +94,7 @@ def test_the_emergency_stop_works_in_every_state_and_twice(tmp_path, state):
         run.controller.press_emergency_stop()
         run.steps(1)
         assert run.state in (State.STOPPED, State.FAULT)
-    run.arm.is_black, run.arm.observe_error = False, None
+    run.arm.is_black, run.arm.command_error = False, None
     run.steps(20)
     assert len(run.arm.commands) == commands, "the robot was commanded after an emergency stop"
     assert run.state in (State.STOPPED, State.FAULT)
@@ -164,7 +164,7 @@ def test_a_robot_that_refuses_commands_is_a_fault_and_gets_no_more(tmp_path):
 
 def test_a_robot_whose_process_has_died_is_a_fault_and_gets_no_commands(tmp_path):
     run = Harness(tmp_path).started()
-    run.arm.observe_error = ConnectionResetError("the simulator has gone")
+    run.arm.observe_error = run.arm.command_error = ConnectionResetError("the simulator has gone")
     commands = len(run.arm.commands)
     run.steps(10)
     assert run.state is State.FAULT
@@ -175,7 +175,24 @@ def test_a_robot_whose_process_has_died_is_a_fault_and_gets_no_commands(tmp_path
     assert run.violations() == []
 
 
-def test_missed_periods_are_counted_and_too_many_in_a_row_stop_the_robot(tmp_path):
+def test_one_failed_look_is_no_observation_and_one_that_lasts_is_a_fault(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.observe_error = TimeoutError("no frame from camera front")
+    run.steps(1)
+    assert run.state is State.RUNNING
+    run.arm.observe_error = None
+    run.steps(3)
+    assert run.state is State.RUNNING
+    run.arm.observe_error = TimeoutError("no frame from camera front")
+    assert run.until(State.HOLD, at_most=8) <= 6  # 0.25 s
+    assert run.until(State.FAULT, at_most=30) <= 6  # 0.5 s in all
+    assert "no frame from camera front" in run.controller.reason
+    assert run.arm.num_stops == 1
+    assert run.controller.counts["failed observations"] > 10
+    assert run.violations() == []
+
+
+def test_missed_periods_are_counted_and_too_large_a_share_stops_the_robot(tmp_path):
     run = Harness(tmp_path).started()
     run.arm.work_s = 1.7 * DT
     run.steps(1)
@@ -184,9 +201,66 @@ def test_missed_periods_are_counted_and_too_many_in_a_row_stop_the_robot(tmp_pat
     assert run.controller.counts["missed periods"] == 1
     assert run.state is State.RUNNING
     run.arm.work_s = 2.2 * DT
-    run.until(State.STOPPED, at_most=8)
-    assert "control periods in a row" in run.controller.reason
+    run.until(State.STOPPED, at_most=12)
+    assert "of its control periods in the last 2 s" in run.controller.reason
     assert run.violations() == []
+
+
+@pytest.mark.parametrize("work", [1.1, 1.2, 1.3, 1.4, 2.4])
+def test_a_loop_that_can_never_keep_up_is_stopped_however_the_lateness_falls(tmp_path, work):
+    run = Harness(tmp_path).started()
+    run.arm.work_s = work * DT
+    run.until(State.STOPPED, at_most=60)
+    assert "of its control periods" in run.controller.reason
+
+
+def test_a_loop_that_is_held_up_once_goes_on(tmp_path):
+    run = Harness(tmp_path).started(40)
+    run.clock.advance(8 * DT)
+    run.steps(60)
+    assert run.state is State.RUNNING
+
+
+@pytest.mark.parametrize("error", [KeyError("motor 3"), KeyboardInterrupt(), SystemExit(1), MemoryError()])
+@pytest.mark.parametrize("where", ["observe", "command", "on_period"])
+def test_whatever_ends_the_loop_stops_the_robot_first(tmp_path, error, where):
+    run = Harness(tmp_path).started()
+
+    def on_period(record):
+        if where == "on_period":
+            raise error
+        return True
+
+    if where == "observe":
+        run.arm.observe_error = error
+    if where == "command":
+        run.arm.command_error = error
+    with pytest.raises(type(error)):
+        run.controller.run(on_period)
+    assert run.arm.num_stops == 1
+    is_person = isinstance(error, KeyboardInterrupt | SystemExit)
+    assert run.state is (State.STOPPED if is_person else State.FAULT)
+    run.recorder.close()
+    assert read_recording(tmp_path).periods[-1].state == run.state.value
+
+
+def test_an_error_before_the_robot_was_commanded_stops_nothing(tmp_path):
+    run = Harness(tmp_path)
+    run.arm.observe_error = KeyError("motor 3")
+    with pytest.raises(KeyError):
+        run.steps(1)
+    assert (run.arm.num_stops, run.state) == (0, State.IDLE)
+
+
+def test_a_stop_that_fails_is_said_and_hides_no_error(tmp_path):
+    run = Harness(tmp_path).started()
+    run.arm.observe_error, run.arm.stop_error = KeyError("motor 3"), KeyError("bus")
+    with pytest.raises(KeyError, match="motor 3"):
+        run.steps(1)
+    run.recorder.close()
+    last = read_recording(tmp_path).periods[-1]
+    assert last.state == "FAULT"
+    assert any("could not be stopped: KeyError: 'bus'" in event for event in last.events)
 
 
 def test_a_pause_of_the_whole_loop_is_survived_on_the_grid(tmp_path):

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from control_fixtures import DT, Harness
+from control_fixtures import DT, FakeArm, Harness
+from runtime_fixtures import arm_spec
 
+from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
 from policies.runtime.states import State
 from vla.interface import DecodeError
@@ -159,12 +161,53 @@ def test_a_failure_that_comes_while_the_robot_waits_does_not_begin_the_wait_anew
     assert run.violations() == []
 
 
-def test_a_late_chunk_is_dropped_by_its_age(tmp_path):
-    run = Harness(tmp_path, underrun_stop_s=5.0).started()
-    run.delay_s = 9 * DT  # the horizon is 8
-    run.steps(30)
-    assert run.controller.counts["stale answers"] >= 2
-    assert run.state is State.HOLD
+@pytest.mark.parametrize("schedule", ["sync", "async", "ensemble", "rtc"])
+@pytest.mark.parametrize("convention", ["end_effector_delta", "joint_target"])
+def test_a_chunk_that_comes_late_goes_on_where_the_robot_stands(tmp_path, schedule, convention):
+    arm = FakeArm(SimulatedClock(start_s=100.0), spec=arm_spec(convention))
+    run = Harness(tmp_path, schedule=schedule, arm=arm, underrun_stop_s=5.0)
+    step = np.float32([0.01, 0.0, 0.0])
+
+    def answer(observation):
+        if convention == "end_effector_delta":
+            return np.tile(step + np.float32([0.0, 0.0, 1.0]), (8, 1))
+        ahead = np.arange(1, 9, dtype=np.float32)[:, None] * step
+        return (ahead + np.float32([arm.position[0], 0.0, 1.0])).astype(np.float32)
+
+    run.policy.answer = answer
+    run.started()
+    run.delay_s = 9 * DT  # the horizon is 8, so that each chunk is used up before the next comes
+    run.steps(60)
+    assert run.controller.counts["times HOLD"] >= (0 if schedule == "sync" else 3)
+    assert run.controller.counts["chunks"] >= 5
+    assert run.controller.counts["stale answers"] == 0
+    positions = [one.position[0] for one in run.executed()]
+    wanted = [
+        one.target[0] + (0.0 if convention == "joint_target" else before)
+        for before, one in zip([positions[0], *positions], run.executed(), strict=False)
+    ]
+    ahead = np.abs(np.subtract(wanted[1:], positions[:-1]))
+    assert ahead.max() < 3.5 * step[0], "a chunk was taken up ahead of where the robot stood"
+    assert run.violations() == []
+
+
+@pytest.mark.parametrize("schedule", ["async", "ensemble", "rtc"])
+def test_one_failed_inference_makes_no_jump(tmp_path, schedule):
+    run = Harness(tmp_path, schedule=schedule, delay_s=5 * DT, underrun_stop_s=5.0, failing_stop_s=5.0)
+    good = lambda observation: np.tile(np.float32([0.01, 0.0, 1.0]), (8, 1))  # noqa: E731
+    run.policy.answer = good
+    run.started(20)
+
+    def failing(observation):
+        run.policy.answer = good
+        raise OSError("one packet was lost")
+
+    run.policy.answer = failing
+    run.steps(40)
+    assert run.controller.counts["failed answers"] == 1
+    assert run.state is State.RUNNING
+    assert max(abs(one.target[0]) for one in run.executed()) < 0.02
+    assert not run.controller.counts["clamped refused velocity"]
     assert run.violations() == []
 
 
@@ -181,7 +224,6 @@ def test_a_server_of_any_slowness_never_makes_an_action_run_after_its_time(tmp_p
     run.policy.answer = answer
     run.steps(200)
     assert run.state in (State.RUNNING, State.HOLD), run.controller.reason
-    assert run.controller.counts["stale answers"] >= 1
     assert run.controller.counts["times HOLD"] >= 1
     assert len(run.executed()) > 50
     assert max(one.chunk_index for one in run.executed()) < run.policy.action_horizon

@@ -43,8 +43,10 @@ def test_all_is_well_when_nothing_is_wrong():
         ({"refused_since": NOW - 0.6}, Level.STOP),
         ({"waiting_since": NOW - 1.9}, Level.OK),
         ({"waiting_since": NOW - 2.1}, Level.STOP),
-        ({"missed_in_a_row": 4}, Level.OK),
-        ({"missed_in_a_row": 5}, Level.STOP),
+        ({"missed_share": 0.29}, Level.OK),
+        ({"missed_share": 0.3}, Level.STOP),
+        ({"unreadable_since": NOW - 0.4, "unreadable": "OSError: cable"}, Level.OK),
+        ({"unreadable_since": NOW - 0.6, "unreadable": "OSError: cable"}, Level.FAULT),
     ],
 )
 def test_each_problem_has_its_level_and_its_reason(health, expected):

@@ -12,7 +12,7 @@ from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
 from vla.processing.state import StateInput
-from vla.registry import Choices, Range
+from vla.registry import Choices, FilePath, Range
 from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
 
@@ -42,8 +42,8 @@ class DemonstrationSource:
         frame_offsets: Sequence[int],
         seed: int,
         robot_spec: RobotSpec | None,
-        cache_dir: Annotated[str, "where decoded frames are kept"],
-        more_datasets: Annotated[Sequence[str], "further recordings of the same robot"] = (),
+        cache_dir: Annotated[str, FilePath(), "where decoded frames are kept"],
+        more_datasets: Annotated[Sequence[str], FilePath(), "further recordings of the same robot"] = (),
         cameras: Annotated[
             Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
         ] = None,

@@ -8,6 +8,7 @@ import ctypes
 import shutil
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,10 +140,11 @@ def _best_seconds(products: Sequence[Callable[[], object]], device: torch.device
 def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
     """Return whether to compile for "auto", "on" or "off", and a sentence for the log that says why.
 
-    "auto" compiles on a GPU. On a CPU it costs a minute before the first step and brings little.
+    "auto" compiles on a GPU. On a CPU it costs a minute before the first step and brings little. A small
+    function is compiled first: the directory for compiled files may be full, or forbid programs.
 
     Raises:
-        ValueError: `wanted` is something else, or it is "on" and there is no compiler.
+        ValueError: `wanted` is something else, or it is "on" and there is no compiler, or it fails.
     """
     if wanted not in ("auto", "on", "off"):
         raise ValueError(f"compile {wanted!r} is none of ('auto', 'on', 'off'); change trainer.compile")
@@ -151,10 +153,32 @@ def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
     compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if compiler is not None and header.exists():
-        return True, f"torch.compile on, with {compiler}"
+        failure = _why_compiling_fails(device)
+        if failure is None:
+            return True, f"torch.compile on, with {compiler}"
+        if wanted == "on":
+            raise ValueError(f"trainer.compile=on, but {failure}; or give trainer.compile=off")
+        return False, f"torch.compile off: {failure}"
     missing = "a C++ compiler" if compiler is None else str(header)
     if wanted == "on":
         raise ValueError(
             f"trainer.compile=on needs {missing}: apt-get install g++ python3-dev, or trainer.compile=off"
         )
     return False, f"torch.compile off: there is no {missing}"
+
+
+def _why_compiling_fails(device: torch.device) -> str | None:
+    """Compile and run a small function; return what went wrong and what may help, or None."""
+    try:
+        torch.compile(_small_function)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        return (
+            f"torch.compile fails here ({reason}); it writes programs to {tempfile.gettempdir()}: set TMPDIR "
+            "to a directory on a disk that has space and is not mounted noexec"
+        )
+    return None
+
+
+def _small_function(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1.0

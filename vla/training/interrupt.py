@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something that a loop looks at, so that it ends with its work saved."""
+"""Ctrl-C, SIGTERM and SIGHUP as something that a loop looks at, so that it ends with its work saved."""
 
 import signal
 import threading
@@ -20,12 +20,17 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Note the first Ctrl-C or SIGTERM, so that a loop can end well; a second one acts as it did before."""
+    """Note the first Ctrl-C, SIGTERM or SIGHUP, so that a loop can end well; a second acts as it did before.
+
+    SIGHUP stays ignored where it is, as under `nohup`.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if old[signal.SIGHUP] is signal.SIG_IGN:
+        del old[signal.SIGHUP]
 
     def note(number: int, frame: FrameType | None) -> None:
         interruption.signal = number

@@ -57,7 +57,7 @@ class TrainingResult:
     samples_per_s: float  # median over the logged intervals of this process
     phase_ms: dict[str, float]  # of a step, by phase: median over the logged intervals; host time on a GPU
     end: str  # FINISHED, OUT_OF_TIME or INTERRUPTED
-    signal: int | None  # that interrupted it: SIGINT (Ctrl-C) or SIGTERM
+    signal: int | None  # that interrupted it: SIGINT (Ctrl-C), SIGTERM or SIGHUP
     metrics: dict[str, float]  # of the last validation; empty where nothing is held out
 
 

@@ -1,0 +1,97 @@
+"""The record of a run, `.hydra/` in its directory, and the directory's place.
+
+Hydra writes the record before a program has looked at what is there, so that a command that is refused
+replaces the record of the one that made the results. Here the first command of a directory writes it; a later
+one replaces it once it has succeeded; and one that is refused before it has made anything takes it back.
+"""
+
+import contextlib
+import functools
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from vla.files import atomic_write_text
+from vla.registry import absolute_path
+
+RECORD, OVERRIDES = ".hydra", "overrides.yaml"  # names as Hydra gives them
+
+
+@functools.cache
+def run_name() -> str:
+    """Return a name for a new run directory: the time and the number of the process that was started.
+
+    Of processes that `torchrun` started, it is the number of that one.
+    """
+    number = os.getppid() if "RANK" in os.environ else os.getpid()
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{number}"
+
+
+def register_resolvers() -> None:
+    """Make `${run_name:}` and `${absolute_path:<path>}` known to configurations."""
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("absolute_path", absolute_path, replace=True)
+
+
+class RunRecord(Callback):
+    """Keeps the record of each job; Hydra calls it, see conf/run_dir.yaml."""
+
+    def __init__(self) -> None:
+        self._is_ours = False  # whether this job wrote the record that is there
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Write the record, unless another command has; one process of several does it for all."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        folder = _folder()
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            self._is_ours = False
+        else:
+            self._is_ours = True
+            _write(folder, config)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Write the record of a job that has succeeded; remove that of a command that has made nothing.
+
+        In a sweep a job that failed keeps its record, and a line says so at once, as Hydra reports the first
+        one alone, when all are done.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            return
+        folder = _folder()
+        if job_return.status == JobStatus.COMPLETED:
+            if not self._is_ours:
+                folder.mkdir(exist_ok=True)
+                _write(folder, config)
+        elif HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"job {HydraConfig.get().job.num} of the sweep failed: {job_return._return_value}")
+        elif self._is_ours and os.listdir(folder.parent) == [RECORD]:  # noqa: PTH208
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+            with contextlib.suppress(OSError):  # of another's: no right to remove it
+                folder.parent.rmdir()
+
+
+def _folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir) / RECORD
+
+
+def _write(folder: Path, config: DictConfig) -> None:
+    """Write what Hydra writes: the program's configuration, Hydra's own, and what the command line set."""
+    job = config.copy()
+    with read_write(job), open_dict(job):
+        del job["hydra"]
+    hydra = OmegaConf.masked_copy(config, ["hydra"])
+    atomic_write_text(folder / "config.yaml", OmegaConf.to_yaml(job))
+    atomic_write_text(folder / "hydra.yaml", OmegaConf.to_yaml(hydra))
+    atomic_write_text(folder / OVERRIDES, OmegaConf.to_yaml(config.hydra.overrides.task))
