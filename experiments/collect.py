@@ -78,9 +78,7 @@ class Collection:
         total = self.settings.episodes_per_task * len(self.configs)
         with tqdm(total=total, initial=already, desc="recording", unit="episode") as bar:
             while missing := self.missing():
-                seeds = {
-                    task: range(self.next_seed[task], self.next_seed[task] + n) for task, n in missing.items()
-                }
+                seeds = self._next_seeds(missing)
                 episodes = collect_episodes(
                     self.configs,
                     seeds,
@@ -95,6 +93,18 @@ class Collection:
                 for task, done in seeds.items():
                     self.next_seed[task] = done.stop
                     self._require_a_working_expert(task)
+
+    def _next_seeds(self, missing: Mapping[str, int]) -> dict[str, range]:
+        """Return the seeds of the next round by task.
+
+        Tasks that an interruption left behind the others catch up first, so that a recording that was
+        interrupted has the same episodes in the same order as one that was not.
+        """
+        begins = {task: self.next_seed[task] for task in missing}
+        first = min(begins.values())
+        ahead = min((seed for seed in begins.values() if seed > first), default=None)
+        ends = {task: first + n if ahead is None else min(first + n, ahead) for task, n in missing.items()}
+        return {task: range(first, ends[task]) for task, seed in begins.items() if seed == first}
 
     def _save(self, episode: DemonstrationEpisode) -> None:
         for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):

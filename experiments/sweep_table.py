@@ -7,7 +7,6 @@ A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's
 runs. The first run is what the others are compared with.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
-from vla.files import DamagedFile
+from vla.files import DamagedFile, read_json_object
 from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
 from vla.spec import RobotSpec
 from vla.training.metrics import read_metrics
@@ -218,7 +217,7 @@ def jerk_of(evaluation: Evaluation, run: Path) -> float | None:
     """
     if not list_checkpoints(run):
         return None
-    processor = json.loads((resolve_checkpoint(run) / PROCESSOR_NAME).read_text(encoding="utf-8"))
+    processor = read_json_object(resolve_checkpoint(run) / PROCESSOR_NAME)
     spec = RobotSpec.from_json(processor["robot_spec"])
     unit = "m" if any(channel.unit == "m" for channel in spec.action) else "rad"
     chosen = [channel.unit == unit for channel in spec.action]

@@ -9,7 +9,6 @@
 It reads and writes the directory; it runs no graph and imports neither torch nor onnxruntime. No pickles.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from vla.files import (
     ManifestError,
     atomic_write_bytes,
     atomic_write_json,
+    read_json_object,
     sha256_file,
     verify_manifest,
     write_manifest,
@@ -108,8 +108,8 @@ def read_bundle(directory: Path) -> Bundle:
     if set(manifest["files"]) != set(FILE_NAMES):
         raise BundleError(f"{directory} lists {sorted(manifest['files'])}; a bundle has {sorted(FILE_NAMES)}")
     try:
-        processor = Processor.from_json(_read_json(directory / PROCESSOR_NAME))
-        spec = RobotSpec.from_json(_read_json(directory / SPEC_NAME))
+        processor = Processor.from_json(read_json_object(directory / PROCESSOR_NAME))
+        spec = RobotSpec.from_json(read_json_object(directory / SPEC_NAME))
         spec.require_same(processor.robot_spec, mine=SPEC_NAME, theirs=PROCESSOR_NAME)
     except SpecMismatch as error:
         raise BundleError(f"bundle {directory} contradicts itself; export it again: {error}") from error
@@ -124,13 +124,6 @@ def read_bundle(directory: Path) -> Bundle:
         provenance=manifest["provenance"],
         bundle_id=sha256_file(directory / MANIFEST_NAME),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds a {type(data).__name__}, not an object")
-    return data
 
 
 def _read_golden(path: Path, processor: Processor) -> GoldenSamples:

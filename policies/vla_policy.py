@@ -10,7 +10,7 @@ import torch
 from policies.model_policy import ModelPolicy
 from vla.interface import Arrays, Observation
 from vla.model.attention import fuse_attention
-from vla.model.checkpoint import ModelCheckpoint, load_checkpoint
+from vla.model.checkpoint import CheckpointError, ModelCheckpoint, load_checkpoint
 from vla.model.vla import VLAModel
 from vla.processing.golden import observations_from, read_arrays
 from vla.processing.processor import Processor
@@ -78,7 +78,11 @@ def load_policy_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None)
         ValueError: a setting in `head` does not exist, or weights depend on it.
     """
     loaded: ModelCheckpoint = load_checkpoint(path, head=head)
-    processor = Processor.from_json(loaded.processor_json)
+    try:
+        processor = Processor.from_json(loaded.processor_json)
+        _require_fitting(loaded.model, processor)
+    except ValueError as error:
+        raise CheckpointError(f"the processor of {loaded.path} cannot be used: {error}") from error
     golden = observations_from(
         read_arrays(loaded.golden_path),
         spec=processor.robot_spec,

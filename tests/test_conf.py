@@ -327,3 +327,22 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
     assert wanted is not None
     assert script is not None
     assert wanted.group(1) == script.group(1)
+
+
+@pytest.mark.parametrize("group", ["trainer", "model.backbone", "model.head", "env", "robot"])
+def test_nothing_in_a_configuration_is_instantiated(tmp_path, group):
+    """`_target_` is a word like any other that is not a setting: refused, whatever it names."""
+    marker = tmp_path / "marker"
+    given = [f"+{group}._target_=os.system", f"+{group}.command='touch {marker}'", f"out_dir={tmp_path}/run"]
+    command = [sys.executable, "-m", "experiments.train", f"dataset={tmp_path}/none", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert not marker.exists()
+
+
+def test_no_code_instantiates_what_a_configuration_names():
+    for top in ("vla", "policies", "envs", "experiments", "conf"):
+        for path in (ROOT / top).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert "hydra.utils" not in text, path
+            assert not re.search(r"\b(instantiate|eval|exec)\(", text.replace(".eval(", "")), path

@@ -2,9 +2,16 @@ import errno
 import fcntl
 import json
 import os
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from vla import disk_faults
+from vla.disk_faults import DiskFault, explain_disk_fault
 from vla.files import (
     MANIFEST_NAME,
     DamagedFile,
@@ -16,8 +23,11 @@ from vla.files import (
     atomic_write_bytes,
     atomic_write_json,
     publish_directory,
+    read_json,
     read_json_lines,
     read_manifest,
+    remove_leftovers,
+    sha256_file,
     staged_file,
     staging_directory,
     verify_manifest,
@@ -237,3 +247,151 @@ def test_an_exception_leaves_no_staging_directory(tmp_path):
     with pytest.raises(RuntimeError):
         fill_and_fail()
     assert names_in(tmp_path) == []
+
+
+def test_provenance_is_under_a_hash_too(directory):
+    path = directory / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"by": "test"', '"by": "tesu"'))
+    with pytest.raises(ManifestError, match="damaged: its content has another hash"):
+        read_manifest(directory)
+
+
+def test_a_manifest_of_before_has_no_hash_of_itself_and_is_read(directory):
+    manifest = json.loads((directory / MANIFEST_NAME).read_text())
+    del manifest["sha256"]
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert verify_manifest(directory)["provenance"] == {"by": "test"}
+
+
+def test_what_file_managers_and_downloads_leave_is_passed_over(directory):
+    (directory / ".DS_Store").write_bytes(b"x")
+    (directory / "README.md").write_text("a policy")
+    (directory / ".cache" / "huggingface").mkdir(parents=True)
+    (directory / ".cache" / "huggingface" / "a.metadata").write_text("x")
+    verify_manifest(directory)
+
+
+def test_links_of_a_download_cache_are_refused_with_the_command_that_mends_it(directory, tmp_path):
+    blobs, linked = tmp_path / "blobs", tmp_path / "snapshot"
+    shutil.copytree(directory, blobs)
+    for path in blobs.rglob("*"):
+        if path.is_file():
+            place = linked / path.relative_to(blobs)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+    with pytest.raises(ManifestError, match="symbolic link") as caught:
+        verify_manifest(linked)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(shlex.split(command), check=True)
+    verify_manifest(Path(shlex.split(command)[-1]))
+
+
+def test_extra_files_alone_are_refused_with_the_command_that_mends_it(directory):
+    (directory / "my notes.txt").write_text("x")
+    with pytest.raises(ManifestError, match=r"extra: my notes\.txt") as caught:
+        verify_manifest(directory)
+    subprocess.run(shlex.split(str(caught.value).split("here: ")[1].split(":\n")[0]), check=True)
+    verify_manifest(directory)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_pipes_and_devices_are_refused_before_they_are_read(directory, make):
+    path = directory / "a.bin"
+    path.unlink()
+    make(path)
+    manifest = json.loads((directory / MANIFEST_NAME).read_text())
+    manifest["files"]["a.bin"]["bytes"] = 0
+    del manifest["sha256"]
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match=r"(no regular file|symbolic link): a\.bin"):
+        verify_manifest(directory)
+    for read in (read_json, sha256_file):
+        with pytest.raises(DamagedFile, match="no regular file"):
+            read(path)
+
+
+def test_json_that_is_too_deep_or_too_large_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DamagedFile, match="no JSON"):
+        read_json(path)
+    with pytest.raises(DamagedFile, match="has 100000 bytes; such a file has at most 10"):
+        read_json(path, most_bytes=10)
+
+
+def test_what_killed_processes_left_is_removed_and_what_they_replaced_gets_its_name_back(tmp_path):
+    for name in (".a.0123456789abcdef.tmp", ".b.0123456789abcdef.old", ".c.0123456789abcdef.old", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".mine.tmp").mkdir()
+    (tmp_path / ".b.0123456789abcdef.old" / "x").write_text("1")
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == [".mine.tmp", "b", "c"]
+    assert (tmp_path / "b" / "x").read_text() == "1"
+    remove_leftovers(tmp_path / "nowhere")
+
+
+FAULTS = {
+    errno.ENOSPC: "free space, or write elsewhere: out_dir",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "ask the owner of the place",
+    errno.EIO: "the disk or the network to it fails",
+}
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("way", ["file", "directory", "log"])
+def test_what_the_disk_refuses_is_one_line_with_path_and_advice(tmp_path, monkeypatch, number, way):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    def write():
+        if way == "file":
+            atomic_write_bytes(tmp_path / "made", b"x")
+        elif way == "directory":
+            with staging_directory(tmp_path / "made") as staging:
+                (staging / "x").write_text("1")
+                publish_directory(staging, tmp_path / "made")
+        else:
+            with JsonLinesAppender(tmp_path / "made", is_durable=True) as log:
+                log.append({"k": 1})
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DiskFault) as caught:
+        write()
+    message = str(caught.value)
+    assert caught.value.errno == number
+    assert message.startswith(f"{tmp_path / 'made'} cannot be written: {os.strerror(number)}; ")
+    assert FAULTS[number] in message
+    assert "\n" not in message
+
+
+def test_a_folder_that_is_gone_and_an_error_of_another_file_are_told_apart(tmp_path):
+    with pytest.raises(DiskFault, match=r"nowhere/x cannot be written: No such file.*is gone"):
+        atomic_write_bytes(tmp_path / "nowhere" / "x", b"")
+
+    def read_another():
+        with staged_file(tmp_path / "x"):
+            (tmp_path / "absent").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_another()
+
+
+def test_a_disk_that_does_not_answer_is_reported_while_it_is_waited_for(tmp_path, monkeypatch, caplog):
+    real = os.fsync
+
+    def slow(descriptor):
+        time.sleep(0.3)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(disk_faults, "_STALLED_S", 0.05)
+    atomic_write_bytes(tmp_path / "x", b"x")
+    assert f"{tmp_path / 'x'}: the disk has not answered for 0.05 s; waiting for it" in caplog.text
+
+
+def test_an_error_of_the_system_is_explained_as_far_as_it_tells():
+    assert explain_disk_fault(OSError(28, "No space left on device", "/x")).startswith(
+        "/x: No space left on device; free space"
+    )
+    assert explain_disk_fault(OSError("something")) == "something"

@@ -32,7 +32,15 @@ GUARDED = (
     "h5py",
 )
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 60
-GROUND_FLOOR = ("vla.errors", "vla.spec", "vla.interface", "vla.files", "vla.registry", "vla.resize")
+GROUND_FLOOR = (
+    "vla.disk_faults",
+    "vla.errors",
+    "vla.spec",
+    "vla.interface",
+    "vla.files",
+    "vla.registry",
+    "vla.resize",
+)
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
 MAY_IMPORT = {
@@ -63,7 +71,8 @@ MAY_IMPORT = {
     "policies.serving.intake": ("websockets",),
     "policies.serving.session": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
-    "vla.files": ("vla.errors",),
+    "vla.disk_faults": (),
+    "vla.files": ("vla.disk_faults", "vla.errors"),
     "vla.processing": GROUND_FLOOR,
     "vla.data": (*GROUND_FLOOR, "vla.processing", "pyarrow", "av"),
     "vla.data.hdf5": (*GROUND_FLOOR, "vla.data", "h5py"),

@@ -17,8 +17,8 @@ RESIZE_MODES = ("pad", "stretch")
 class Resizing:
     """The size that frames are brought to, and how."""
 
-    height: Annotated[int, Range(1), "of the result [pixels]"]
-    width: Annotated[int, Range(1), "of the result [pixels]"]
+    height: Annotated[int, Range(1, 8192), "of the result [pixels]"]
+    width: Annotated[int, Range(1, 8192), "of the result [pixels]"]
     mode: Annotated[
         str, Choices(*RESIZE_MODES), "pad keeps the aspect ratio and fills with black; stretch does not"
     ]

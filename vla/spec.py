@@ -22,6 +22,8 @@ ACTION_CONVENTIONS = (
     "end_effector_target",
     "end_effector_delta",
 )
+MOST_PIXELS_A_SIDE = 8192
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
@@ -32,6 +34,16 @@ class SpecMismatch(VLAError):
 def is_utf8(text: str) -> bool:
     """Tell whether text can be written as UTF-8, which a lone surrogate (half a character) cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number, also in the precision of states and actions."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= _LARGEST_FLOAT32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +65,11 @@ class CameraSpec:
                 f"camera name {name!r} cannot name a file; give 1 to 100 printable characters (200 bytes in "
                 "UTF-8) without '/' and '\\' that do not begin with '.', such as 'wrist_left'"
             )
+        for kind, size in (("height", self.height), ("width", self.width)):
+            if not _is_integer(size) or not 1 <= size <= MOST_PIXELS_A_SIDE:
+                raise ValueError(
+                    f"camera {name!r} has the {kind} {size!r}; give 1 to {MOST_PIXELS_A_SIDE} pixels"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +85,10 @@ class Channel:
         for kind, text in (("name", self.name), ("unit", self.unit)):
             if not isinstance(text, str) or not text or not is_utf8(text):
                 raise ValueError(f"channel {self.name!r} has the {kind} {text!r}; give text in valid UTF-8")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        if not (_is_number(self.low) and _is_number(self.high) and self.low < self.high):
             raise ValueError(
-                f"channel {self.name!r} has range [{self.low}, {self.high}]; it must be finite and low < high"
+                f"channel {self.name!r} has range [{self.low}, {self.high}]; it must be finite, also as "
+                "float32, and low < high"
             )
 
 
@@ -98,8 +116,8 @@ class RobotSpec:
             raise ValueError(f"action_convention {self.action_convention!r} is none of {ACTION_CONVENTIONS}")
         if self.gripper_sign not in GRIPPER_SIGNS:
             raise ValueError(f"gripper_sign {self.gripper_sign!r} is none of {GRIPPER_SIGNS}")
-        if not self.control_hz > 0:
-            raise ValueError(f"control_hz is {self.control_hz}; it must be a positive rate in Hz")
+        if not (_is_number(self.control_hz) and self.control_hz > 0):
+            raise ValueError(f"control_hz is {self.control_hz!r}; it must be a positive, finite rate in Hz")
         for kind, names in (
             ("camera", self.camera_names),
             ("state", self.state_names),
@@ -175,12 +193,13 @@ class RobotSpec:
         if set(data) != expected:
             missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
             raise ValueError(f"robot spec JSON lacks {missing} and has unknown keys {unknown}")
+        rate = data["control_hz"]
         return cls(
             name=data["name"],
             cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
             state=tuple(Channel(**channel) for channel in data["state"]),
             action=tuple(Channel(**channel) for channel in data["action"]),
-            control_hz=float(data["control_hz"]),
+            control_hz=float(rate) if _is_number(rate) else rate,
             action_convention=data["action_convention"],
             gripper_sign=data["gripper_sign"],
         )

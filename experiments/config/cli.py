@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (
 """
 
 import dataclasses
-import errno
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from experiments.config.declared import all_keys, help_table, keys_of
 from experiments.config.extensions import CONF, extensions_in, load_extensions
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
+from vla.disk_faults import explain_disk_fault
 from vla.registry import FilePath, SettingError, did_you_mean, settings_of
 from vla.spec import is_utf8
 
@@ -56,16 +56,6 @@ class HungUp(Terminated):
     """SIGHUP arrived: the terminal was closed, or the connection to it was lost."""
 
 
-_ELSEWHERE = "or write elsewhere: out_dir, dataset, data.cache_dir. The same command then continues"
-WAYS_OUT = {  # of what the operating system refuses
-    errno.ENOSPC: f"The disk is full: free space, {_ELSEWHERE}",
-    errno.EDQUOT: f"Your share of the disk is used up: free space, {_ELSEWHERE}",
-    errno.EROFS: f"The disk is read-only: mount it for writing, {_ELSEWHERE}",
-    errno.EACCES: f"This user may not do that: ask the owner of the place for the right to, {_ELSEWHERE}",
-    errno.EIO: f"The disk or the network to it fails: look at the system's log, {_ELSEWHERE}",
-    errno.ENAMETOOLONG: "Give a shorter path",
-    errno.EMFILE: "Raise the number of files that a program may open: ulimit -n 4096",
-}
 ENDED_BY: Mapping[int, type[KeyboardInterrupt]] = {
     signal.SIGINT: KeyboardInterrupt,
     signal.SIGTERM: Terminated,
@@ -274,13 +264,8 @@ def explain_failure(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
-    return f"error: {error}{way_out(error)}\n{place}"
-
-
-def way_out(error: BaseException) -> str:
-    """Return what to do about a refusal of the system, to stand behind its message; else nothing."""
-    found = WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
-    return "" if found is None else f". {found}"
+    message = explain_disk_fault(error) if isinstance(error, OSError) else error
+    return f"error: {message}\n{place}"
 
 
 def _end(code: int, message: str) -> NoReturn:

@@ -144,8 +144,6 @@ def test_the_content_hash_follows_the_content(record, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     assert Dataset(tmp_path / "copy").content_hash() == before
     path = tmp_path / "copy" / VIDEO
-    content = bytearray(path.read_bytes())
-    content[content.index(b"mdat") + 60] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(path.read_bytes() + bytes([0, 0, 0, 8]) + b"free")
     assert Dataset(tmp_path / "copy").content_hash() != before
     assert np.array_equal(Dataset(root).states, Dataset(tmp_path / "copy").states)

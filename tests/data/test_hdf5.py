@@ -182,7 +182,7 @@ FAULTS = {
     ),
     "nan": ("action", np.full((4, 14), np.nan), r"'left_waist' of .* is nan in frame 0"),
     "text": ("action", np.array([[b"x"] * 14] * 4), r"the mapping names 14 numbers"),
-    "no picture": (FIRST, np.zeros((4, 9), np.uint8), r"frame 0 of .* is no JPEG or PNG picture"),
+    "no picture": (FIRST, np.zeros((4, 9), np.uint8), r"frame 0 of .* is damaged, or no PNG or JPEG"),
     "depth": (FIRST, np.zeros((4, 16, 24, 1), np.uint8), r"is uint8\[16, 24, 1\]; want uint8\[h, w, 3\]"),
     "another size": (FIRST, np.zeros((4, 8, 8, 3), np.uint8), r"has pictures of .*datasets of their own"),
 }

@@ -132,7 +132,7 @@ def test_changed_files_are_named_once(record, caplog):
     assert dataset.instructions == ["stack the cubes"]
 
 
-def test_a_flipped_bit_is_named_when_files_are_read(record, caplog):
+def test_a_flipped_bit_is_refused_when_files_are_read(record, caplog):
     root, _ = record([4, 3], storage="video")
     path = root / "videos/observation.images.wrist/chunk-000/file-000.mp4"
     content = bytearray(path.read_bytes())
@@ -140,8 +140,8 @@ def test_a_flipped_bit_is_named_when_files_are_read(record, caplog):
     path.write_bytes(content)
     dataset = Dataset(root)
     assert not reported(caplog)
-    dataset.content_hash()
-    assert "videos/observation.images.wrist/chunk-000/file-000.mp4" in caplog.text
+    with pytest.raises(DatasetError, match=r"damaged: videos/observation\.images\.wrist/chunk-000/file-000"):
+        dataset.content_hash()
 
 
 @pytest.mark.parametrize("storage", ["video", "image"])

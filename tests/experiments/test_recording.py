@@ -1,10 +1,13 @@
 """What a recording is made of, and what it is for: the environment of the run, one set of cameras."""
 
+import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from envs.collection import DemonstrationEpisode
 from envs.disturbance import Disturbance
 from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
@@ -13,7 +16,7 @@ from experiments.config.schema import CollectSettings
 from experiments.train import is_simulated, record_if_asked
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
-from vla.spec import SpecMismatch
+from vla.spec import CameraSpec, Channel, RobotSpec, SpecMismatch
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(None, 0.2), (0.5, 0.5)])
@@ -103,3 +106,67 @@ def test_a_benchmark_adds_nothing_to_a_dataset_that_is_there(tmp_path):
         config = compose("benchmark", ["part=data", f"dataset={tmp_path}", "env=metaworld", "tasks=[reach]"])
     record_what_is_read(schema.typed(config, schema.BenchmarkRun))
     assert Dataset(tmp_path).num_episodes == 1
+
+
+class Killed(BaseException):
+    """Stands for a killed process: nothing behind it runs but the writer's lock."""
+
+
+FAILING = {("reach", 1), ("reach", 4), ("lift", 2)}
+SPEC = RobotSpec(
+    name="toy",
+    cameras=(CameraSpec(name="top", height=8, width=8),),
+    state=(Channel(name="x", unit="m", low=-1.0, high=1.0),),
+    action=(Channel(name="x", unit="m", low=-1.0, high=1.0),),
+    control_hz=10.0,
+    action_convention="joint_delta",
+    gripper_sign="none",
+)
+
+
+def record_order(root, monkeypatch, *, most):
+    """Record in turns, up to `most` episodes, what an expert demonstrates that fails at times."""
+    done = []
+
+    def expert(configs, seeds, *, on_failure, **_options):
+        for turn in range(max(map(len, seeds.values()))):
+            for task in [task for task in seeds if turn < len(seeds[task])]:
+                seed = seeds[task][turn]
+                if (task, seed) in FAILING:
+                    on_failure(task, seed)
+                    continue
+                if len(done) == most:
+                    raise Killed
+                done.append((task, seed))
+                numbers = np.full((2, 1), seed / 10, np.float32)
+                images = {"top": np.zeros((2, 8, 8, 3), np.uint8)}
+                yield DemonstrationEpisode(
+                    task=task,
+                    seed=seed,
+                    instruction=task,
+                    images=images,
+                    states=numbers,
+                    actions=numbers,
+                    robot_spec=SPEC,
+                    success=True,
+                    noisy=False,
+                )
+
+    monkeypatch.setattr("experiments.collect.collect_episodes", expert)
+    monkeypatch.setattr(Collection, "_probe", lambda self, tasks: SPEC)
+    settings = CollectSettings(episodes_per_task=4, disturbance=Disturbance(), storage="image")
+    collection = Collection(
+        root=root, env={"family": "tabletop"}, tasks=["reach", "lift", "push"], collect=settings
+    )
+    with contextlib.suppress(Killed), collection.writer:
+        collection.record()
+
+
+def test_an_interrupted_recording_has_the_same_episodes_in_the_same_order(tmp_path, monkeypatch):
+    record_order(tmp_path / "whole", monkeypatch, most=99)
+    whole = Dataset(tmp_path / "whole").episode_extra
+    assert len(whole["seed"]) == 12
+    for most in range(12):
+        record_order(tmp_path / str(most), monkeypatch, most=most)
+        record_order(tmp_path / str(most), monkeypatch, most=99)
+        assert Dataset(tmp_path / str(most)).episode_extra == whole, f"killed after {most}"

@@ -1,7 +1,11 @@
 """What a bundle refuses: damage, other versions, contradictions between its files."""
 
+import io
 import json
+import os
+import resource
 import shutil
+import zipfile
 
 import numpy as np
 import onnx
@@ -189,4 +193,106 @@ def test_a_graph_that_is_no_onnx_is_refused(bundle):
     (bundle / "policy.onnx").write_bytes(b"not a graph")
     seal(bundle)
     with pytest.raises(BundleError, match="cannot run"):
+        BundlePolicy.load(bundle)
+
+
+def edit_manifest(bundle, change):
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    change(manifest)
+    del manifest["sha256"]  # as somebody would who changed it on purpose
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+
+
+def test_changed_provenance_is_refused_and_old_manifests_are_read(bundle):
+    path = bundle / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"exporter"', '"exporteur"'))
+    with pytest.raises(BundleError, match="damaged: its content has another hash"):
+        BundlePolicy.load(bundle)
+    edit_manifest(bundle, lambda manifest: None)
+    BundlePolicy.load(bundle)
+
+
+def test_a_bundle_with_what_downloads_leave_is_loaded(bundle):
+    (bundle / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (bundle / "README.md").write_text("# A policy\n")
+    BundlePolicy.load(bundle)
+
+
+def test_a_bundle_of_links_is_refused_with_the_command_that_mends_it(bundle, tmp_path):
+    linked = tmp_path / "snapshot"
+    linked.mkdir()
+    for path in bundle.iterdir():
+        (linked / path.name).symlink_to(path)
+    with pytest.raises(BundleError, match=f"cp -rL {linked} {linked}-copy"):
+        BundlePolicy.load(linked)
+
+
+@pytest.mark.parametrize("name", ["processor.json", "golden.npz"])
+def test_a_pipe_is_refused_before_it_is_read(bundle, name):
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    edit_manifest(bundle, lambda manifest: manifest["files"][name].update(bytes=0))
+    with pytest.raises(BundleError, match=f"no regular file: {name}"):
+        BundlePolicy.load(bundle)
+
+
+def write_archive(path, header, content):
+    """Write an .npz of one array whose header may lie."""
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("state.npy", "w") as file:
+        file.write(member.getvalue())
+        for part in content:
+            file.write(part)
+
+
+@pytest.mark.parametrize(
+    ("count", "content", "message"),
+    [
+        (10**12, [b"\0" * 64], "an array of 4000000000000 bytes is announced, 64 are there"),
+        (
+            2**28 + 1,
+            [bytes(2**20)] * 1024 + [bytes(4)],
+            "it unpacks to 10737[0-9]* bytes; at most 1073741824",
+        ),
+    ],
+)
+def test_archives_that_unpack_to_more_than_they_may_take_no_memory(bundle, count, content, message):
+    path = bundle / "golden.npz"
+    write_archive(path, {"descr": "<f4", "fortran_order": False, "shape": (count,)}, content)
+    assert path.stat().st_size < 2e6
+    seal(bundle)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError, match=message):
+        BundlePolicy.load(bundle)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["codec"].update(num_bins=10**9),
+        lambda data: data["codec"].update(action_horizon=10**9),
+        lambda data: data["codec"].update(action_horizon="4"),
+        lambda data: data["codec"].update(kind=["uniform"]),
+        lambda data: data.update(frame_offsets=None),
+        lambda data: data.update(inputs=[1]),
+        lambda data: data["robot_spec"].update(cameras=[3]),
+        lambda data: data["robot_spec"]["cameras"][0].update(height=10**9),
+        lambda data: data["robot_spec"].update(control_hz=float("inf")),
+        lambda data: data["inputs"]["text"].update(max_tokens=10**9),
+        lambda data: data["inputs"]["state"].update(normalizer=None),
+    ],
+)
+def test_processors_of_another_form_or_size_are_refused_in_words(bundle, change):
+    edit_json(bundle / "processor.json", change)
+    seal(bundle)
+    with pytest.raises(BundleError, match="export it again"):
+        BundlePolicy.load(bundle)
+
+
+def test_json_that_is_too_deep_is_refused_in_words(bundle):
+    (bundle / "processor.json").write_text('{"a":' * 100_000)
+    seal(bundle)
+    with pytest.raises(BundleError, match=r"processor\.json is damaged, it is no JSON"):
         BundlePolicy.load(bundle)

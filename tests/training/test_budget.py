@@ -6,6 +6,7 @@ import pytest
 from training_fixtures import train_for
 
 from experiments.train import shortfall
+from vla.files import write_manifest
 from vla.model.checkpoint import CheckpointError, list_checkpoints, read_state
 from vla.training.checkpoint import load_training
 from vla.training.metrics import read_metrics
@@ -53,6 +54,7 @@ def test_a_checkpoint_that_did_not_count_samples_is_refused(tmp_path: Path) -> N
     train_for(tmp_path / "run", tmp_path, steps=2, now=1)
     state = list_checkpoints(tmp_path / "run")[-1] / "state.json"
     state.write_text(state.read_text().replace('"settings"', '"unknown"'))
+    write_manifest(state.parent, {})
     with pytest.raises(CheckpointError, match="older version"):
         train_for(tmp_path / "run", tmp_path, steps=2)
 

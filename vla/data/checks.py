@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from vla.data import layout, origin, tables
 from vla.data.layout import DatasetError
-from vla.data.staging import EXTRA_TYPES
+from vla.data.staging import EXTRA_TYPES, staged_indices
 from vla.spec import RobotSpec, is_utf8
 
 MOST_OUTSIDE = 0.01  # of the values of a channel in an episode may lie outside its range
@@ -110,6 +110,8 @@ def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]
         SpecMismatch: it is a recording of another robot.
     """
     tables.check_version(root, info)
+    if not staged_indices(root):  # else a layout may have been interrupted between its files
+        origin.check_files(root)
     ours = origin.read_origin(root, info)
     if ours is None:
         raise DatasetError(f"{root} was not recorded by this program; it can be read but not continued")

@@ -73,7 +73,7 @@ def consolidate(root: Path) -> None:
     data_numbers = range(files.numbers["data"] + 1)
     atomic_write_json(root / layout.STATS_PATH, _dataset_stats(root, data_numbers, histograms))
     sink = pa.BufferOutputStream()
-    pq.write_table(layout.tasks_table(files.tasks), sink)
+    pq.write_table(layout.tasks_table(files.tasks), sink, write_page_checksum=True)
     atomic_write_bytes(root / layout.TASKS_PATH, sink.getvalue().to_pybytes())
     info |= {
         "total_episodes": files.num_episodes,

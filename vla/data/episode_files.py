@@ -49,7 +49,7 @@ class EpisodeFiles:
         self.numbers = {prefix: number - 1 for prefix, number in first_numbers.items()}  # of the newest files
         self.numbers["meta/episodes"] += 1
         self.histograms: dict[str, Int64[np.ndarray, "3 256"]] = {}  # pixel counts by camera key
-        self._building = building
+        self._building = building.absolute()  # "a:b" alone is a URI to pyarrow and FFmpeg
         self._rate = layout.frame_rate(self.spec.control_hz)
         self._schema = layout.data_schema(self.spec, storage=self.storage)
         self._data_writer: pq.ParquetWriter | None = None
@@ -99,7 +99,7 @@ class EpisodeFiles:
         table = pa.Table.from_pylist(self._rows, schema=_episodes_schema(self._rows[0]))
         path = layout.episodes_file(self._building, self.numbers["meta/episodes"])
         path.parent.mkdir(parents=True)
-        pq.write_table(table, path, row_group_size=EPISODES_PER_ROW_GROUP)
+        pq.write_table(table, path, row_group_size=EPISODES_PER_ROW_GROUP, write_page_checksum=True)
 
     def _checked_table(self, episode: StagedEpisode) -> pa.Table:
         """Return the rows of data/, after checking whatever could fail once files are being written."""
@@ -156,7 +156,11 @@ class EpisodeFiles:
             self._data_path = layout.data_file(self._building, self.numbers["data"])
             self._data_path.parent.mkdir(parents=True, exist_ok=True)
             self._data_writer = pq.ParquetWriter(
-                self._data_path, self._schema, compression="snappy", use_dictionary=False
+                self._data_path,
+                self._schema,
+                compression="snappy",
+                use_dictionary=False,
+                write_page_checksum=True,
             )
         self._data_writer.write_table(table, row_group_size=table.num_rows)
         return self.numbers["data"]

@@ -50,7 +50,7 @@ def derive_robot_spec(root: Path | str, *, action_convention: str, gripper_sign:
             f"{sorted(features)}"
         )
     episodes = tables.read_episodes(root, info["total_episodes"])
-    files = tables.data_files(root, episodes, info.get("data_path", DATA_PATH))
+    files = tables.data_files(root, episodes, info.get("data_path") or DATA_PATH)
     provisional = RobotSpec(
         name=str(info.get("robot_type") or "unknown"),
         cameras=cameras,

@@ -105,6 +105,8 @@ def open_frame_cache(
         for name in dataset.robot_spec.camera_names
     ]
     missing = [cache for cache in caches if not _is_usable(cache)]
+    if missing:
+        dataset.report_unverified()
     _require_space(missing)
     for cache in missing:
         _build(cache, num_threads, progress)

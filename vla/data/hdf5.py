@@ -5,7 +5,6 @@ is a dataset of pictures [time h w 3], or of JPEG or PNG files, one per row and 
 variable length. h5py is imported when a file is opened.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from vla.data.layout import DatasetError
+from vla.data.picture_files import decode_picture
 from vla.registry import Choices, Range, SettingError, check_attributes
 from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS, CameraSpec, Channel, RobotSpec
 
@@ -288,11 +287,7 @@ def _picture(cell: Any, camera: CameraKey, where: str) -> UInt8[np.ndarray, "h w
     """Return one picture, decoded if it is a JPEG or PNG file."""
     image = np.asarray(cell)
     if image.dtype == np.uint8 and image.ndim == 1:
-        try:
-            with Image.open(io.BytesIO(image.tobytes()), formats=("JPEG", "PNG")) as opened:
-                image = np.asarray(opened.convert("RGB"))
-        except OSError as error:
-            raise DatasetError(f"{where} is no JPEG or PNG picture ({error})") from error
+        image = decode_picture(image.tobytes(), where=where)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DatasetError(f"{where} is {image.dtype}{list(image.shape)}; want uint8[h, w, 3] or a JPEG")
     if camera.color_order == "bgr":

@@ -12,6 +12,8 @@ Our own additions: the key `vla` in info.json (robot spec, storage, recording se
 """
 
 import json
+import re
+import string
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from vla.errors import VLAError
-from vla.files import DamagedFile, read_json
+from vla.files import DamagedFile, read_json_object
 from vla.spec import RobotSpec
 
 CODEBASE_VERSION = "v3.0"
@@ -36,6 +38,7 @@ FILES_PER_CHUNK = 1000
 DATA_FILE_BYTES = 100 * 2**20  # LeRobot's data_files_size_in_mb
 VIDEO_FILE_BYTES = 200 * 2**20  # LeRobot's video_files_size_in_mb
 STAGING = ".recording"
+_SHORT_FORM = re.compile(r"0?\d{0,2}d?")  # of a number in a file pattern
 
 INFO_PATH = "meta/info.json"
 ORIGIN_PATH = "meta/vla.json"
@@ -88,10 +91,16 @@ def path_from_pattern(root: Path, pattern: str, fields: Mapping[str, Any]) -> Pa
         DatasetError: the pattern has other fields, or leads out of the dataset.
     """
     try:
+        for _, field, form, conversion in string.Formatter().parse(pattern):
+            if field is None:
+                continue
+            if field not in fields or conversion or not _SHORT_FORM.fullmatch(form or ""):
+                raise ValueError(field)
         name = PurePosixPath(pattern.format_map(fields))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise DatasetError(
-            f"{root}/{INFO_PATH} has the file pattern {pattern!r}; it may use the fields {sorted(fields)}"
+            f"{root}/{INFO_PATH} has the file pattern {pattern!r}; it may use the fields {sorted(fields)}, "
+            "numbers of up to 99 digits"
         ) from error
     if name.is_absolute() or ".." in name.parts or "\\" in str(name) or "\0" in str(name):
         raise DatasetError(f"{root}/{INFO_PATH} has the file pattern {pattern!r}, which leads elsewhere")
@@ -263,7 +272,7 @@ def read_info(root: Path) -> dict[str, Any]:
     """Return info.json.
 
     Raises:
-        DatasetError: it is missing or no JSON.
+        DatasetError: it is missing or no JSON object.
     """
     path = root / INFO_PATH
     if not path.is_file():
@@ -271,6 +280,6 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{root} is no LeRobotDataset: {path} is missing; give the directory that holds meta/"
         )
     try:
-        return read_json(path)
+        return read_json_object(path)
     except DamagedFile as error:
         raise DatasetError(str(error)) from error

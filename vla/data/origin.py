@@ -1,8 +1,9 @@
 """What this program wrote about a dataset, in two places: the key `vla` of info.json, and meta/vla.json.
 
 Other tools (LeRobot's editor, `LeRobotDataset.resume`) write info.json again without the key. meta/vla.json
-survives what they change in place; it also has size and sha256 of every file that this program wrote, so
-that a change is noticed. Copies that those tools make have neither; they are foreign datasets.
+survives what they change in place; it also has size and sha256 of every file that this program wrote, and of
+its own content. A file of another size was changed by another tool, which is reported; one of the same size
+with other content is damaged. Copies that those tools make have neither; they are foreign datasets.
 """
 
 import hashlib
@@ -15,7 +16,15 @@ from typing import Any
 from vla.data import layout
 from vla.data.layout import INFO_PATH, ORIGIN_PATH, VLA_SCHEMA_VERSION, DatasetError, read_info
 from vla.errors import VLAError
-from vla.files import DamagedFile, atomic_write_json, read_json, sha256_file
+from vla.files import (
+    DamagedFile,
+    atomic_write_json,
+    has_broken_seal,
+    read_json,
+    sealed,
+    sha256_file,
+    stays_inside,
+)
 from vla.spec import RobotSpec
 
 _KEYS = ("schema_version", "robot_spec", "storage", "extra_info")
@@ -47,6 +56,8 @@ def read_origin(root: Path, info: Mapping[str, Any]) -> dict[str, Any] | None:
     missing = [key for key in _KEYS if key not in origin]
     if missing:
         raise DatasetError(f"{path} lacks {missing}; restore it from a copy")
+    if not isinstance(origin["extra_info"], dict):
+        raise DatasetError(f"{path}: 'extra_info' is {origin['extra_info']!r}, no table; restore that file")
     return {key: origin[key] for key in _KEYS}
 
 
@@ -58,7 +69,7 @@ def stored_spec(root: Path, origin: Mapping[str, Any]) -> RobotSpec:
     """
     try:
         return RobotSpec.from_json(origin["robot_spec"])
-    except (VLAError, ValueError, TypeError, KeyError) as error:
+    except (VLAError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"the robot spec that {root} stores is not valid: {error}") from error
 
 
@@ -90,7 +101,7 @@ def write_info(root: Path, info: Mapping[str, Any], files: FileTable) -> None:
     text = json.dumps(info, indent=1, allow_nan=False) + "\n"  # as atomic_write_json does
     entry = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text.encode())}
     origin = {**info["vla"], "files": dict(sorted({**files, INFO_PATH: entry}.items()))}
-    atomic_write_json(root / ORIGIN_PATH, origin)
+    atomic_write_json(root / ORIGIN_PATH, sealed(origin))
     atomic_write_json(root / INFO_PATH, info)
 
 
@@ -102,39 +113,63 @@ def committed_files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
 
 
-def report_changes(root: Path) -> None:
+def check_files(root: Path) -> None:
     """Log one line that names the files which another tool changed or removed since we wrote them.
 
-    Sizes are compared for all, hashes for the small files under meta/ alone; `report_hashes` does the rest.
+    Sizes are compared for all, hashes for the small files under meta/ alone; `require_hashes` does the rest.
+
+    Raises:
+        DatasetError: a file under meta/ is damaged.
     """
+    files = read_files(root)
+    paths = {name: root / name for name in files}
     changed = [
         name
-        for name, entry in read_files(root).items()
-        if not (root / name).is_file()
-        or (root / name).stat().st_size != entry["bytes"]
-        or (name.startswith("meta/") and sha256_file(root / name) != entry["sha256"])
+        for name, path in paths.items()
+        if not path.is_file() or path.stat().st_size != files[name]["bytes"]
     ]
-    _report(root, changed)
+    if changed:
+        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        _LOG.warning("%s: another tool, or damage, changed what this program wrote: %s", root, shown)
+    small = [name for name in files if name.startswith("meta/") and name not in changed]
+    require_hashes(root, {name: sha256_file(paths[name]) for name in small})
 
 
-def report_hashes(root: Path, hashes: Mapping[str, str]) -> None:
-    """Log one line that names files of unchanged size whose sha256 is no longer the one that we wrote."""
+def require_hashes(root: Path, hashes: Mapping[str, str]) -> None:
+    """Refuse damage: files that have the size with which this program wrote them, but another sha256.
+
+    Raises:
+        DatasetError: there are some; the message names them.
+    """
     files = read_files(root)
-    changed = [
+    damaged = [
         name
         for name, sha256 in hashes.items()
         if name in files
-        and not name.startswith("meta/")
         and (root / name).stat().st_size == files[name]["bytes"]
         and files[name]["sha256"] != sha256
     ]
-    _report(root, changed)
+    if damaged:
+        raise DatasetError(
+            f"{root}: damaged: {', '.join(damaged[:5])} ({len(damaged)} in all; of the size that this "
+            "program wrote, but another sha256). Restore from a copy; if somebody changed them on purpose, "
+            f'set "files" to {{}} and take "sha256" out in {root / ORIGIN_PATH}'
+        )
 
 
-def _report(root: Path, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        _LOG.warning("%s: another tool, or damage, changed what this program wrote: %s", root, shown)
+def report_unverified(root: Path, names: Iterable[str]) -> None:
+    """Log one line if files have no hash of the program that wrote them, so that damage goes unnoticed."""
+    names, known = list(names), read_files(root)
+    without = [name for name in names if name not in known]
+    if without:
+        _LOG.warning(
+            "%s: %d of its %d files have no hash of the program that wrote them (%s, ...); damage to numbers "
+            "or video would go unnoticed",
+            root,
+            len(without),
+            len(names),
+            without[0],
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -143,7 +178,11 @@ def _read(path: Path) -> dict[str, Any]:
     except DamagedFile as error:
         raise DatasetError(str(error)) from error
     files = origin.get("files") if isinstance(origin, dict) else None
-    entries = files.values() if isinstance(files, dict) else [None]
-    if not all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in entries):
+    files = files if isinstance(files, dict) else {"": None}
+    entries = files.values()
+    are_ours = all(isinstance(entry, dict) and {"sha256", "bytes"} <= set(entry) for entry in entries)
+    if not are_ours or not all(map(stays_inside, files)):
         raise DatasetError(f"{path} is not as this program writes it; restore it from a copy")
+    if has_broken_seal(origin):
+        raise DatasetError(f"{path} is damaged: its content has another hash; restore it from a copy")
     return origin

@@ -1,11 +1,11 @@
 """Opens LeRobotDataset v3, ours or LeRobot's: numbers as arrays loaded once, frames decoded on demand.
 
-Everything is checked when it is opened, so a damaged dataset fails before a training run starts. Quantiles
-are recomputed, as those in LeRobot's stats.json are averages over episodes.
+Form, numbers and small files are checked when it is opened, video and pictures against the hashes that this
+program wrote by `content_hash`, so a damaged dataset fails before a training run starts. Quantiles are
+recomputed, as those in LeRobot's stats.json are averages over episodes.
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, UInt8
-from PIL import Image
 
 from vla.data import origin, tables
 from vla.data.file_hashes import hash_files
@@ -30,6 +29,7 @@ from vla.data.layout import (
     path_from_pattern,
     read_info,
 )
+from vla.data.picture_files import decode_picture
 from vla.data.staging import staged_indices
 from vla.data.statistics import numeric_statistics
 from vla.data.video import check_mp4, decode_frames
@@ -65,7 +65,7 @@ class Dataset:
         self.info = read_info(self.root)
         tables.check_version(self.root, self.info)
         _refuse_unfinished(self.root, self.info["total_episodes"])
-        origin.report_changes(self.root)
+        origin.check_files(self.root)
         self.robot_spec = _agree_on_spec(self.root, self.info, robot_spec)
         if cameras is not None:
             self.robot_spec = self.robot_spec.seeing(cameras)
@@ -119,20 +119,32 @@ class Dataset:
         Args:
             memory_dir: directory that remembers the hashes of files, so that they are read once and not at
                 every start; see `vla.data.file_hashes` for when they are trusted.
+
+        Raises:
+            DatasetError: a file that this program wrote is damaged.
         """
-        paths = [self.root / INFO_PATH]
-        if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
-            paths.append(self.root / ORIGIN_PATH)
-        for folder in ("meta", "data", "videos"):
-            paths += [path for path in (self.root / folder).rglob("*") if path.suffix in (".parquet", ".mp4")]
-        names = [path.relative_to(self.root).as_posix() for path in sorted(paths)]
+        names = self._content_names()
         hashes = hash_files(self.root, names, memory_dir)
-        origin.report_hashes(self.root, hashes)
+        origin.require_hashes(self.root, hashes)
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
             digest.update(bytes.fromhex(hashes[name]))
         return digest.hexdigest()
+
+    def report_unverified(self) -> None:
+        """Log one line if files lack a hash of the program that wrote them, as those of LeRobot do."""
+        origin.report_unverified(self.root, self._content_names())
+
+    def _content_names(self) -> list[str]:
+        """Return the relative POSIX paths of all files that shape what is read, sorted."""
+        paths = [self.root / INFO_PATH, *self._data_files]
+        paths += [path for of_camera in self._videos.values() for path in of_camera]
+        if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
+            paths.append(self.root / ORIGIN_PATH)
+        for folder in ("meta", "data", "videos"):
+            paths += [path for path in (self.root / folder).rglob("*") if path.suffix in (".parquet", ".mp4")]
+        return [path.relative_to(self.root).as_posix() for path in sorted(set(paths))]
 
     def frames(
         self, camera: str, start: int, stop: int, *, resizing: Resizing | None = None
@@ -163,7 +175,9 @@ class Dataset:
         return images
 
     def _load_numbers(self) -> None:
-        self._data_files = tables.data_files(self.root, self.episodes, self.info.get("data_path", DATA_PATH))
+        self._data_files = tables.data_files(
+            self.root, self.episodes, self.info.get("data_path") or DATA_PATH
+        )
         numbers = tables.read_numbers(
             self._data_files, self.info["total_episodes"], self.robot_spec, float(self.info["fps"])
         )
@@ -226,7 +240,7 @@ class Dataset:
     def _read_pictures(self, camera: CameraSpec, start: int, images: np.ndarray, resizing: Resizing) -> None:
         """Fill `images` from the row groups that hold them."""
         key, stop, row = camera_key(camera.name), start + len(images), 0
-        size = (camera.height, camera.width, 3)
+        size = (camera.height, camera.width)
         for path, num_rows in zip(self._data_files, self._rows_per_file, strict=True):
             if row < stop and row + num_rows > start:
                 with tables.open_parquet(path) as file:
@@ -246,24 +260,15 @@ def _read_pictures_column(path: Path, file: pq.ParquetFile, group: int, key: str
     try:
         return file.read_row_group(group, columns=[f"{key}.bytes"])[key]
     except (pa.ArrowException, OSError, KeyError) as error:
+        tables.require_readable(error)
         raise DatasetError(f"data file {path} is damaged ({error}); restore it from a copy") from error
 
 
-def _decode_picture(path: Path, index: int, picture: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if picture is None or picture["bytes"] is None:
+def _decode_picture(path: Path, index: int, picture: Any, size: tuple[int, int]) -> np.ndarray:
+    content = picture.get("bytes") if isinstance(picture, dict) else None
+    if not isinstance(content, bytes):
         raise DatasetError(f"data file {path} holds no image bytes for frame {index}; embed the images in it")
-    try:
-        with Image.open(io.BytesIO(picture["bytes"])) as opened:
-            image = np.asarray(opened.convert("RGB"))
-    except OSError as error:
-        raise DatasetError(
-            f"the image of frame {index} in {path} is damaged ({error}); restore the file from a copy"
-        ) from error
-    if image.shape != shape:
-        raise DatasetError(
-            f"the image of frame {index} in {path} is {image.shape}, but info.json says {shape}"
-        )
-    return image
+    return decode_picture(content, where=f"the image of frame {index} in {path}", size=size)
 
 
 def _refuse_unfinished(root: Path, total_episodes: int) -> None:

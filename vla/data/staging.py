@@ -188,7 +188,7 @@ def read_staged(path: Path, spec: RobotSpec) -> StagedEpisode:
 
 def _read_row(path: Path, columns: list[str] | None) -> dict[str, Any]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             return file.read(columns=columns).to_pylist()[0]
     except (pa.ArrowException, OSError, IndexError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's

@@ -27,6 +27,9 @@ from vla.data.layout import (
 )
 from vla.spec import RobotSpec
 
+MOST_ROWS_A_BYTE = 100
+MOST_FPS, MOST_SIZE = 10_000, 1_000_000  # of a feature along an axis
+MOST_TASKS = 1_000_000
 _CURE = "restore it from a copy, or record or download the dataset again"
 
 
@@ -51,9 +54,20 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise DatasetError(f"file {path} is missing; {_CURE}")
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path.absolute(), page_checksum_verification=True)  # "a:b" alone is a URI to it
     except (pa.ArrowException, OSError) as error:
+        require_readable(error)
         raise DatasetError(f"file {path} is truncated or damaged ({error}); {_CURE}") from error
+    if file.metadata.num_rows > MOST_ROWS_A_BYTE * path.stat().st_size:
+        file.close()
+        raise DatasetError(f"file {path} claims {file.metadata.num_rows} rows in few bytes; {_CURE}")
+    return file
+
+
+def require_readable(error: Exception) -> None:
+    """Raise an error again that is the disk's (no permission, too many files open), not the file's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -69,6 +83,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         try:
             return file.read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
+            require_readable(error)
             raise DatasetError(f"file {path} is damaged ({error}); {_CURE}") from error
 
 
@@ -84,6 +99,37 @@ def check_version(root: Path, info: dict[str, Any]) -> None:
     missing = [key for key in ("features", "fps", "total_episodes") if key not in info]
     if missing:
         raise DatasetError(f"{root}/meta/info.json lacks {missing}; {_CURE}")
+    features, fps = info["features"], info["fps"]
+    wrong = [] if isinstance(features, dict) else ["'features' is no table"]
+    wrong += [
+        f"feature {key!r} is {str(feature)[:80]}"
+        for key, feature in (features.items() if not wrong else ())
+        if not _is_feature(feature)
+    ]
+    if type(fps) not in (int, float) or not 0 < fps <= MOST_FPS:
+        wrong.append(f"'fps' is {fps!r}")
+    wrong += [
+        f"{key!r} is {info[key]!r}"
+        for key in ("total_episodes", "total_frames", "total_tasks")
+        if key in info and (type(info[key]) is not int or info[key] < 0)
+    ]
+    wrong += [
+        f"{key!r} is {info[key]!r}"
+        for key in ("data_path", "video_path")
+        if not isinstance(info.get(key, ""), str | None)
+    ]
+    if wrong:
+        raise DatasetError(f"{root}/meta/info.json is of another form: {'; '.join(wrong[:3])}; {_CURE}")
+
+
+def _is_feature(feature: Any) -> bool:
+    """Tell whether an entry of info.json's `features` has the form that reading relies on."""
+    if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+        return False
+    shape = feature.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= MOST_SIZE for size in shape):
+        return False
+    return all(isinstance(feature.get(key) or {}, dict) for key in ("info", "video_info"))
 
 
 def feature_faults(info: Mapping[str, Any], spec: RobotSpec) -> list[str]:
@@ -132,13 +178,19 @@ def read_episodes(root: Path, total_episodes: int) -> pa.Table:
         episodes = pa.concat_tables(parts, promote_options="permissive").sort_by("episode_index")
     except pa.ArrowException as error:
         raise DatasetError(f"the files in {folder} do not fit together ({error})") from error
-    numbers = episodes["episode_index"].to_pylist()
-    if numbers[:total_episodes] != list(range(total_episodes)):
+    numbers = _integers(folder, episodes, "episode_index")
+    if not np.array_equal(numbers[:total_episodes], np.arange(min(total_episodes, len(numbers) + 1))):
         raise DatasetError(
             f"{folder} describes {len(numbers)} episodes, meta/info.json says {total_episodes}, numbered "
             f"from 0; one of them is incomplete: {_CURE}"
         )
-    return episodes.slice(0, total_episodes).combine_chunks()
+    episodes = episodes.slice(0, total_episodes).combine_chunks()
+    for name in episodes.column_names:
+        if name == "length" or name.endswith(("/chunk_index", "/file_index")):
+            _integers(folder, episodes, name)
+        elif name.endswith("/from_timestamp"):
+            finite_numbers(folder, episodes, name)
+    return episodes
 
 
 def histogram_columns(path: Path, keys: Sequence[str]) -> dict[str, str]:
@@ -183,7 +235,10 @@ def read_instructions(root: Path) -> list[str]:
             f"{root / TASKS_PATH} has the columns {table.column_names}; it needs task_index and the text "
             "`task`"
         )
-    by_index = dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    numbers = _integers(root / TASKS_PATH, table, "task_index")
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < MOST_TASKS:
+        raise DatasetError(f"{root / TASKS_PATH} has task_index outside [0, {MOST_TASKS}); {_CURE}")
+    by_index = dict(zip(numbers.tolist(), table[name].to_pylist(), strict=True))
     return [by_index.get(index) or "" for index in range(max(by_index, default=-1) + 1)]
 
 
@@ -222,7 +277,7 @@ def read_numbers(paths: Sequence[Path], total_episodes: int, spec: RobotSpec, fp
         for key, names in ((STATE_KEY, spec.state_names), (ACTION_KEY, spec.action_names)):
             parts[key].append(_float_matrix(path, table, key, names, episode_index))
         if with_time:
-            parts["timestamp"].append(table["timestamp"].to_numpy().astype(np.float64))
+            parts["timestamp"].append(_times(path, table))
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     episode_index = joined["episode_index"]
     falling = np.flatnonzero(np.diff(episode_index) < 0)
@@ -274,6 +329,26 @@ def _integers(path: Path, table: pa.Table, key: str) -> np.ndarray:
             f"column {key} of {path} is {column.type} with {column.null_count} nulls; want int64"
         )
     return column.to_numpy().astype(np.int64)
+
+
+def _times(path: Path, table: pa.Table) -> Float64[np.ndarray, " rows"]:
+    """Return the column `timestamp` [s]; what is missing is NaN, which whoever needs it refuses."""
+    column = table["timestamp"]
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise DatasetError(f"column timestamp of {path} is {column.type}; want float32")
+    return column.to_numpy().astype(np.float64)
+
+
+def finite_numbers(path: Path, table: pa.Table, key: str) -> Float64[np.ndarray, " rows"]:
+    """Return a column of finite numbers.
+
+    Raises:
+        DatasetError: there are nulls, NaN, infinities or something else than numbers.
+    """
+    values = number_matrix(path, table, key).astype(np.float64).ravel()
+    if not np.isfinite(values).all():
+        raise DatasetError(f"column {key} of {path} holds NaN or infinity; {_CURE}")
+    return values
 
 
 def number_matrix(path: Path, table: pa.Table, key: str) -> Shaped[np.ndarray, "rows dims"]:

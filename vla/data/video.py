@@ -4,12 +4,14 @@ Each object belongs to one thread and uses one. It knows about frames and second
 or datasets. Frames are RGB uint8 [h w 3]; times are seconds from the start of a file.
 """
 
+import errno
 import io
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.container
 import av.error
 import av.video
 import numpy as np
@@ -18,7 +20,11 @@ from jaxtyping import Float64, UInt8
 
 from vla.data.layout import DatasetError
 
+CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
 _VIDEO_ERRORS = (av.error.FFmpegError, EOFError)
+_OF_THE_MACHINE = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE)  # not damage
+_PADDING = 128  # pixels a side that a codec may add
+_MOST_SECONDS = 1e9
 
 
 class VideoEncoder:
@@ -157,6 +163,26 @@ def check_mp4(path: Path) -> None:
         )
 
 
+def _only_video(container: av.container.InputContainer, path: Path) -> av.video.stream.VideoStream:
+    """Return the video stream of a file, if its codec is one that videos of robots have."""
+    streams = container.streams.video
+    if not streams:
+        raise DatasetError(f"video file {path} holds no video; restore it from a copy")
+    codec = streams[0].codec_context.name
+    if not codec.startswith(CODECS) and "av1" not in codec:
+        raise DatasetError(f"video file {path} has the codec {codec!r}; those read are {list(CODECS)}")
+    return streams[0]
+
+
+def _require_plausible(timestamps: Float64[np.ndarray, " frames"], path: Path) -> None:
+    is_plausible = np.abs(timestamps) <= _MOST_SECONDS  # false for NaN
+    if not is_plausible.all():
+        raise DatasetError(
+            f"frames of {path} are to be read at {timestamps[~is_plausible][0]} s; "
+            "the timestamps in data/ or meta/episodes are damaged: restore them from a copy"
+        )
+
+
 def decode_frames(
     path: Path,
     timestamps: Float64[np.ndarray, " frames"],
@@ -171,13 +197,19 @@ def decode_frames(
         DatasetError: the file is damaged, its frames have another size, or no frame lies within
             `tolerance_s` of a timestamp; the message gives the nearest.
     """
+    _require_plausible(timestamps, path)
     found, latest = 0, float("nan")
     reformatter = VideoReformatter()
     try:
-        with av.open(str(path), "r") as container:
-            stream = container.streams.video[0]
+        with av.open(
+            str(path.absolute()), "r", format="mp4"
+        ) as container:  # and never what else FFmpeg can open
+            stream = _only_video(container, path)
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"err_detect": "explode"}  # or damage becomes a plausible picture
+            stream.codec_context.options = {
+                "err_detect": "explode",  # or damage becomes a plausible picture
+                "max_pixels": str((height + _PADDING) * (width + _PADDING)),
+            }
             time_base = stream.time_base
             if time_base is None:
                 raise DatasetError(f"video file {path} has no time base; it cannot be read by timestamp")
@@ -201,6 +233,8 @@ def decode_frames(
                 if found == len(timestamps):
                     return
     except _VIDEO_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
         raise DatasetError(
             f"video file {path} cannot be decoded ({error}); restore it from a copy"
         ) from error

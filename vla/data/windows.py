@@ -326,10 +326,13 @@ def _check_request(action_horizon: int, frame_offsets: Sequence[int]) -> None:
 def _scenes(dataset: Dataset) -> list[tuple[str, int] | None]:
     """Return environment family and seed of each episode; None where no simulator recorded it."""
     origin = read_origin(dataset.root, dataset.info) or {"extra_info": {}}
-    family = origin["extra_info"].get("env", {}).get("family")
+    env = origin["extra_info"].get("env")
+    family = env.get("family") if isinstance(env, dict) else None
     seeds = dataset.episode_extra.get("seed")
     if family is None or seeds is None:
         return [None] * dataset.num_episodes
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise DatasetError(f"the column 'seed' in meta/episodes of {dataset.root} holds more than integers")
     return [(str(family), int(seed)) for seed in seeds]
 
 

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ from vla.data.staging import (
 )
 from vla.data.statistics import image_histogram
 from vla.data.video import VideoEncoder
+from vla.disk_faults import DiskFault, naming, writing
 from vla.files import DirectoryLock
 from vla.spec import RobotSpec, is_utf8
 
@@ -90,7 +92,8 @@ class DatasetWriter:
             robot_spec, storage=storage, encoder=self._encoder_settings, extra_info=extra_info or {}
         )
         wanted = json.loads(json.dumps(wanted, allow_nan=False))  # as it will be read back
-        self.root.mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
         self._lock = DirectoryLock(self.root)
         try:
             self._open(wanted)
@@ -170,8 +173,8 @@ class DatasetWriter:
         Raises:
             DatasetError: there are no frames, the instruction is empty, or `extra` does not fit. The
                 episode is still open: correct the arguments and call again.
-            OSError: the disk is full, for example. Nothing that was saved is lost and the episode is still in
-                memory: free space and call again, or stop and resume later.
+            DiskFault: the disk is full, for example. Nothing that was saved is lost and the episode is still
+                in memory: free space and call again, or stop and resume later.
         """
         self._require_open()
         if not self._states:
@@ -196,10 +199,12 @@ class DatasetWriter:
             write_staged(staged_path(self.root, self.num_episodes), episode)
         except OSError as error:
             advice = "the disk is full; free space" if error.errno == errno.ENOSPC else "cure the cause"
-            raise OSError(
+            reason = os.strerror(error.errno or 0)
+            raise DiskFault(
                 error.errno,
-                f"episode {self.num_episodes} of {self.root} could not be saved ({error.strerror}): "
-                f"{advice} and call save_episode again; the {self.num_episodes} episodes before it are safe",
+                f"episode {self.num_episodes} of {self.root} could not be saved ({reason}): {advice} "
+                f"and call save_episode again, or start the recording again; the {self.num_episodes} "
+                "episodes before it are safe",
             ) from error
         self.episode_extras.append(episode.extra)
         self.num_episodes += 1
@@ -233,7 +238,7 @@ class DatasetWriter:
         """Lay all saved episodes out as LeRobotDataset v3; frames without `save_episode` are forgotten.
 
         Raises:
-            OSError: the disk is full, for example; all saved episodes are kept. Free space, then call
+            DiskFault: the disk is full, for example; all saved episodes are kept. Free space, then call
                 `finish_recording`.
         """
         if self._closed:
@@ -253,7 +258,12 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError as later:
+            if error is None:
+                raise
+            _LOG.warning("the saved episodes are kept, but not laid out yet: %s", later)  # `error` says why
 
     def _require_open(self) -> None:
         if self._closed:
@@ -315,8 +325,9 @@ def finish_recording(root: Path | str) -> None:
 
 
 def _finish(root: Path) -> None:
-    _remove_temporary_files(root)
-    consolidate(root)
+    with naming(root, anything=True):
+        _remove_temporary_files(root)
+        consolidate(root)
     staging = root / layout.STAGING
     if staging.is_dir() and not any(staging.iterdir()):  # else episodes were set aside there
         staging.rmdir()

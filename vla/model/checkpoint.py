@@ -11,24 +11,34 @@ A checkpoint directory holds
 Writing and resuming is training's affair (vla/training/checkpoint.py).
 """
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vla.errors import VLAError
-from vla.files import MANIFEST_NAME, sha256_file, verify_manifest
+from vla.files import (
+    MANIFEST_NAME,
+    ManifestError,
+    read_json_object,
+    require_regular,
+    sha256_file,
+    verify_manifest,
+)
 from vla.interface import ModelSpecs
 from vla.model.vla import ModelConfig, VLAModel
 
 WEIGHTS_NAME, MODEL_NAME, PROCESSOR_NAME = "model.safetensors", "model.json", "processor.json"
 GOLDEN_NAME, STATE_NAME = "golden.npz", "state.json"
 SCHEMA_VERSION = 2
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError)
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(VLAError):
@@ -74,11 +84,13 @@ def load_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None) -> Mod
     directory = resolve_checkpoint(path)
     manifest = verify_manifest(directory)
     specs, config = read_model_json(directory)
+    weights = load_averaged(directory)
+    _require_buildable(specs, config, weights, source=directory)
     model = VLAModel(specs=specs, config=config.with_head(head or {}))
-    load_weights(model, load_averaged(directory), source=directory)
+    load_weights(model, weights, source=directory)
     return ModelCheckpoint(
         model=model.eval(),
-        processor_json=json.loads((directory / PROCESSOR_NAME).read_text(encoding="utf-8")),
+        processor_json=read_json_object(directory / PROCESSOR_NAME),
         provenance=manifest["provenance"],
         checkpoint_id=sha256_file(directory / WEIGHTS_NAME),
         path=directory,
@@ -98,45 +110,94 @@ def read_model_json(directory: Path) -> tuple[ModelSpecs, ModelConfig]:
     """Return specs and parts of the model of a checkpoint.
 
     Raises:
-        CheckpointError: it was written by an older version.
+        CheckpointError: it was written by an older version, or is of another form.
+        DamagedFile: it is no JSON object.
     """
-    data = json.loads((directory / MODEL_NAME).read_text(encoding="utf-8"))
+    data = read_json_object(directory / MODEL_NAME)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{directory} was written by an older version, before the parts of a model had names; this one "
             "reads bundles of that version, but no checkpoints. Train again, or export it with that version"
         )
-    config = ModelConfig(backbone=data["backbone"], head=data["head"], auxiliaries=data["auxiliaries"])
-    return ModelSpecs.from_json(data["specs"]), config
+    try:
+        config = ModelConfig(backbone=data["backbone"], head=data["head"], auxiliaries=data["auxiliaries"])
+        return ModelSpecs.from_json(data["specs"]), config
+    except MALFORMED as error:
+        raise _no_model(directory, error) from error
+
+
+def _no_model(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory / MODEL_NAME} describes no model ({type(error).__name__}: {error}); use another "
+        "checkpoint, or restore this one from a copy"
+    )
+
+
+def _require_buildable(
+    specs: ModelSpecs, config: ModelConfig, weights: Mapping[str, Tensor], *, source: Path
+) -> None:
+    """Refuse a description that builds no model or one of other weights, before memory is taken for it."""
+    depth = config.backbone.get("depth", 0) if isinstance(config.backbone, dict) else None
+    if not isinstance(depth, int) or depth > len(weights):
+        raise _no_model(source, ValueError(f"depth {depth}, but {len(weights)} weights"))
+    try:
+        with torch.device("meta"):
+            sketch = VLAModel(specs=specs, config=config)
+    except MALFORMED as error:
+        raise _no_model(source, error) from error
+    _require_same_weights(sketch, weights, source=source)
 
 
 def load_weights(model: VLAModel, weights: Mapping[str, Tensor], *, source: Path) -> None:
     """Copy weights by name into the model, strictly.
 
     Raises:
-        CheckpointError: names or shapes differ; the message lists them.
+        CheckpointError: names or shapes differ, or weights are integers; the message lists them.
     """
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != given:
-        faults = [f"missing {n} {expected[n]}" for n in sorted(expected.keys() - given.keys())]
-        faults += [f"unknown {n} {given[n]}" for n in sorted(given.keys() - expected.keys())]
-        shared = sorted(expected.keys() & given.keys())
-        faults += [f"{n} is {given[n]}, not {expected[n]}" for n in shared if expected[n] != given[n]]
-        raise CheckpointError(f"the weights in {source} do not fit its model:\n  " + "\n  ".join(faults))
+    _require_same_weights(model, weights, source=source)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
 
 
+def _require_same_weights(model: VLAModel, weights: Mapping[str, Tensor], *, source: Path) -> None:
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    integers = [name for name, value in weights.items() if not value.is_floating_point()]
+    if expected != given or integers:
+        faults = [f"missing {n} {expected[n]}" for n in sorted(expected.keys() - given.keys())]
+        faults += [f"unknown {n} {given[n]}" for n in sorted(given.keys() - expected.keys())]
+        shared = sorted(expected.keys() & given.keys())
+        faults += [f"{n} is {given[n]}, not {expected[n]}" for n in shared if expected[n] != given[n]]
+        faults += [f"{n} is {weights[n].dtype}" for n in integers]
+        raise CheckpointError(f"the weights in {source} do not fit its model:\n  " + "\n  ".join(faults))
+
+
 def load_averaged(directory: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint by name."""
-    return load_file(directory / WEIGHTS_NAME)
+    """Return the averaged weights of a checkpoint by name; raises as `load_tensors` does."""
+    return load_tensors(directory / WEIGHTS_NAME)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return what a safetensors file holds.
+
+    Raises:
+        CheckpointError: it is truncated or no such file.
+    """
+    require_regular(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """Return the state that `save_checkpoint` was given, without reading the weights."""
-    return json.loads((directory / STATE_NAME).read_text(encoding="utf-8"))
+    """Return the state that `save_checkpoint` was given, without reading the weights.
+
+    Raises:
+        DamagedFile: it is no JSON object.
+    """
+    return read_json_object(directory / STATE_NAME)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -144,17 +205,50 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(path.parent for path in (run_dir / "checkpoints").glob(f"step_*/{MANIFEST_NAME}"))
 
 
+def newest_whole_checkpoint(
+    run_dir: Path, *, report: Callable[[str], None]
+) -> tuple[Path | None, list[Path]]:
+    """Return the newest checkpoint of a run that is undamaged, and the newer ones, which are not.
+
+    Args:
+        run_dir: of the run.
+        report: gets a line for each damaged one.
+
+    Raises:
+        ManifestError: there are checkpoints, but all are damaged.
+    """
+    damaged: list[tuple[Path, ManifestError]] = []
+    for directory in sorted((run_dir / "checkpoints").glob("step_*"), reverse=True):
+        try:
+            verify_manifest(directory)
+        except ManifestError as error:
+            damaged.append((directory, error))
+            continue
+        for newer, error in damaged:
+            report(f"WARNING: {newer.name} is DAMAGED; going back to {directory}. {error}")
+        return directory, [newer for newer, _ in damaged]
+    if damaged:
+        raise ManifestError(
+            f"all {len(damaged)} checkpoints of {run_dir} are damaged; restore one from a copy, or move "
+            f"{run_dir / 'checkpoints'} elsewhere to start anew. The newest: {damaged[0][1]}"
+        )
+    return None, []
+
+
 def resolve_checkpoint(path: Path) -> Path:
     """Return `path` if it is a checkpoint, or the newest checkpoint of the run directory `path`.
 
+    If the newest is damaged, one line says so, and it is the one before.
+
     Raises:
         CheckpointError: neither; the message says what is there.
+        ManifestError: all checkpoints of the run are damaged.
     """
     if (path / MANIFEST_NAME).is_file() and (path / MODEL_NAME).is_file():
         return path
-    found = list_checkpoints(path)
+    found, _ = newest_whole_checkpoint(path, report=_LOG.warning)
     if found:
-        return found[-1]
+        return found
     there = sorted(child.name for child in path.iterdir()) if path.is_dir() else "nothing: no such directory"
     raise CheckpointError(
         f"{path} is neither a checkpoint nor a run directory with checkpoints/step_*; it holds {there}"

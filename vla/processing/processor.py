@@ -22,6 +22,13 @@ from vla.spec import RobotSpec
 SCHEMA_VERSION = 3
 MAX_CLIPPED_SHARE = 0.01  # of a channel's demonstrated actions; more means wrong limits or another unit
 JSON_KEYS = ("schema_version", "robot_spec", "frame_offsets", "max_committed", "inputs", "codec")
+MOST = {  # of the sizes in JSON, for which memory is taken
+    "action_horizon": 10_000,
+    "max_committed": 10_000,
+    "max_tokens": 65_536,
+    "num_bins": 65_536,
+    "num_base": 1_000_000,
+}
 DEFAULT_INPUTS: Mapping[str, Mapping[str, Any]] = {
     "images": {"kind": "images"},
     "text": {"kind": "text"},
@@ -206,15 +213,26 @@ class Processor:
         """Rebuild from `to_json`, exactly; versions 1 and 2, of older bundles, are read too.
 
         Raises:
-            ValueError: another schema version, missing or unknown keys, or an unknown kind.
+            ValueError: another schema version, missing or unknown keys, an unknown kind, or a value of
+                another form.
         """
-        data = _from_version_2(data)
+        try:
+            return cls._rebuilt(_from_version_2(data))
+        except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+            raise ValueError(
+                f"processor JSON is of another form ({type(error).__name__}: {error}); export or train again"
+            ) from error
+
+    @classmethod
+    def _rebuilt(cls, data: dict[str, Any]) -> "Processor":
+        """Return the processor that JSON of the present version describes."""
         require_keys(data, JSON_KEYS, what="processor")
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
                 f"processor JSON has schema version {data['schema_version']}; "
                 f"this code reads {SCHEMA_VERSION}"
             )
+        _require_sizes(data)
         robot_spec, offsets = RobotSpec.from_json(data["robot_spec"]), data["frame_offsets"]
         codec = CODECS.get(_kind(data["codec"], what="codec"))
         return cls(
@@ -229,6 +247,14 @@ class Processor:
             frame_offsets=offsets,
             max_committed=data["max_committed"],
         )
+
+
+def _require_sizes(data: Any) -> None:
+    """Refuse sizes for which no memory should be taken, wherever they stand in the JSON."""
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if key in MOST and not (type(value) is int and 0 <= value <= MOST[key]):
+            raise ValueError(f"processor JSON has {key} {value!r}; it is an integer up to {MOST[key]}")
+        _require_sizes(value)
 
 
 def _kind(data: Mapping[str, Any], *, what: str) -> str:

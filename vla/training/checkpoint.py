@@ -3,19 +3,26 @@
 What a checkpoint holds stands in vla/model/checkpoint.py, which reads it.
 """
 
+import itertools
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vla.files import (
+    DamagedFile,
     atomic_write_json,
     publish_directory,
+    read_json_object,
+    remove_leftovers,
     staging_directory,
     verify_manifest,
     write_manifest,
@@ -29,8 +36,10 @@ from vla.model.checkpoint import (
     WEIGHTS_NAME,
     CheckpointError,
     list_checkpoints,
+    load_tensors,
     load_weights,
     model_json,
+    newest_whole_checkpoint,
     read_state,
 )
 from vla.model.vla import VLAModel
@@ -56,16 +65,51 @@ def save_checkpoint(
 
     `averaged` are the averaged parameters by name, `training` the tensors for resuming, `golden` held-out
     moments.
+
+    Raises:
+        DiskFault: the disk is full or read-only, for example; the checkpoints before are kept.
     """
     with staging_directory(directory) as staging:
-        for name, tensors in ((WEIGHTS_NAME, averaged), (TRAINING_NAME, training)):
-            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, staging / name)
         atomic_write_json(staging / MODEL_NAME, model_json(model))
+        for name, tensors in ((WEIGHTS_NAME, averaged), (TRAINING_NAME, training)):
+            _save_tensors(tensors, staging / name)
+            shutil.copymode(staging / MODEL_NAME, staging / name)  # theirs is for the owner alone
         atomic_write_json(staging / PROCESSOR_NAME, processor.to_json())
         atomic_write_json(staging / STATE_NAME, dict(state))
         write_observations(staging / GOLDEN_NAME, golden)
         write_manifest(staging, provenance)
         publish_directory(staging, directory, replace=True)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; a full disk is an `OSError`, as from everything else that writes."""
+    try:
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def settle_checkpoints(run_dir: Path, *, report: Callable[[str], None]) -> None:
+    """Bring the checkpoints of a run into order before it is resumed; the caller holds the lock.
+
+    What killed processes left is removed. Damaged checkpoints that are newer than the newest whole one are
+    renamed to `damaged_step_...`, so that the run goes on from that one; nothing of them is deleted.
+
+    Args:
+        run_dir: of the run.
+        report: gets a line for each damaged one.
+
+    Raises:
+        ManifestError: there are checkpoints, but all are damaged.
+    """
+    remove_leftovers(run_dir / "checkpoints")
+    _, damaged = newest_whole_checkpoint(run_dir, report=report)
+    for directory in damaged:
+        names = (f"damaged_{directory.name}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
+        directory.rename(next(path for name in names if not (path := directory.with_name(name)).exists()))
 
 
 def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor) -> None:
@@ -78,7 +122,7 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
         ("model", MODEL_NAME, model_json(model)),
         ("processor", PROCESSOR_NAME, processor.to_json()),
     ):
-        stored = json.loads((directory / file).read_text(encoding="utf-8"))
+        stored = read_json_object(directory / file)
         given = json.loads(json.dumps(given))
         keys = [key for key in given if stored.get(key) != given[key]]
         if keys:
@@ -146,9 +190,18 @@ def unpack_training(
 
 
 def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the state that `save_checkpoint` was given, after checking their hashes."""
+    """Return the tensors and the state that `save_checkpoint` was given, after checking their hashes.
+
+    Raises:
+        ManifestError: a file is damaged.
+        DamagedFile: the state has not the numbers that resuming needs.
+    """
     verify_manifest(directory)
-    return load_file(directory / TRAINING_NAME), read_state(directory)
+    state = read_state(directory)
+    numbers = [state.get(key) for key in ("step", "num_samples", "elapsed_s", "average_updates")]
+    if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+        raise DamagedFile(f"the state of {directory} has not the numbers that resuming needs: {numbers}")
+    return load_tensors(directory / TRAINING_NAME), state
 
 
 def checkpoint_directory(run_dir: Path, step: int) -> Path:

@@ -34,6 +34,7 @@ from vla.training.checkpoint import (
     prune_checkpoints,
     require_same_parts,
     save_checkpoint,
+    settle_checkpoints,
     unpack_training,
 )
 from vla.training.distributed import (
@@ -43,6 +44,7 @@ from vla.training.distributed import (
     leave_ranks,
     local_device,
     mean_over_ranks,
+    wait_for_ranks,
     wrap,
 )
 from vla.training.hardware import (
@@ -83,6 +85,7 @@ class Trainer:
     Raises:
         BudgetSpent: the checkpoint in `run_dir` was trained for longer than the budget allows.
         CheckpointError: `run_dir` holds a checkpoint of another model or processor.
+        ManifestError: all checkpoints in `run_dir` are damaged; of some the newest whole one is taken.
     """
 
     def __init__(
@@ -105,6 +108,9 @@ class Trainer:
         self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
         model.to(self.device)
         keep_freed_memory()
+        if self.ranks.is_main:
+            settle_checkpoints(run_dir, report=self._say)
+        wait_for_ranks(self.ranks)
         resumed = self._newest_state()
         rates = self._product_rates()
         self.precision, why = choose_precision(

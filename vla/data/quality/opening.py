@@ -133,7 +133,7 @@ def not_finite(root: Path) -> list[Finding]:
         info = read_info(root)
         tables.check_version(root, info)
         episodes = tables.read_episodes(root, info["total_episodes"])
-        paths = tables.data_files(root, episodes, info.get("data_path", DATA_PATH))
+        paths = tables.data_files(root, episodes, info.get("data_path") or DATA_PATH)
         for kind, key in (("state", STATE_KEY), ("action", ACTION_KEY)):
             where: set[int] = set()
             channels: set[int] = set()

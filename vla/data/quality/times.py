@@ -21,7 +21,7 @@ def read_times(dataset: Dataset) -> Float64[np.ndarray, " N"] | None:
         DatasetError: a data file is damaged.
     """
     parts = []
-    pattern = dataset.info.get("data_path", DATA_PATH)
+    pattern = dataset.info.get("data_path") or DATA_PATH
     for path in tables.data_files(dataset.root, dataset.episodes, pattern):
         with tables.open_parquet(path) as file:
             if "timestamp" not in file.schema_arrow.names:
