@@ -8,7 +8,7 @@ from runtime_fixtures import arm_spec
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
 from policies.runtime.observation_buffer import BadInstruction, checked_instruction
-from policies.runtime.recorder import read_recording
+from policies.runtime.recorder import audit_recording, read_recording
 from policies.runtime.states import State
 
 
@@ -241,7 +241,9 @@ def test_whatever_ends_the_loop_stops_the_robot_first(tmp_path, error, where):
     is_person = isinstance(error, KeyboardInterrupt | SystemExit)
     assert run.state is (State.STOPPED if is_person else State.FAULT)
     run.recorder.close()
-    assert read_recording(tmp_path).periods[-1].state == run.state.value
+    recording = read_recording(tmp_path)
+    assert recording.periods[-1].state == run.state.value
+    assert audit_recording(recording, run.limits) == []
 
 
 def test_an_error_before_the_robot_was_commanded_stops_nothing(tmp_path):
