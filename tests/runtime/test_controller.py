@@ -102,6 +102,21 @@ def test_the_emergency_stop_works_in_every_state_and_twice(tmp_path, state):
     assert run.violations() == []
 
 
+def test_an_emergency_stop_within_a_period_keeps_its_command_from_being_sent(tmp_path):
+    run = Harness(tmp_path).started()
+    commands = len(run.arm.commands)
+
+    def pressed_meanwhile(reading):
+        run.controller.press_emergency_stop()
+        return reading
+
+    run.arm.edit = pressed_meanwhile
+    run.steps(1)
+    assert run.state is State.STOPPED
+    assert (len(run.arm.commands), run.arm.num_stops) == (commands, 1)
+    assert run.violations() == []
+
+
 def test_an_emergency_stop_while_the_robot_recovers_stops_it_again(tmp_path):
     run = Harness(tmp_path).started()
     run.controller.press_emergency_stop()
