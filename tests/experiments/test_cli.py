@@ -124,6 +124,22 @@ def test_signals_that_ask_for_an_end_are_handled_like_ctrl_c(tmp_path, number, c
     assert "continues" in message
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 64. GiB for an array with shape (8, 1024)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(raising(error))
+    assert ended.value.code == cli.EXIT_FAILED
+    assert "there is not enough memory: lower a size, such as trainer.batch_size" in capsys.readouterr().err
+
+
 def test_under_nohup_work_outlives_the_terminal(tmp_path):
     process = start_sleeper(tmp_path, "nohup")
     process.send_signal(signal.SIGHUP)

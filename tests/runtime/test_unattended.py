@@ -4,13 +4,13 @@ import threading
 import time
 
 import pytest
-from control_fixtures import DT, FakeArm, Harness
+from control_fixtures import DT, OPEN, FakeArm, Harness
 
 from policies.runtime.background import BackgroundWorker
 from policies.runtime.clock import MonotonicClock
 from policies.runtime.controller import ArmingRefused
 from policies.runtime.hang_guard import HangGuard
-from policies.runtime.recorder import Recorder, read_recording
+from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.states import State
 from vla.files import JsonLinesAppender
 
@@ -42,9 +42,9 @@ def test_a_disk_that_stalls_holds_no_command_and_loses_no_period(tmp_path, stall
 
 def test_a_disk_that_stalls_for_too_long_stops_the_robot(tmp_path, stalled_disk):
     run = Harness(tmp_path)
-    run.controller._recorder = run.recorder = Recorder(
-        tmp_path / "small", spec=run.arm.robot_spec, about={}, max_unwritten=20
-    )
+    small = Recorder(tmp_path / "small", spec=run.arm.robot_spec, about={}, max_unwritten=20)
+    OPEN.append(small)
+    run.controller._recorder = run.recorder = small
     run.started(2)
     run.until(State.STOPPED, at_most=20)
     assert "does not answer" in run.controller.reason
@@ -71,7 +71,9 @@ def test_a_full_disk_stops_the_robot_and_the_rest_stays_in_memory(tmp_path, monk
     assert "No space left on device" in run.controller.reason
     run.steps(20)
     run.recorder.close()
-    assert [one.index for one in run.recorder.recording().periods] == list(range(len(run.records)))
+    recording = run.recorder.recording()
+    assert [one.index for one in recording.periods] == list(range(len(run.records)))
+    assert audit_recording(recording, run.limits) == []
     assert run.recorder.num_unwritten > 0
 
 
