@@ -354,6 +354,25 @@ def write_film(path: Path, frames: Sequence[tuple[float, UInt8[np.ndarray, "_ _ 
     return ""
 
 
+def _headlines(
+    summary: ControlSummary, *, instruction: str | None, is_reached: bool | None
+) -> list[Headline]:
+    broken = len(summary.violations)
+    return [
+        Headline(label="goal", value=GOAL_WORDS[is_reached], note=instruction or "", met=is_reached),
+        Headline(
+            label="limits broken", value=str(broken), met=broken == 0, note="by sent commands; aim: none"
+        ),
+        Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
+        Headline(
+            label="inference, median",
+            value=f"{summary.inference_ms[0]:.0f} ms",
+            note=f"{summary.chunks} chunks",
+        ),
+        Headline(label="rate", value=f"{summary.rate_hz:.1f} Hz", note=summary.end),
+    ]
+
+
 def write_control_page(
     path: Path,
     recording: Recording,
@@ -377,7 +396,6 @@ def write_control_page(
         ValueError: there is nothing in the recording.
     """
     summary = summarize(recording)
-    broken = len(summary.violations)
     instruction, goal = recording.about.get("instruction"), recording.about.get("goal")
     films = [] if film is None else [Film(title="Film", path=film, note="What the policy's cameras saw.")]
     asked = [
@@ -407,19 +425,7 @@ def write_control_page(
         Table(title="Events", header=["time [s]", "event"], rows=_events(recording)),
         *closing_sections([(command, "this run")]),
     ]
-    headlines = [
-        Headline(label="goal", value=GOAL_WORDS[is_reached], note=instruction or "", met=is_reached),
-        Headline(
-            label="limits broken", value=str(broken), met=broken == 0, note="by sent commands; aim: none"
-        ),
-        Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
-        Headline(
-            label="inference, median",
-            value=f"{summary.inference_ms[0]:.0f} ms",
-            note=f"{summary.chunks} chunks",
-        ),
-        Headline(label="rate", value=f"{summary.rate_hz:.1f} Hz", note=summary.end),
-    ]
+    headlines = _headlines(summary, instruction=instruction, is_reached=is_reached)
     write_report(path, title=title, subtitle=machine(), headlines=headlines, sections=sections)
 
 
