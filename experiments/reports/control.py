@@ -354,9 +354,7 @@ def write_film(path: Path, frames: Sequence[tuple[float, UInt8[np.ndarray, "_ _ 
     return ""
 
 
-def _headlines(
-    summary: ControlSummary, *, instruction: str | None, is_reached: bool | None
-) -> list[Headline]:
+def _tiles(summary: ControlSummary, *, instruction: str | None, is_reached: bool | None) -> list[Headline]:
     broken = len(summary.violations)
     return [
         Headline(label="goal", value=GOAL_WORDS[is_reached], note=instruction or "", met=is_reached),
@@ -425,7 +423,7 @@ def write_control_page(
         Table(title="Events", header=["time [s]", "event"], rows=_events(recording)),
         *closing_sections([(command, "this run")]),
     ]
-    headlines = _headlines(summary, instruction=instruction, is_reached=is_reached)
+    headlines = _tiles(summary, instruction=instruction, is_reached=is_reached)
     write_report(path, title=title, subtitle=machine(), headlines=headlines, sections=sections)
 
 
