@@ -17,8 +17,7 @@ from typing import NoReturn
 
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.plugins.completion_plugin import CompletionPlugin
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
 from experiments.config import cli, schema
 from experiments.config.extensions import extensions_in, load_extensions
@@ -110,9 +109,8 @@ def candidates(line: str) -> list[str]:
         return []
     load_extensions(extensions_in(words[2:]))
     schema.register(program)
-    (bash,) = (one for one in Plugins.instance().discover(CompletionPlugin) if one.provides() == "bash")
     with initialize_config_module("conf", version_base="1.3"):
-        completion = bash(GlobalHydra.instance().config_loader())
+        completion = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
         rest = line.split(maxsplit=2)[2:]
         return completion._query(config_name=program, line="".join(rest))
 
