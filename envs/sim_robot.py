@@ -55,6 +55,7 @@ class SimRobot:
         self._on_the_way: deque[tuple[float, SensorReading]] = deque()  # arrival time
         self._newest: SensorReading | None = None
         self._captured_step = -1
+        self._num_stops = 0
         self._hold = self._first_hold()
         self.success = False  # whether the goal has been reached
         self.is_over = False  # whether the episode has ended, by success or by time
@@ -94,13 +95,20 @@ class SimRobot:
         Raises:
             ValueError: the action is not finite or has the wrong shape.
         """
+        num_stops = self._num_stops
         passed = self._catch_up(self._clock.now())
+        if self._num_stops != num_stops:  # stopped by another thread since this command began
+            return
         self._hold = self._holding(action)
         if self._env.num_steps <= passed:
             self._advance(action)
 
     def stop(self) -> None:
-        """Let the arm come to rest where it is: the simulated servos hold it in periods without a command."""
+        """Let the arm come to rest: its servos hold the last target in periods without a command.
+
+        What the gripper holds stays held. See `Robot.stop`.
+        """
+        self._num_stops += 1
 
     def _catch_up(self, now: float) -> int:
         """Spend the periods that have passed without a command, and return how many have passed in all."""

@@ -20,8 +20,12 @@ from experiments.config.serving import ServeRun
 from policies.exported import BundlePolicy
 from policies.serving import wire
 from policies.serving.access import Access, read_token, server_tls
+from policies.serving.log_budget import LineBudget
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import OPENPI_PATH, VLA_EVAL_PATH, PolicyServer, ServedPolicy, ServerSettings
+
+LONGEST_SILENCE_S = 60.0  # of the status in a file, while clients are served
+SERVER_LOG = "policies.serving.server"
 
 schema.register("serve")
 
@@ -87,13 +91,17 @@ def describe(server: PolicyServer, *, access: Access, keys: ObservationMap) -> s
 
 
 async def _show_status(server: PolicyServer, *, every_s: float) -> None:
-    """Print a line whenever something happened; on a terminal, always the same one."""
+    """Print a line whenever something happened; on a terminal, always the same one.
+
+    In a file, the pause after each line is twice the last, up to a minute.
+    """
     shown, in_place = "", sys.stdout.isatty()
     while True:
         line = server.metrics.line()
         if line != shown:
             print(f"\r{line:<{len(shown)}}" if in_place else line, end="" if in_place else "\n", flush=True)
             shown = line
+            every_s = every_s if in_place else max(every_s, min(2 * every_s, LONGEST_SILENCE_S))
         await asyncio.sleep(every_s)
 
 
@@ -163,7 +171,10 @@ async def serve(run: ServeRun) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="serve")
 def main(config: DictConfig) -> None:
     """Serve."""
-    logging.getLogger("policies.serving.server").setLevel(logging.INFO)
+    logging.getLogger(SERVER_LOG).setLevel(logging.INFO)
+    budget = LineBudget()
+    for name in (SERVER_LOG, f"{SERVER_LOG}.websockets"):
+        logging.getLogger(name).addFilter(budget)
     asyncio.run(serve(schema.typed(config, ServeRun)))
 
 

@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "policies.exported": (*GROUND_FLOOR, "policies", "vla.processing", "onnxruntime"),
     "policies.serving.wire": (*GROUND_FLOOR, "msgpack"),
     "policies.serving.server": (*GROUND_FLOOR, "policies", "websockets"),
+    "policies.serving.intake": ("websockets",),
     "policies.serving.session": (*GROUND_FLOOR, "policies", "websockets"),
     "policies.serving.client": (*GROUND_FLOOR, "policies", "websockets"),
     "vla.disk_faults": (),

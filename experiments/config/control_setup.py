@@ -6,7 +6,6 @@ It also knows the course of one run, from the first observation to rest. The par
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -29,6 +28,7 @@ from policies.runtime.recorder import PeriodRecord, Recorder
 from policies.runtime.safety import SafetyFilter
 from policies.runtime.states import LATCHED, State
 from policies.runtime.watchdog import WatchdogLimits
+from policies.serving.access import read_token
 from vla.interface import Observation, Policy, Robot
 from vla.registry import did_you_mean
 from vla.spec import RobotSpec
@@ -172,7 +172,7 @@ def open_policy(
     if (bundle is None) == (server is None):
         raise ValueError(f"give either bundle=... or server=..., not bundle={bundle} and server={server}")
     if server is not None:
-        token = os.environ.get(token_env)
+        token = read_token(environment_variable=token_env, file=None)
         with contextlib.closing(RemoteForWorker(url=server, token=token, wait_s=server_wait_s)) as remote:
             yield LoadedPolicy(remote, remote.max_committed)
         return

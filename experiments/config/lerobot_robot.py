@@ -1,10 +1,14 @@
 """`robot=lerobot`: any robot that LeRobot drives, by the name under which it is registered there.
 
+Leaving the program lets no arm fall: where the robot's configuration has `disable_torque_on_disconnect`, it
+is false unless `settings` say otherwise, and a printed line says what the motors will do.
+
 LeRobot is not a dependency: install it into the environment that controls the robot (Python 3.12 or newer).
 Robots of packages named `lerobot_robot_*`, and those that a module among `extensions` registers, are found
 too.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -19,11 +23,13 @@ from experiments.config.robot import RobotSetup
 from experiments.config.robot_file import confirmed_limits, read_robot_file
 from policies.robots.lerobot import LerobotDevice, LerobotRobot
 from policies.runtime.clock import Clock
-from policies.runtime.limits import SafetyLimits
+from policies.runtime.limits import GRIPPER, SafetyLimits
 from vla.errors import VLAError, did_you_mean
 from vla.interface import SensorReading
 from vla.registry import FilePath
 from vla.spec import RobotSpec
+
+_TORQUE = "disable_torque_on_disconnect"  # as LeRobot names it
 
 
 class LerobotMissing(VLAError):
@@ -98,13 +104,14 @@ class LerobotSetup(RobotSetup):
         spec = read_robot_file(self.robot_file).spec
         if self.cameras is not None:
             spec = spec.seeing(self.cameras)
+        grippers = tuple(name for name, limits in self.limits.channels.items() if limits.kind == GRIPPER)
         device = make_device(self.type, self.settings)
-        with LerobotRobot(device=device, spec=spec, clock=clock) as robot:
+        with LerobotRobot(device=device, spec=spec, clock=clock, grippers=grippers) as robot:
             yield LerobotWithoutScene(robot)
 
 
 def make_device(kind: str, settings: Mapping[str, Any]) -> LerobotDevice:
-    """Make a driver of LeRobot, not yet connected.
+    """Make a driver of LeRobot, not yet connected, and print what its motors do when the program ends.
 
     Args:
         kind: its registered type.
@@ -133,7 +140,40 @@ def make_device(kind: str, settings: Mapping[str, Any]) -> LerobotDevice:
         config = draccus.decode(robots.RobotConfig, {"type": kind, **settings})
     except draccus.utils.DecodingError as error:
         raise ValueError(f"robot.settings of {kind!r}: {error}") from error
+    print(_torque_line(kind, torque_at_the_end(config, settings)), flush=True)
     return robots.make_robot_from_config(config)
+
+
+def torque_at_the_end(config: Any, settings: Mapping[str, Any]) -> list[bool]:
+    """Have the motors hold at the end unless `settings` say otherwise; return who lets go, one per arm.
+
+    Args:
+        config: of the robot; those of the arms of a robot with two lie inside.
+        settings: what the user gave, in the same form.
+    """
+    lets_go = []
+    for field_ in dataclasses.fields(config):
+        value, given = getattr(config, field_.name), settings.get(field_.name)
+        if field_.name == _TORQUE:
+            if given is None:
+                setattr(config, _TORQUE, False)
+            lets_go.append(bool(getattr(config, _TORQUE)))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            lets_go += torque_at_the_end(value, given if isinstance(given, Mapping) else {})
+    return lets_go
+
+
+def _torque_line(kind: str, lets_go: list[bool]) -> str:
+    if not lets_go:
+        return (
+            f"{kind}: what its motors do when this program ends is its driver's to decide; support the robot"
+        )
+    if any(lets_go):
+        return f"{kind}: when this program ends its motors let go, and what is in the air falls ({_TORQUE})"
+    return (
+        f"{kind}: when this program ends its motors go on holding, under power and getting warm; with "
+        f"{_TORQUE}: true in robot.settings they let go"
+    )
 
 
 def _register_all(robots: Any) -> dict[str, str]:

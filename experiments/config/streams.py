@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class _LenientFile(io.RawIOBase):
@@ -29,7 +29,7 @@ class _LenientFile(io.RawIOBase):
         except OSError:
             return False
 
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: Any, /) -> int:
         try:
             return os.write(self._descriptor, data)
         except OSError:  # no reader (EPIPE), no terminal (EIO), a full disk: nobody to report it to

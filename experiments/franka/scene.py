@@ -15,7 +15,14 @@ from envs.tabletop.env import TabletopEnv
 from envs.tabletop.live_view import LiveView
 from experiments.config.robot import RobotSetup
 from policies.robots.franka import Following, FrankaRobot
-from policies.robots.franky_arm import Dynamics, FrankaFault, FrankyArm, Setpoint, wait_at_rest
+from policies.robots.franky_arm import (
+    GRASP_FORCE_N,
+    Dynamics,
+    FrankaFault,
+    FrankyArm,
+    Setpoint,
+    wait_at_rest,
+)
 from policies.runtime.clock import Clock
 from vla.interface import SensorReading
 from vla.registry import Range
@@ -97,6 +104,9 @@ class FrankaSetup(RobotSetup):
     needs_realtime: Annotated[bool, "refuse to run without a real-time kernel; a simulator needs none"] = True
     has_gripper: Annotated[bool, "whether the arm has a Franka Hand"] = True
     gripper_speed: Annotated[float, Range(0, 1, open_low=True), "of the fingers [m/s]"] = 0.05
+    gripper_force: Annotated[float, Range(0, 70, open_low=True), "with which an object is grasped [N]"] = (
+        GRASP_FORCE_N
+    )
     dynamics: Annotated[Dynamics, "how hard every joint may move"] = field(default_factory=Dynamics)
     following: Annotated[Following, "how the arm follows its commands"] = field(default_factory=Following)
     go_to_start: Annotated[bool, "move to where the scene's episode begins; look that the way is free"] = True
@@ -126,6 +136,7 @@ class FrankaSetup(RobotSetup):
             dynamics=self.dynamics,
             has_gripper=self.has_gripper,
             gripper_speed=self.gripper_speed,
+            gripper_force=self.gripper_force,
             needs_realtime=self.needs_realtime,
             on_setpoint=on_setpoint,
         )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from policies.runtime.clock import Clock
-from vla.interface import SensorReading
+from vla.interface import ObservationError, SensorReading
 from vla.registry import Range, check_attributes
 from vla.spec import RobotSpec
 
@@ -58,7 +58,10 @@ class Arm(Protocol):
 
 @runtime_checkable
 class Cameras(Protocol):
-    """What gives a frame from every camera. Real cameras ignore the arguments; rendered ones need them."""
+    """What gives a frame from every camera. Real cameras ignore the arguments; rendered ones need them.
+
+    What fails raises `RuntimeError` or `OSError`.
+    """
 
     def frames(
         self, joints: Float64[np.ndarray, "7"], opening: float, *, stamp: float
@@ -183,13 +186,17 @@ class FrankaRobot:
         """Return the newest reading; the state's stamp stays when the arm has measured nothing new.
 
         Raises:
+            ObservationError: a camera gave no frame; the next call may succeed.
             RuntimeError: the arm is in error.
             OSError: the arm cannot be reached.
         """
         reading = self._arm.read()
         if reading.time_s != self._arm_time_s:
             self._arm_time_s, self._state_stamp = reading.time_s, self._clock.now()
-        images, stamps = self._cameras.frames(reading.joints, reading.opening, stamp=self._state_stamp)
+        try:
+            images, stamps = self._cameras.frames(reading.joints, reading.opening, stamp=self._state_stamp)
+        except (OSError, RuntimeError) as error:
+            raise ObservationError(f"no frames from the cameras: {type(error).__name__}: {error}") from error
         return SensorReading(
             images=images,
             image_stamps=stamps,

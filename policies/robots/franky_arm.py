@@ -8,6 +8,7 @@ estimate of its velocity; joints rather than the hand because their limits are t
 posture, which is held too. Errors of the robot are raised, never cleared: `recover` is for people.
 """
 
+import contextlib
 import importlib
 import threading
 import time
@@ -23,9 +24,13 @@ from policies.robots.franka import ArmReading
 from policies.robots.resolved_rate import FR3, JointRange, joint_velocities
 from vla.registry import Range, check_attributes
 
+GRASP_FORCE_N = 20.0
 MAX_WIDTH_M = 0.08  # between the open fingers of the Franka Hand
 _GRIP_CHANGE_M = 0.004  # smaller changes of a request are left out: each makes the hand stop and go
 _GRIPPER_POLL_S = 0.02
+_CLOSED_M = 0.008  # who wishes the fingers this near to one another wants to hold what is between them
+_STALLED_M, _STALLED_S = 0.0005, 1.0  # fingers that move less in this time have met something, or arrived
+_ABORT_S = 2.0  # for a command that was stopped to end
 _SLOWEST = 20.0  # times slower than real time than which no simulator is waited for
 _EXCEPTIONS = (
     "ControlException",
@@ -105,6 +110,7 @@ class FrankyArm:
         limits: ranges and speeds of the joints.
         has_gripper: whether a Franka Hand is mounted; if not, the gripper counts as open.
         gripper_speed: of the fingers [m/s].
+        gripper_force: with which an object is grasped [N]; the Franka Hand holds with up to 70.
         needs_realtime: refuse to run without a real-time kernel, as a real arm should; a simulator does not.
         on_setpoint: called with every millisecond's setpoint, in a thread of franky's; for recordings.
         franky: the module, for tests; imported if None.
@@ -123,6 +129,7 @@ class FrankyArm:
         limits: JointRange = FR3,
         has_gripper: bool = True,
         gripper_speed: float = 0.05,
+        gripper_force: float = GRASP_FORCE_N,
         needs_realtime: bool = True,
         on_setpoint: Callable[[Setpoint], None] | None = None,
         franky: Any = None,
@@ -144,7 +151,15 @@ class FrankyArm:
         self._robot.joint_velocity_limit.set(np.minimum(self._robot.joint_velocity_limit.max, limits.speed))
         self._robot.joint_acceleration_limit.set(np.full(7, dynamics.acceleration))
         self._robot.joint_jerk_limit.set(np.full(7, dynamics.jerk))
-        self._hand = None if hand is None else Hand(gripper=hand, speed=gripper_speed, errors=self._errors)
+        self._hand = None
+        if hand is not None:
+            self._hand = Hand(
+                gripper=hand,
+                speed=gripper_speed,
+                force=gripper_force,
+                errors=self._errors,
+                refusal=self._franky.CommandException,
+            )
 
     def read(self) -> ArmReading:
         """Return the newest reading. Waits for one, some milliseconds, while no motion is under way.
@@ -196,7 +211,11 @@ class FrankyArm:
         Raises:
             FrankaFault: the arm is in error.
         """
-        if self._robot.is_in_control:
+        try:
+            is_driven = bool(self._robot.is_in_control)
+        except self._errors as error:
+            raise FrankaFault(f"{type(error).__name__}: {error}") from error
+        if is_driven:
             motion = self._franky.JointVelocityStopMotion()
             self._move(motion, asynchronous=True)
 
@@ -246,7 +265,12 @@ class FrankyArm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except FrankaFault as fault:
+            if error is None:
+                raise
+            error.add_note(f"on leaving, the arm could not be brought to rest: {fault}")
 
     def _state(self) -> Any:
         try:
@@ -287,15 +311,42 @@ class FrankyArm:
 class Hand:
     """The Franka Hand, in a thread of its own: a command to it takes until the fingers have arrived.
 
-    The newest wish is carried out when the one before is; what fails is raised by the next look at `opening`.
+    The newest wish is carried out when the one before is; one in the other direction stops that first.
+    Fingers that are to close, or that are stopped by an object on their way, grasp with a force, which the
+    hand keeps up by itself until a wish is wider than what it holds. A command that does not succeed is no
+    failure: on an object of unknown size that is how a movement ends. What does fail is raised by the next
+    look at `opening`.
+
+    Args:
+        gripper: franky's.
+        speed: of the fingers [m/s].
+        force: of a grasp [N].
+        errors: exceptions of franky that mean that the hand has failed.
+        refusal: its exception for a command that did not succeed.
     """
 
-    def __init__(self, *, gripper: Any, speed: float, errors: tuple[type[Exception], ...]) -> None:
-        self._gripper, self._speed, self._errors = gripper, speed, errors
+    def __init__(
+        self,
+        *,
+        gripper: Any,
+        speed: float,
+        force: float,
+        errors: tuple[type[Exception], ...],
+        refusal: type[Exception],
+    ) -> None:
+        self._gripper, self._speed, self._force = gripper, speed, force
+        self._errors, self._refusal = errors, refusal
         self._lock = threading.Lock()
         self._wanted_m: float | None = None
         self._failure = ""
         self._width_m = float(gripper.state.width)
+        self._asked_m, self._begun_at_m = self._width_m, self._width_m  # the last command
+        self._under_way: Any = None  # its future
+        self._is_grasp = False  # whether it was a grasp that has not failed
+        self._moved_at_m, self._num_still = (
+            self._width_m,
+            0,
+        )  # for how many looks the fingers have stood there
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="franka-hand", daemon=True)
         self._thread.start()
@@ -318,25 +369,72 @@ class Hand:
             self._wanted_m = float(np.clip(opening, 0.0, 1.0)) * MAX_WIDTH_M
 
     def close(self) -> None:
-        """End the thread once the command under way has ended."""
+        """End the thread once the command under way has ended; what is grasped stays grasped."""
         self._is_closed.set()
         self._thread.join()
 
     def _run(self) -> None:
-        asked_m, under_way = self._width_m, None
         while not self._is_closed.wait(_GRIPPER_POLL_S):
             try:
-                width = float(self._gripper.state.width)
-                if under_way is not None and under_way.wait(0.0):
-                    under_way = None
-                with self._lock:
-                    self._width_m, wanted_m = width, self._wanted_m
-                if under_way is None and wanted_m is not None and abs(wanted_m - asked_m) > _GRIP_CHANGE_M:
-                    under_way, asked_m = self._gripper.move_async(wanted_m, self._speed), wanted_m
+                self._look()
             except self._errors as error:
                 with self._lock:
                     self._failure = f"{type(error).__name__}: {error}"
                 return
+
+    def _look(self) -> None:
+        """Note where the fingers are and do what is to be done now."""
+        width = float(self._gripper.state.width)
+        with self._lock:
+            self._width_m, wanted = width, self._wanted_m
+        self._num_still += 1
+        if abs(width - self._moved_at_m) > _STALLED_M:
+            self._moved_at_m, self._num_still = width, 0
+        if self._under_way is not None and self._under_way.wait(0.0):
+            self._end_command()
+        if wanted is None:
+            return
+        if self._is_grasp and wanted <= width + _GRIP_CHANGE_M / 2:
+            return  # it holds, or is about to; a second grasp would be an error
+        if abs(wanted - self._asked_m) > _GRIP_CHANGE_M:
+            turns_back = (wanted - width) * (self._asked_m - self._begun_at_m) < 0
+            if self._under_way is None or turns_back or self._is_stalled:
+                self._begin(wanted, width, is_grasp=wanted <= _CLOSED_M)
+        elif self._asked_m < width - _GRIP_CHANGE_M and self._is_stalled:
+            self._begin(wanted, width, is_grasp=True)  # there is an object in the way
+
+    @property
+    def _is_stalled(self) -> bool:
+        return self._num_still * _GRIPPER_POLL_S >= _STALLED_S
+
+    def _begin(self, wanted: float, width: float, *, is_grasp: bool) -> None:
+        """Send a command, after stopping what the hand does."""
+        if self._under_way is not None or self._is_grasp:
+            self._stop()
+        self._asked_m, self._begun_at_m, self._is_grasp = wanted, width, is_grasp
+        self._moved_at_m, self._num_still = width, 0
+        if is_grasp:
+            self._under_way = self._gripper.grasp_async(
+                wanted, self._speed, self._force, epsilon_inner=wanted, epsilon_outer=MAX_WIDTH_M - wanted
+            )
+        else:
+            self._under_way = self._gripper.move_async(wanted, self._speed)
+
+    def _stop(self) -> None:
+        with contextlib.suppress(self._refusal):
+            self._gripper.stop()
+        if self._under_way is not None and self._under_way.wait(_ABORT_S):
+            self._end_command()
+        self._under_way, self._is_grasp = None, False
+
+    def _end_command(self) -> None:
+        """Take the outcome of the command that has ended."""
+        try:
+            succeeded = bool(self._under_way.get())
+        except self._refusal:
+            succeeded = False
+        self._under_way = None
+        self._is_grasp = self._is_grasp and succeeded
 
 
 def wait_at_rest(arm: FrankyArm, *, speed: float = 0.002, timeout_s: float = 5.0) -> None:

@@ -5,6 +5,9 @@ LeRobot's drivers (SO-101, Koch, LeKiwi and the plugins named `lerobot-robot-*`)
 one picture per camera. `LerobotDevice` states them; `LerobotRobot` puts the numbers in the order of a
 `RobotSpec` and back. Numbers keep the device's units, so the spec must be in these (degrees, or LeRobot's
 -100 to 100). Drivers hold their last target: a robot that must stop by itself when commands cease needs more.
+
+A stop keeps what is held: an arm hangs some degrees below its target, and a gripper presses an object because
+its target lies inside of it. Commanding measured positions would let the arm sag and the object fall.
 """
 
 import threading
@@ -20,6 +23,8 @@ from vla.spec import RobotSpec
 
 _FRESH_S = 0.1  # a measured position older than this is no place to hold at
 _BUS_WAIT_S = 0.1  # how long a stop waits for another use of the motors' bus to end
+_NEAR_SHARE = 0.05  # of a channel's range: a joint this near to its target keeps it when stopped
+_STOP_ATTEMPTS = 3  # a packet on the bus may be lost
 
 
 @runtime_checkable
@@ -71,6 +76,8 @@ class LerobotRobot:
         clock: of stamps.
         state_keys: names of the device for state channels, in the order of the spec; their own if None.
         action_keys: the same for action channels.
+        grippers: action channels, by their names in the spec, that keep their last target when stopped,
+            however far from it they are; those with `gripper` in the name if None.
 
     Raises:
         ValueError: the device lacks a channel or camera, or the spec is not of joint targets.
@@ -84,6 +91,7 @@ class LerobotRobot:
         clock: Clock,
         state_keys: tuple[str, ...] | None = None,
         action_keys: tuple[str, ...] | None = None,
+        grippers: tuple[str, ...] | None = None,
     ) -> None:
         if spec.action_convention != "joint_target":
             raise ValueError(f"LeRobot's drivers take joint targets; {spec.name!r} {spec.action_convention}")
@@ -96,6 +104,12 @@ class LerobotRobot:
         self._num_stops = 0
         self._state_keys = spec.state_names if state_keys is None else state_keys
         self._action_keys = spec.action_names if action_keys is None else action_keys
+        if grippers is None:
+            grippers = tuple(name for name in spec.action_names if "gripper" in name)
+        self._near = {
+            key: float("inf") if channel.name in grippers else _NEAR_SHARE * (channel.high - channel.low)
+            for key, channel in zip(self._action_keys, spec.action, strict=False)
+        }
         sizes = {camera.name: (camera.height, camera.width, 3) for camera in spec.cameras}
         _require("state channels", self._state_keys, device.observation_features, len(spec.state))
         _require("action channels", self._action_keys, device.action_features, len(spec.action))
@@ -111,12 +125,17 @@ class LerobotRobot:
         """Return what the driver reads now: one call for motors and cameras, hence one stamp for all.
 
         Raises:
-            ObservationError: something is missing, or of the wrong kind.
-            OSError, RuntimeError: the driver's own.
+            ObservationError: something is missing or of the wrong kind, or the driver could not read: a lost
+                packet, a camera that gave nothing in time. The next call may succeed.
         """
         stamp = self._clock.now()
-        with self._bus:
-            seen = self._device.get_observation()
+        try:
+            with self._bus:
+                seen = self._device.get_observation()
+        except (OSError, RuntimeError) as error:
+            raise ObservationError(
+                f"the device could not be read: {type(error).__name__}: {error}"
+            ) from error
         measured = {key: float(seen[key]) for key in self._action_keys if key in seen}
         self._measured, self._measured_at = measured, stamp
         cameras = self.robot_spec.camera_names
@@ -144,28 +163,28 @@ class LerobotRobot:
         named = {key: float(value) for key, value in zip(self._action_keys, targets, strict=True)}
         with self._bus:
             if self._num_stops == num_stops:
-                self._targets = named
                 self._device.send_action(named)
+                if self._num_stops == num_stops:
+                    self._targets = named
         if self._num_stops != num_stops:  # stopped by another thread since this command began
             self.stop()
 
     def stop(self) -> None:
-        """Have the motors hold where they were just measured to be, or else at their last targets.
+        """Have the motors hold their last targets, or where they were measured if that is far from these.
 
         It reads nothing, since the driver reads cameras and motors in one call and a camera may hang. Where
         such a call is under way it waits for it briefly, then sends all the same; see `Robot.stop`.
 
         Raises:
             RobotNotStopped: a motor has neither a measured position nor a target; the others were stopped.
-            OSError, RuntimeError: the driver's own, from sending.
+            OSError, RuntimeError: the driver's own, from sending, three times.
         """
         self._num_stops += 1
         has_bus = self._bus.acquire(timeout=_BUS_WAIT_S)
         try:
-            is_fresh = self._clock.now() - self._measured_at <= _FRESH_S
-            hold = self._targets | self._measured if is_fresh else self._measured | self._targets
+            hold = self._hold()
             if hold:
-                self._device.send_action(hold)
+                self._send_surely(hold)
         finally:
             if has_bus:
                 self._bus.release()
@@ -175,6 +194,25 @@ class LerobotRobot:
                 f"the device measured no position of {unknown} and was given no target for them: they "
                 "could not be commanded to hold; if the robot moves, cut its power"
             )
+
+    def _hold(self) -> dict[str, float]:
+        """Return where each motor shall stay; none that was neither measured nor commanded."""
+        is_fresh = self._clock.now() - self._measured_at <= _FRESH_S
+        hold = dict(self._measured)
+        for key, target in self._targets.items():
+            distance = abs(target - self._measured.get(key, target))
+            if not is_fresh or distance <= self._near[key]:
+                hold[key] = target
+        return hold
+
+    def _send_surely(self, hold: dict[str, float]) -> None:
+        for attempts_left in reversed(range(_STOP_ATTEMPTS)):
+            try:
+                self._device.send_action(hold)
+                return
+            except (OSError, RuntimeError):
+                if not attempts_left:
+                    raise
 
     def __enter__(self) -> "LerobotRobot":
         if not self._device.is_connected:

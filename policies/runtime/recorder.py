@@ -24,6 +24,7 @@ from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
+from vla.disk_faults import DiskFault
 from vla.files import JsonLinesAppender, read_json_lines, staged_file, write_json_lines
 from vla.interface import Robot, SensorReading
 from vla.spec import RobotSpec
@@ -156,7 +157,7 @@ class Recorder:
         """Why the record of the run will not be whole, or empty; a robot should not be driven on then."""
         failure = self._worker.failure
         if failure is not None:
-            return f"{self.directory / RECORDING_FILE} cannot be written: {failure}"
+            return str(failure) if isinstance(failure, DiskFault) else f"the recording has failed: {failure}"
         if len(self._unwritten) >= self._max_unwritten:
             return (
                 f"the disk of {self.directory / RECORDING_FILE} does not answer, and "

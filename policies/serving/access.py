@@ -48,8 +48,13 @@ class Access:
     allowed_origins: tuple[str, ...] = ()  # web pages that may connect; programs send no Origin
 
     def __post_init__(self) -> None:
-        if self.token is not None and (len(self.token) < MIN_TOKEN_CHARACTERS or not self.token.isascii()):
-            raise AccessError(f"the token is no ASCII text of at least {MIN_TOKEN_CHARACTERS} characters")
+        token = self.token
+        if token is not None and not (
+            len(token) >= MIN_TOKEN_CHARACTERS and token.isascii() and token.isprintable()
+        ):
+            raise AccessError(
+                f"the token is no line of ASCII text of at least {MIN_TOKEN_CHARACTERS} characters"
+            )
         if is_loopback(self.host):
             return
         if self.token is None:
@@ -124,7 +129,8 @@ def server_tls(*, certificate: Path | None, key: Path | None) -> ssl.SSLContext 
     """Return the TLS context of a server; None where neither file is given.
 
     Raises:
-        AccessError: only one of the two is given, a file is missing, or they do not fit each other.
+        AccessError: only one of the two is given, a file is missing, they do not fit each other, or the key
+            asks for a passphrase.
     """
     if certificate is None and key is None:
         return None
@@ -135,8 +141,15 @@ def server_tls(*, certificate: Path | None, key: Path | None) -> ssl.SSLContext 
         raise AccessError(f"TLS: there is no file {', '.join(missing)}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def refuse_passphrase() -> str:
+        raise AccessError(
+            f"TLS: the key {key} asks for a passphrase; store it without one (openssl pkey -in {key} -out "
+            "plain.key), readable by the server's user alone"
+        )
+
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password=refuse_passphrase)
     except ssl.SSLError as error:
         raise AccessError(
             f"TLS: {certificate} and {key} are no certificate with its key ({error.reason})"

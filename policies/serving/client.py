@@ -3,6 +3,8 @@
 Every wait has a deadline, every reply is decoded under limits and checked before it is an action. After any
 failure of the connection it is closed and stays closed until `reconnect` is called: a robot decides
 when to trust a server again. It never retries a request, and holds nothing between requests but the socket.
+Only what may pass is waited for: an address that is wrong for good is reported at once. No message holds the
+token, nor what follows a `?` in the address.
 """
 
 import contextlib
@@ -12,15 +14,17 @@ import socket
 import ssl
 import struct
 import time
+import urllib.parse
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from policies.serving.access import is_loopback
 from policies.serving.contract import PolicyUnavailable, RemoteContract, agreed_contract, stated_contract
 from policies.serving.protocols import SEQ_KEY
 from policies.serving.wire import DEFAULT_LIMITS, WireError, WireLimits, decode, encode
@@ -30,12 +34,16 @@ from vla.spec import RobotSpec
 CLOSE_TIMEOUT_S = 0.5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to connect; each is twice the last
 PASSING_CODES = ("unreachable", "timeout", "busy")  # refusals that a later attempt may not meet
+UNKNOWN_HOST = "unknown_host"  # wrong for good at first; later on the network may be what has gone
+BUSY_STATUSES = (429, 502, 503, 504)  # a server, or a proxy before it, that will answer in time
 NO_ACTION_CODES = ("no_action", "bad_action")
 OUR_FAULT_PREFIXES = ("observation", "image", "state", "instruction", "committed", "missing_key")
 
 
 class RemotePolicy:
     """A `Policy` over a websocket, for one thread. Made by `open`; a context manager."""
+
+    _logger = logging.getLogger("policies.serving.client")
 
     def __init__(
         self,
@@ -49,7 +57,15 @@ class RemotePolicy:
         clock: Callable[[], float],
         sleep: Callable[[float], None],
     ) -> None:
+        self._shown_url = _require_address(url, tls)
         self._url, self._token, self._tls = url, token, tls
+        if token is not None:
+            _require_sendable(token)
+            if url.startswith("ws:") and not is_loopback(urllib.parse.urlsplit(url).hostname or ""):
+                self._logger.warning(
+                    "the token goes to %s in plain text, for all on the network to read; wss:// hides it",
+                    self._shown_url,
+                )
         self._timeout_s, self._open_timeout_s, self._limits = timeout_s, open_timeout_s, limits
         self._clock, self._sleep = clock, sleep
         self._connection: ClientConnection | None = None
@@ -90,7 +106,8 @@ class RemotePolicy:
             sleep: waits between attempts to reconnect [s].
 
         Raises:
-            PolicyUnavailable: nobody answers, the token is refused, or the server serves something else.
+            PolicyUnavailable: nobody answers, the token is refused, or the server serves something else; at
+                once if the address is none, its host unknown, or another program answers there.
             SpecMismatch: the server's policy is for another robot than `contract` says.
         """
         policy = cls(
@@ -103,7 +120,9 @@ class RemotePolicy:
             clock=clock,
             sleep=sleep,
         )
-        stated = policy._connect_within(retry_s=within_s, give_up_s=within_s + open_timeout_s)
+        stated = policy._connect_within(
+            retry_s=within_s, give_up_s=within_s + open_timeout_s, passing=PASSING_CODES
+        )
         try:
             policy._contract = agreed_contract(stated, contract, expected_policy_id)
         except (ValueError, PolicyUnavailable):
@@ -165,11 +184,13 @@ class RemotePolicy:
             PolicyUnavailable: nobody answered `within_s`, or another policy than before is served now.
         """
         self.close()
-        stated = self._connect_within(retry_s=within_s, give_up_s=within_s)
+        stated = self._connect_within(
+            retry_s=within_s, give_up_s=within_s, passing=(*PASSING_CODES, UNKNOWN_HOST)
+        )
         if stated is not None and stated != self.contract:
             self.close()
             raise PolicyUnavailable(
-                "changed", f"{self._url} serves another policy than before; open it anew to accept that"
+                "changed", f"{self._shown_url} serves another policy than before; open it anew to accept that"
             )
 
     def close(self) -> None:
@@ -189,15 +210,20 @@ class RemotePolicy:
     ) -> None:
         self.close()
 
-    def _connect_within(self, *, retry_s: float, give_up_s: float) -> RemoteContract | None:
-        """Try to connect: begin no attempt after `retry_s`, and end the last by `give_up_s`."""
+    def _connect_within(
+        self, *, retry_s: float, give_up_s: float, passing: tuple[str, ...]
+    ) -> RemoteContract | None:
+        """Try to connect: begin no attempt after `retry_s`, end the last by `give_up_s`.
+
+        Only failures with one of the codes in `passing` are tried again.
+        """
         began, pause = self._clock(), FIRST_PAUSE_S
         while True:
             left_s = began + give_up_s - self._clock()
             try:
                 return self._connect(max(0.0, min(self._open_timeout_s, left_s)))
             except PolicyUnavailable as error:
-                if error.code not in PASSING_CODES or self._clock() + pause > began + retry_s:
+                if error.code not in passing or self._clock() + pause > began + retry_s:
                     raise
             self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -224,9 +250,11 @@ class RemotePolicy:
             self._connection = self._closing.enter_context(opening)
             _limit_sending(self._connection.socket, self._timeout_s)
             frame = self._connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-        except (OSError, WebSocketException) as error:  # TimeoutError and ssl.SSLError are OSErrors
+        except (OSError, WebSocketException, AssertionError) as error:
+            # TimeoutError and ssl.SSLError are OSErrors; websockets 17.4 asserts in its handshake when a peer
+            # resets the connection while the request is sent.
             self.close()
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(self._shown_url, error) from error
         try:
             if isinstance(frame, str):
                 raise WireError("text_frame", "the greeting is a text frame")
@@ -234,7 +262,7 @@ class RemotePolicy:
         except ValueError as error:
             self.close()
             raise PolicyUnavailable(
-                "greeting", f"{self._url} is no policy server that this client understands: {error}"
+                "greeting", f"{self._shown_url} is no policy server that this client understands: {error}"
             ) from error
 
     def _ask(self, observation: Observation) -> Float32[np.ndarray, "time action"]:
@@ -246,13 +274,15 @@ class RemotePolicy:
         frame = encode(message)
         connection = self._connection
         if connection is None:
-            raise PolicyUnavailable("closed", f"the connection to {self._url} is closed; call reconnect")
+            raise PolicyUnavailable(
+                "closed", f"the connection to {self._shown_url} is closed; call reconnect"
+            )
         try:
             connection.send(frame)
             return self._await_answer(connection, deadline)
         except (OSError, WebSocketException, WireError) as error:
             self.close()
-            raise _lost(self._url, error, self._timeout_s) from error
+            raise _lost(self._shown_url, error, self._timeout_s) from error
 
     def _await_answer(
         self, connection: ClientConnection, deadline: float
@@ -292,15 +322,68 @@ def _limit_sending(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
+def _require_address(url: str, tls: ssl.SSLContext | None) -> str:
+    """Return an address as messages may show it: without user, password and what follows a `?`.
+
+    Raises:
+        PolicyUnavailable: it is no address of a websocket server; the message holds one that may be meant.
+    """
+    parts = urllib.parse.urlsplit(url if "//" in url else f"//{url}")
+    shown = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise PolicyUnavailable("address", f"no connection to {shown!r}: {error}") from error
+    host, likely = parts.hostname, "wss" if parts.scheme in ("https", "wss") else "ws"
+    if parts.scheme not in ("ws", "wss") or not host:
+        meant = f"{likely}://{host or 'host'}:{port or 'port'}"
+        raise PolicyUnavailable(
+            "address", f"{shown!r} is no address of a policy server: write {meant} (wss:// with TLS)"
+        )
+    if tls is not None and parts.scheme == "ws":
+        raise PolicyUnavailable("address", f"{shown!r} is without TLS although TLS is wanted: write wss://")
+    return shown
+
+
+def _require_sendable(token: str) -> None:
+    """Raise `PolicyUnavailable`, which never holds the token, if no header can carry it."""
+    if not token or not token.isascii() or not token.isprintable():
+        raise PolicyUnavailable(
+            "token",
+            f"the token ({len(token)} characters) is empty, or holds a line break or a character outside "
+            "ASCII, which no request can carry; look at the variable or file that it comes from",
+        )
+
+
 def _unreachable(url: str, error: Exception) -> PolicyUnavailable:
+    """Return why there is no connection; the code tells whether a later attempt may fare better."""
+    code, reason = "unreachable", str(error) or "the connection ended at once"
     if isinstance(error, InvalidStatus):
-        status = error.response.status_code
-        reasons = {401: ("token", "it refuses the token"), 403: ("refused", "it refuses this client")}
-        code, reason = reasons.get(status, ("busy", f"it answers with status {status}: loading, or full"))
-        return PolicyUnavailable(code, f"no connection to {url}: {reason}")
-    if isinstance(error, TimeoutError):
-        return PolicyUnavailable("timeout", f"no connection to {url}: no answer in time")
-    return PolicyUnavailable("unreachable", f"no connection to {url}: {error}")
+        code, reason = _refused(error.response.status_code)
+    elif isinstance(error, TimeoutError):
+        code, reason = "timeout", "no answer in time"
+    elif isinstance(error, socket.gaierror):
+        if error.errno != socket.EAI_AGAIN:
+            code = UNKNOWN_HOST
+        reason = f"its host cannot be found ({error.strerror})"
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        code = "certificate"
+    elif isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        code, reason = "tls", "the server there speaks no TLS; ws:// is without"
+    elif isinstance(error, InvalidHandshake) and not isinstance(error.__cause__, EOFError):
+        code, reason = "not_a_server", f"another program answers there ({error})"
+    return PolicyUnavailable(code, f"no connection to {url}: {reason}")
+
+
+def _refused(status: int) -> tuple[str, str]:
+    """Return code and reason of an HTTP status that is no welcome."""
+    if status == 401:
+        return "token", "it refuses the token"
+    if status == 403:
+        return "refused", "it refuses this client"
+    if status in BUSY_STATUSES:
+        return "busy", f"it answers with status {status}: loading, or full"
+    return "not_a_server", f"it answers with status {status}: another program, or another path"
 
 
 def _lost(url: str, error: Exception, timeout_s: float) -> PolicyUnavailable:

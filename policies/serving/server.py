@@ -24,6 +24,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from policies.serving.access import Access, Refusal
+from policies.serving.intake import Intake, MeasuredConnection
 from policies.serving.metrics import ServerMetrics
 from policies.serving.observation_map import ObservationMap
 from policies.serving.prometheus import CONTENT_TYPE, prometheus_text, wants_text
@@ -43,7 +44,6 @@ from vla.spec import RobotSpec
 
 OPENPI_PATH, VLA_EVAL_PATH = "/", "/vla-eval"
 CLOSE_TIMEOUT_S = 2.0  # for a closing handshake, and for the last inference
-FRAMES_BUFFERED = 2  # of one connection, beyond the one that is read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +121,12 @@ class PolicyServer:
                 compression=None,
                 server_header=None,
                 max_size=self._settings.limits.max_bytes,
-                max_queue=FRAMES_BUFFERED,
-                ping_timeout=None,  # benchmarks block for minutes; `idle_timeout_s` ends dead connections
+                max_queue=None,  # intake.py bounds what is held
+                ping_interval=None,  # benchmarks block for minutes: sessions decide whether to ping
                 open_timeout=self._settings.open_timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
                 logger=frames_logger,
-                create_connection=_limited_connection(self._settings.max_sockets),
+                create_connection=Intake(max_sockets=self._settings.max_sockets).connection_class(),
             ) as server:
                 self.port = _port(server)
                 if await self._prepare(stop):
@@ -158,6 +158,7 @@ class PolicyServer:
             settings=self._settings.session,
             clock=self._clock,
             logger=self._logger,
+            has_pings=self._settings.max_connections == 1,
         )
         self._logger.info("ready policy=%s", served.policy_id)
         return not stop.is_set()
@@ -256,6 +257,7 @@ class PolicyServer:
         ):
             await connection.close(CloseCode.TRY_AGAIN_LATER, "full")
             return
+        assert isinstance(connection, MeasuredConnection), "made by Intake"
         protocol, name = self._protocols[request.path.partition("?")[0]](), secrets.token_hex(4)
         self.metrics.connections_open += 1
         self.metrics.counts["accepted"] += 1
@@ -292,26 +294,6 @@ def server_metadata(
         "max_bytes": settings.limits.max_bytes,
         "request_timeout_s": settings.session.request_timeout_s,
     }
-
-
-def _limited_connection(max_sockets: int) -> type[ServerConnection]:
-    """Return a connection class that drops TCP connections beyond a number, before any handshake."""
-    num_open = 0
-
-    class LimitedConnection(ServerConnection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            nonlocal num_open
-            num_open += 1
-            super().connection_made(transport)
-            if num_open > max_sockets:
-                self.transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            nonlocal num_open
-            num_open -= 1
-            super().connection_lost(exc)
-
-    return LimitedConnection
 
 
 def _respond_json(connection: ServerConnection, status: HTTPStatus, content: Any) -> Response:

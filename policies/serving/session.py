@@ -1,8 +1,9 @@
 """One connection of the server: reads frames, keeps the newest observation, answers one at a time.
 
 While one request is in inference one more may wait; a newer observation takes its place, and the older is
-answered with the error `superseded`. Every request has a deadline. What goes wrong is answered with a code
-and an id that the log has too; the connection stays usable.
+answered with the error `superseded` (messages beyond a megabyte are read one at a time: intake.py). Every
+request has a deadline. What goes wrong is answered with a code and an id that the log has too; the connection
+stays usable. Nothing refers to a message any longer than it is used.
 """
 
 import asyncio
@@ -15,10 +16,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
+from policies.serving.intake import MeasuredConnection
 from policies.serving.metrics import ServerMetrics
 from policies.serving.observation_map import RequestError
 from policies.serving.protocols import Notice, Problem, Request, ServerProtocol
@@ -30,6 +31,7 @@ from vla.registry import Range, check_attributes
 
 MAX_MESSAGE_CHARACTERS = 400  # of an error's text
 MAX_DOUBLINGS = 5  # of the pause after a malformed frame
+PING_EVERY_S = 5.0
 MAX_LOGGED_ERRORS = 20  # of one session's wrong requests; all are counted, and our own errors always logged
 
 
@@ -50,6 +52,9 @@ class SessionSettings:
     max_malformed: Annotated[
         int, Range(1, 10**4), "frames in a row that are no messages; then the connection is closed"
     ] = 16
+    ping_timeout_s: Annotated[
+        float, _SECONDS, "where one client has the server to itself: for it to answer a ping, or it has died"
+    ] = 10.0
     malformed_pause_s: Annotated[
         float, Range(0, 60), "before reading on after such a frame; doubles with each in a row"
     ] = 0.05
@@ -68,6 +73,23 @@ class Backend:
     settings: SessionSettings
     clock: Callable[[], float]  # monotonic [s]
     logger: logging.Logger
+    has_pings: bool = False  # whether peers that do not answer pings are cut off
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Waiting:
+    """A request for inference, and how large its message was, which it refers to."""
+
+    request: Request
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Malformed:
+    """Why a message was none; the error itself would refer to the message by its traceback."""
+
+    code: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,10 +105,10 @@ class Session:
     """One connection after its handshake; `run` lives as long as it does."""
 
     def __init__(
-        self, *, connection: ServerConnection, protocol: ServerProtocol, backend: Backend, name: str
+        self, *, connection: MeasuredConnection, protocol: ServerProtocol, backend: Backend, name: str
     ) -> None:
         self._connection, self._protocol, self._backend, self._name = connection, protocol, backend, name
-        self._waiting: Request | None = None
+        self._waiting: _Waiting | None = None
         self._arrived = asyncio.Event()
         self._previous_total_s: float | None = None
         self._num_errors = 0
@@ -98,36 +120,67 @@ class Session:
             if greeting is not None:
                 await self._send(greeting)
             async with asyncio.TaskGroup() as group:
-                answering = group.create_task(self._answer_requests())
-                await self._read_frames()
-                answering.cancel()
+                others = [group.create_task(self._answer_requests())]
+                if self._backend.has_pings:
+                    others.append(group.create_task(self._ping()))
+                await self._read_messages()
+                for task in others:
+                    task.cancel()
         except* ConnectionClosed:
             pass
+        finally:
+            await self._connection.drop_rest()
 
-    async def _read_frames(self) -> None:
+    async def _ping(self) -> None:
+        """Cut off a peer that answers no ping: it has died without a word, and others wait for its place."""
+        timeout_s = self._backend.settings.ping_timeout_s
+        while True:
+            await asyncio.sleep(min(PING_EVERY_S, timeout_s))
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await (await self._connection.ping())
+            except TimeoutError:
+                if not self._connection.is_held_back:  # else its answer may wait behind a large message
+                    self._backend.logger.warning("cut off session=%s reason=it answers no ping", self._name)
+                    self._connection.transport.abort()
+                    return
+
+    async def _read_messages(self) -> None:
         settings, num_malformed = self._backend.settings, 0
         while num_malformed < settings.max_malformed:
             try:
                 async with asyncio.timeout(settings.idle_timeout_s):
-                    frame = await self._connection.recv()
+                    parsed = self._parse(*(await self._connection.receive()))
             except TimeoutError:
                 self._backend.logger.info("idle session=%s", self._name)
                 await self._connection.close(CloseCode.GOING_AWAY, "idle")
                 return
-            try:
-                await self._take(frame)
-                num_malformed = 0
-            except WireError as error:
+            if isinstance(parsed, _Malformed):
                 num_malformed += 1
-                await self._report(error, seq=None)
+                await self._send_problem(parsed.code, parsed.text, seq=None)
                 pause = settings.malformed_pause_s * 2 ** min(num_malformed - 1, MAX_DOUBLINGS)
-                await asyncio.sleep(pause)  # its own frames wait in its socket; nobody else's do
+                await asyncio.sleep(pause)  # its own messages wait in its socket; nobody else's do
+            else:
+                num_malformed = 0
+                await self._take(parsed)
+            del parsed
         self._backend.logger.warning("closed session=%s reason=malformed frames", self._name)
         await self._connection.close(CloseCode.POLICY_VIOLATION, "too many malformed frames")
 
-    async def _take(self, frame: str | bytes) -> None:
-        parsed = self._protocol.parse(frame, received=self._backend.clock())
-        if parsed.starts_episode:
+    def _parse(self, frame: str | bytes, num_bytes: int) -> _Waiting | Notice | _Malformed:
+        """Return what a message means. Only a request refers to it afterward; all others are released."""
+        try:
+            parsed = self._protocol.parse(frame, received=self._backend.clock())
+        except WireError as error:
+            parsed = _Malformed(code=error.code, text=str(error))
+        if isinstance(parsed, Request):
+            return _Waiting(request=parsed, num_bytes=num_bytes)
+        self._connection.release(num_bytes)
+        return parsed
+
+    async def _take(self, parsed: _Waiting | Notice) -> None:
+        starts_episode = (parsed if isinstance(parsed, Notice) else parsed.request).starts_episode
+        if starts_episode:
             self._backend.metrics.counts["episodes"] += 1
         if isinstance(parsed, Notice):
             if parsed.reply is not None:
@@ -137,7 +190,10 @@ class Session:
         superseded, self._waiting = self._waiting, parsed
         self._arrived.set()
         if superseded is not None:
-            await self._send_problem("superseded", "a newer observation came", seq=superseded.seq)
+            seq = superseded.request.seq
+            self._connection.release(superseded.num_bytes)
+            del superseded, parsed
+            await self._send_problem("superseded", "a newer observation came", seq=seq)
 
     async def _send(self, frame: str | bytes) -> None:
         """Send, or cut off a client that does not read, which also ends the wait for its frames."""
@@ -152,9 +208,12 @@ class Session:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            request, self._waiting = self._waiting, None
-            if request is not None:
-                await self._answer(request)
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                num_bytes = waiting.num_bytes
+                await self._answer(waiting.request)
+                del waiting
+                self._connection.release(num_bytes)
 
     async def _answer(self, request: Request) -> None:
         backend = self._backend

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 
@@ -235,6 +236,18 @@ def test_continuing_as_something_else_is_refused(record, spec, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("do not touch")
     assert "holds ['thesis.tex']" in refused(tmp_path / "other", spec)
     DatasetWriter(root, robot_spec=spec, storage="image").close()  # refusals let go of the lock
+
+
+def test_a_recording_that_failed_before_its_first_episode_binds_nobody(tmp_path, spec):
+    root = tmp_path / "d"
+    with contextlib.suppress(KeyboardInterrupt), DatasetWriter(root, robot_spec=spec, extra_info={"bump": 9}):
+        raise KeyboardInterrupt
+    with DatasetWriter(
+        root, robot_spec=make_spec(hz=10.0), storage="image", extra_info={"bump": 1}
+    ) as writer:
+        write_episodes(writer, make_episodes(make_spec(hz=10.0), [3]))
+    assert Dataset(root).robot_spec.control_hz == 10.0
+    assert "extra_info {'bump': 1}, now it is {}" in refused(root, make_spec(hz=10.0))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from envs import opengl
 from envs.base import CannotBeCopied
 from envs.flat_observation import FlatObservation
 from envs.opengl import NoOpenGL
+from envs.registry import probe_env
 from envs.rendering import GlContext, Renderer, apply_quality
 from envs.tabletop.env import TabletopEnv
 from envs.tabletop.scene import build_model
@@ -132,6 +133,13 @@ def test_a_variable_that_is_wrong_is_named_once_and_nothing_else_is_said(variabl
     assert (done.returncode, done.stderr) == (0, "")
     assert variable in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_wrong_task_is_found_before_any_work():
+    right = {"family": "tabletop", "level": "none"}
+    assert probe_env({"reach": {**right, "task": "reach"}}).name == "fr3_tabletop"
+    with pytest.raises(ValueError, match="'raech' is unknown; did you mean 'reach'"):
+        probe_env({task: {**right, "task": task} for task in ("reach", "raech")})
 
 
 def test_environments_are_made_used_and_closed_in_several_threads():

@@ -57,6 +57,25 @@ def test_a_second_command_for_a_period_comes_too_late():
     assert env.num_steps == 1
 
 
+def test_a_stop_during_a_command_keeps_it_from_being_executed_and_later_ones_are():
+    robot, env, clock = make()
+    robot.observe()
+    before, advance = env.position.copy(), env.advance
+
+    def stopped_meanwhile(action):
+        robot.stop()  # as from another thread
+        robot.stop()
+        return advance(action)
+
+    env.advance = stopped_meanwhile
+    clock.advance(DT)  # the period that passed is spent first
+    robot.command(np.float32([0.05, 0.0, 1.0]))
+    np.testing.assert_array_equal(env.position, before)
+    env.advance = advance
+    robot.command(np.float32([0.05, 0.0, 1.0]))
+    assert (env.position != before).any()
+
+
 def test_observations_arrive_after_their_latency_with_the_stamp_of_their_capture():
     robot, _, clock = make(latency_s=2 * DT)
     began = clock.now()

@@ -9,11 +9,13 @@ from hydra import compose, initialize_config_module
 
 from envs.collection import DemonstrationEpisode
 from envs.disturbance import Disturbance
+from envs.opengl import NoOpenGL
 from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.config import schema
 from experiments.config.schema import CollectSettings
-from experiments.train import is_simulated, record_if_asked
+from experiments.recorded_look import recorded_looks
+from experiments.train import datasets, is_simulated, record_if_asked
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.spec import CameraSpec, Channel, RobotSpec, SpecMismatch
@@ -66,11 +68,16 @@ def test_a_recording_with_other_cameras_is_used_only_if_asked(tmp_path):
     record_if_asked(tiny_run(tmp_path, "env.cameras=[wrist]", "record=false"))
 
 
-def test_a_run_is_rolled_out_where_its_robot_is_and_pictures_are_the_same(tmp_path):
+def test_a_run_is_rolled_out_where_its_robot_is_and_pictures_are_the_same(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, "env.render_quality=full", "env.cameras=[wrist]")
     record_if_asked(run)
     spec = Dataset(tmp_path).robot_spec
     assert is_simulated(run, spec)
+    assert recorded_looks(datasets(run)) == {"tabletop": ["full"]}
+    with monkeypatch.context() as broken:  # found before training, which takes hours
+        broken.setenv("PYOPENGL_PLATFORM", "x11")
+        with pytest.raises(NoOpenGL, match="PYOPENGL_PLATFORM=x11"):
+            is_simulated(run, spec)
     assert not is_simulated(run, dataclasses.replace(spec, name="somebody's arm"))
     for override, told in (
         ("env.render_quality=fast", r"render_quality=full.*Give env\.render_quality=full"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 from program_fixtures import composed, read_until
 
 from experiments.serve import access_of, load_bundle, serve, settings_of
@@ -70,6 +71,31 @@ def test_it_tells_how_to_connect_serves_and_ends_with_code_0(number, tmp_path):
         assert process.wait(timeout=60) == 0
 
 
+def test_its_log_is_bounded_however_many_clients_misbehave(tmp_path):
+    port = free_port()
+    with program(f"port={port}", f"out_dir={tmp_path}", "status_every_s=0.05") as process:
+        read_until(process, "no request yet")
+        for _ in range(700):
+            with socket.create_connection(("127.0.0.1", port)) as one:
+                one.sendall(b"GET /nothing HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+                while one.recv(4096):  # until it is refused, or dropped
+                    pass
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    lines = (tmp_path / "serve.log").read_text().splitlines()
+    refused = sum("reason=path" in line for line in lines)
+    assert 100 < refused < 500
+    assert len(lines) < 500
+
+
+def test_its_log_file_rotates():
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("serve", ["bundle=b"], return_hydra_config=True)
+    handler = config.hydra.job_logging.handlers.file
+    assert handler["class"] == "logging.handlers.RotatingFileHandler"
+    assert handler.maxBytes * (handler.backupCount + 1) <= 20_000_000
+
+
 def test_an_open_door_ends_with_a_message(tmp_path):
     with program("port=0", f"out_dir={tmp_path}", "host=0.0.0.0") as process:
         printed, _ = process.communicate(timeout=150)
@@ -87,6 +113,22 @@ def test_an_open_door_ends_with_a_message(tmp_path):
         (("server.vla_eval_execute_horizon=5",), "vla_eval_execute_horizon is 5"),
         (("server.limits.max_bytes=0",), "server.limits.max_bytes is 0"),
         (("bundle=tests",), "no usable bundle"),
+        (("server.max_connections=0",), "server.max_connections is 0"),
+        (("server.max_connections=1000000000",), "server.max_connections is 1"),
+        (("server.session.send_timeout_s=1e9",), "server.session.send_timeout_s is 1"),
+        (("server.limits.max_depth=1000000000",), "server.limits.max_depth is 1"),
+        (("server.max_sockets=0",), "server.max_sockets is 0"),
+        (("server.open_timeout_s=0",), "server.open_timeout_s is 0"),
+        (("server.session.request_timeout_s=0",), "server.session.request_timeout_s is 0"),
+        (("server.session.request_timeout_s=nan",), "server.session.request_timeout_s is nan"),
+        (("server.session.request_timeout_s=inf",), "server.session.request_timeout_s is inf"),
+        (("server.session.idle_timeout_s=-1",), "server.session.idle_timeout_s is -1"),
+        (("server.session.ping_timeout_s=0",), "server.session.ping_timeout_s is 0"),
+        (("server.limits.max_bytes=100000000000000000000",), "server.limits.max_bytes"),
+        (("status_every_s=0",), "status_every_s is 0"),
+        (("status_every_s=nan",), "status_every_s is nan"),
+        (("port=-1",), "port is -1"),
+        (("port=65536",), "port is 65536"),
     ],
 )
 def test_a_wrong_configuration_ends_with_a_message(overrides, words):

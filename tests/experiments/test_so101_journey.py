@@ -182,7 +182,8 @@ def test_control_drives_it_once_a_person_has_confirmed_the_limits(journey, tmp_p
     printed = program("control", *arguments, cwd=home)
     assert re.search(r"goal +not judged", printed)
     sent = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sent[-1] == "disconnected"
+    assert sent[-1] == {"torque off": False}
+    assert "stand_in_arm: when this program ends its motors go on holding" in printed
     assert len(sent) > 30, "two seconds at 30 Hz"
     told = program(
         "control", *[a.replace("stand_in_arm", "stand_in_am") for a in arguments], cwd=home, code=1

@@ -1,6 +1,9 @@
 """A long program continues where it stopped."""
 
+from pathlib import Path
+
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.quickstart import overrides
 from experiments.reports.tables import format_table
@@ -43,6 +46,16 @@ def test_tuples_and_lists_are_the_same_setting(tmp_path):
 
 def test_overrides_are_what_hydra_reads():
     assert overrides({"a": ["x", "y"], "b": 1, "c": []}, prefix="p.") == ["p.a=[x,y]", "p.b=1", "p.c=[]"]
+
+
+@pytest.mark.parametrize(
+    "name", ["gr\u00fcn", "a,b", "a(b)", "a=b", "#~&", "{x}", "a b", "it's", "null", "1e5"]
+)
+def test_an_override_of_any_path_is_read_back(name):
+    (argument,) = overrides({"path": Path(name)})
+    override = OverridesParser.create().parse_override(argument)
+    assert not override.is_sweep_override()
+    assert override.value() == name
 
 
 def test_tables_are_aligned():

@@ -5,8 +5,10 @@ import time
 
 import pytest
 import wandb
+from program_fixtures import composed
 
 from experiments import wandb_sink
+from experiments.train import make_sinks
 from experiments.wandb_sink import WandbSink, is_logged_in
 
 
@@ -92,3 +94,18 @@ def test_the_real_wandb_writes_offline(tmp_path, monkeypatch):
     sink.log(1, {"loss": 0.5})
     sink.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("key", "variable", "project"),
+    [(None, None, "vla-stack"), (None, "theirs", "theirs"), ("mine", "theirs", "mine")],
+)
+def test_the_project_is_that_of_the_key_or_of_the_environment(tmp_path, monkeypatch, key, variable, project):
+    given = []
+    monkeypatch.setattr(wandb_sink, "WandbSink", lambda **arguments: given.append(arguments))
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    overrides = [] if key is None else [f"wandb_project={key}"]
+    make_sinks(composed("train", "logger=wandb", *overrides), tmp_path)
+    assert [arguments["project"] for arguments in given] == [project]

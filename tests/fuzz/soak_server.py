@@ -1,11 +1,13 @@
 """Serves four clients for minutes, one of which sends garbage; run by hand, never collected.
 
     python tests/fuzz/soak_server.py 30        # minutes
+    python tests/fuzz/soak_server.py memory    # 16 clients x 4 x 8 MB of garbage, 10 rounds
 
 First a quiet phase of a tenth of the time with the three honest clients alone, then all four. Every honest
 answer is compared with what the policy should say. It prints the honest clients' p99 in both phases and the
 server's resident memory, and fails on a wrong answer, on memory that grew by more than 5 % in the second
-half, or on a p99 beyond twice the quiet one.
+half, or on a p99 beyond twice the quiet one. `memory` fails if the server ever takes 100 MB more than when it
+was quiet.
 """
 
 import multiprocessing
@@ -138,12 +140,70 @@ def resident_bytes(pid: int) -> int:
     return pages * resource.getpagesize()
 
 
-def main(minutes: float) -> None:
+def send_large(url: str, kind: int) -> None:
+    """Send four times 8 MB of garbage, whether or not anybody answers, and hang up."""
+    size = 8 << 20
+    header = b"\x81\xa1a\xc6" + (size - 8).to_bytes(4, "big")  # the third is a map with 8 MB at "a"
+    piece = (b"\x80" * size, random.Random(kind).randbytes(size), header + b"\0" * (size - 8))[kind % 3]
+    try:
+        with connect(url, compression=None, proxy=None, ping_interval=None) as connection:
+            connection.recv(timeout=60)
+            for _ in range(4):
+                connection.send(piece)
+            for _ in range(4):
+                connection.recv(timeout=60)
+    except (WebSocketException, OSError):
+        pass
+
+
+def send_rounds(url: str, num_rounds: int, turn: Synchronized) -> None:
+    """Send large garbage from 16 clients at once, in a process of its own, again and again."""
+    for _ in range(num_rounds):
+        clients = [threading.Thread(target=send_large, args=(url, kind)) for kind in range(16)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        turn.value += 1
+
+
+def measure_memory(url: str, pid: int) -> None:
+    """Print what the server takes in each round of large garbage, and how honest clients fare meanwhile."""
+    quiet_memory: list[int] = []
+    _, quiet_p99 = phase(url, 5.0, with_garbage=False, memory=quiet_memory, pid=pid)
+    processes, num_rounds = multiprocessing.get_context("spawn"), 10
+    turn = processes.Value("l", 0)
+    sender = processes.Process(target=send_rounds, args=(url, num_rounds, turn), daemon=True)
+    stop, latencies, wrong = threading.Event(), [], []
+    honest = threading.Thread(target=ask, args=(url, 1000, stop, latencies, wrong))
+    honest.start()
+    sender.start()
+    most, began = [0] * (num_rounds + 1), time.monotonic()
+    while sender.is_alive():
+        most[turn.value] = max(most[turn.value], resident_bytes(pid))
+        time.sleep(0.005)
+    stop.set()
+    honest.join()
+    seconds = time.monotonic() - began
+    quiet, after = quiet_memory[-1], resident_bytes(pid)
+    p99 = float(np.percentile(latencies, 99)) * 1e3
+    print(f"resident MB: quiet {quiet / 1e6:.1f}, afterward {after / 1e6:.1f}; most in each round:")
+    print("   ", " ".join(f"{size / 1e6:.1f}" for size in most[:num_rounds]))
+    print(f"{seconds:.0f} s; honest p99 {quiet_p99:.1f} ms quiet, {p99:.1f} ms, {len(wrong)} wrong")
+    if max(most) > quiet + 100e6 or wrong or turn.value != num_rounds:
+        raise SystemExit("does not hold")
+
+
+def main(what: str) -> None:
     command, quiet_log = [sys.executable, "-c", PROGRAM], subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=quiet_log, text=True)
     try:
         assert process.stdout is not None
         url = f"ws://127.0.0.1:{int(process.stdout.readline())}"
+        if what == "memory":
+            measure_memory(url, process.pid)
+            return
+        minutes = float(what)
         quiet_memory: list[int] = []
         memory: list[int] = []
         _, quiet = phase(url, 6 * minutes, with_garbage=False, memory=quiet_memory, pid=process.pid)
@@ -161,4 +221,4 @@ def main(minutes: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    main(sys.argv[1])

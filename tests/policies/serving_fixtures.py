@@ -93,12 +93,19 @@ def message_of(number, **more):
 
 
 def settings(
-    *, request_timeout_s=WAIT_S, idle_timeout_s=WAIT_S, send_timeout_s=WAIT_S, max_malformed=16, **more
+    *,
+    request_timeout_s=WAIT_S,
+    idle_timeout_s=WAIT_S,
+    send_timeout_s=WAIT_S,
+    ping_timeout_s=WAIT_S,
+    max_malformed=16,
+    **more,
 ):
     session = SessionSettings(
         request_timeout_s=request_timeout_s,
         idle_timeout_s=idle_timeout_s,
         send_timeout_s=send_timeout_s,
+        ping_timeout_s=ping_timeout_s,
         max_malformed=max_malformed,
         malformed_pause_s=0.001,
     )

@@ -1,6 +1,7 @@
 """The remote policy and servers that fail: it gives up in time, says why, and finds the next one."""
 
 import contextlib
+import http.server
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from serving_fixtures import (
 )
 from websockets.sync.server import serve
 
+from policies.serving import client
 from policies.serving.access import Access, server_tls
 from policies.serving.client import PolicyUnavailable, RemotePolicy
 from policies.serving.server import ServedPolicy
@@ -129,6 +132,129 @@ def test_nobody_there_is_unreachable():
     with pytest.raises(PolicyUnavailable) as caught:
         RemotePolicy.open(f"ws://127.0.0.1:{free_port()}")
     assert caught.value.code == "unreachable"
+
+
+def never_waits(seconds):
+    pytest.fail("it waited")
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        ("robot.local:8000", "address", "write ws://robot.local:8000"),
+        ("127.0.0.1:8000", "address", "write ws://127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/x", "address", "write ws://127.0.0.1:8000"),
+        ("https://127.0.0.1:8000", "address", "write wss://127.0.0.1:8000"),
+        ("ws://", "address", "write ws://host:port"),
+        ("ws://127.0.0.1:80000", "address", "Port out of range"),
+        ("ws://no-such-host.invalid:8000", "unknown_host", "host cannot be found"),
+    ],
+)
+def test_an_address_that_is_wrong_for_good_is_reported_at_once(monkeypatch, url, code, words):
+    def fail(*arguments, **settings):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(PolicyUnavailable, match=words) as caught:
+        RemotePolicy.open(url, within_s=60.0, sleep=never_waits)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("path", ["/", "/elsewhere"])
+def test_another_program_is_reported_at_once(path):
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(PolicyUnavailable, match="another program") as caught:
+            RemotePolicy.open(
+                f"ws://127.0.0.1:{other.server_port}{path}",
+                open_timeout_s=WAIT_S,
+                within_s=60.0,
+                sleep=never_waits,
+            )
+        other.shutdown()
+    assert caught.value.code == "not_a_server"
+
+
+def test_a_program_that_speaks_no_http_is_reported_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet():
+            peer, _ = other.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                peer.recv(4096)
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(PolicyUnavailable) as caught:
+            RemotePolicy.open(
+                f"ws://127.0.0.1:{other.getsockname()[1]}",
+                open_timeout_s=WAIT_S,
+                within_s=60.0,
+                sleep=never_waits,
+            )
+    assert caught.value.code == "not_a_server"
+
+
+def test_a_connection_that_is_reset_in_the_handshake_may_pass(monkeypatch):
+    def reset(*arguments, **settings):
+        raise AssertionError  # as websockets 17.4 does then, now and again
+
+    monkeypatch.setattr(client, "connect", reset)
+    with pytest.raises(PolicyUnavailable, match="ended at once") as caught:
+        RemotePolicy.open("ws://127.0.0.1:1")
+    assert caught.value.code == "unreachable"
+
+
+def test_a_path_that_our_server_does_not_have_is_reported_at_once():
+    with running_server() as running, pytest.raises(PolicyUnavailable, match="status 404") as caught:
+        RemotePolicy.open(running.url("/policy"), open_timeout_s=WAIT_S, within_s=60.0, sleep=never_waits)
+    assert caught.value.code == "not_a_server"
+
+
+def test_a_host_that_was_known_is_looked_for_again(monkeypatch):
+    with running_server() as running, opened(running) as remote:
+        remote.close()
+        find, failures = socket.getaddrinfo, [socket.gaierror(socket.EAI_NONAME, "not known")] * 2
+
+        def find_in_the_end(*arguments, **settings):
+            if failures:
+                raise failures.pop()
+            return find(*arguments, **settings)
+
+        monkeypatch.setattr(socket, "getaddrinfo", find_in_the_end)
+        remote.reconnect(within_s=WAIT_S)
+        assert remote.predict([observation_of(2)])[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN}\r\nX-More: 1", f"{TOKEN}\u00e9", ""])
+def test_a_token_that_no_header_carries_is_refused_without_being_shown(token, caplog):
+    with pytest.raises(PolicyUnavailable, match=f"the token \\({len(token)} characters") as caught:
+        RemotePolicy.open("ws://127.0.0.1:1", token=token, within_s=60.0, sleep=never_waits)
+    assert caught.value.code == "token"
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert TOKEN not in told
+
+
+def test_what_an_address_hides_is_in_no_message():
+    with pytest.raises(PolicyUnavailable) as caught:
+        RemotePolicy.open(f"ws://me:{TOKEN[:7]}@127.0.0.1:{free_port()}/?token={TOKEN[:7]}")
+    assert TOKEN[:7] not in str(caught.value)
+
+
+def test_a_token_on_an_open_network_is_warned_of(caplog):
+    with pytest.raises(PolicyUnavailable):
+        RemotePolicy.open("ws://192.0.2.1:8000", token=TOKEN, open_timeout_s=0.05)
+    assert "the token goes to ws://192.0.2.1:8000 in plain text" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+def test_the_authority_in_ssl_cert_file_is_trusted(monkeypatch):
+    certificate, key = GOLDEN / "tls" / "valid.pem", GOLDEN / "tls" / "valid.key"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    access = Access(port=0, tls=server_tls(certificate=certificate, key=key))
+    with running_server(access=access) as running, opened(running) as remote:
+        assert remote.predict([observation_of(2)])[0, 0, 0] == 2
 
 
 def test_after_a_reconnect_the_same_policy_has_to_answer():

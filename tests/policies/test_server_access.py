@@ -1,6 +1,7 @@
 """Who may connect to the server: limits of connections, tokens, origins, TLS.
 
-tests/golden/tls holds self-made certificates for 127.0.0.1: one to 2126, one that has expired.
+tests/golden/tls holds self-made certificates for 127.0.0.1: one to 2126, one that has
+expired. locked.key is the first one's, behind the passphrase `secret`.
 """
 
 import logging
@@ -38,7 +39,8 @@ def test_one_connection_too_many_is_refused_until_one_leaves():
 
 
 def test_sockets_beyond_the_limit_are_dropped_and_the_robot_is_served():
-    with running_server(server_settings=settings(max_sockets=4)) as running, running.openpi() as robot:
+    patient = settings(max_sockets=4, open_timeout_s=10 * WAIT_S)  # so that only the limit drops anybody
+    with running_server(server_settings=patient) as running, running.openpi() as robot:
         held = [raw_socket(running.port) for _ in range(20)]
         try:
             assert robot.ask(message_of(5))["actions"][0, 0] == 5
@@ -162,6 +164,17 @@ def test_a_client_refuses_an_expired_certificate():
         pytest.raises(ssl.SSLCertVerificationError, match="expired"),
     ):
         running.connect(ssl=trusting("expired"))
+
+
+def test_a_token_of_two_lines_is_refused():
+    with pytest.raises(AccessError, match="no line of ASCII text") as caught:
+        Access(token=f"{TOKEN}\n{TOKEN}")
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_key_that_asks_for_a_passphrase_is_refused_and_nobody_is_asked():
+    with pytest.raises(AccessError, match=r"locked\.key asks for a passphrase; store it without"):
+        server_tls(certificate=TLS / "valid.pem", key=TLS / "locked.key")
 
 
 def test_incomplete_tls_is_refused(tmp_path):

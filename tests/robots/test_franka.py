@@ -17,6 +17,7 @@ from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.safety import SafetyFilter, UnsafeStart
 from policies.runtime.states import State
 from policies.runtime.watchdog import WatchdogLimits
+from vla.interface import ObservationError
 
 DT = 0.05
 
@@ -115,7 +116,7 @@ def test_a_stop_works_twice_when_cameras_fail():
     robot, arm, _ = make()
     robot._cameras.error = OSError("camera is gone")
     robot.command(action(move=(0.02, 0, 0)))
-    with pytest.raises(OSError, match="camera is gone"):
+    with pytest.raises(ObservationError, match="OSError: camera is gone"):
         robot.observe()
     robot.stop()
     robot.stop()

@@ -5,6 +5,7 @@ machine makes these tests longer, not wrong. `experiments.franka_trials` counts 
 """
 
 import dataclasses
+import time
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -49,6 +50,21 @@ def test_the_hand_is_where_the_robot_says_to_a_millimeter(setup):
         setup.view.show(reading.joints, reading.opening)
         assert abs(setup.view.hand().position - reading.position).max() < 1e-3
         assert abs(setup.view.rotation() - reading.rotation).max() < 2e-3
+
+
+def test_the_hand_closes_with_force_and_opens_again(setup):
+    for wish, least, most in (
+        (1.0, 0.9, 1.0),
+        (0.0, 0.0, 0.1),
+        (1.0, 0.9, 1.0),
+        (0.5, 0.4, 0.6),
+        (1.0, 0.9, 1.0),
+    ):
+        setup.arm.grip(wish)
+        give_up = time.monotonic() + 60.0
+        while not least <= setup.arm.read().opening <= most:
+            assert time.monotonic() < give_up, f"asked for {wish}, is at {setup.arm.read().opening}"
+            time.sleep(0.05)
 
 
 def test_the_scripted_expert_reaches_the_named_object_within_every_limit(setup, tmp_path):

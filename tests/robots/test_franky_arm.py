@@ -1,6 +1,7 @@
 """What is sent to franky, with a small imitation of it: the motions, the errors, the hand."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,12 +109,39 @@ class FakeRobot:
         return True
 
 
-class FakeGripper:
+class Command:
+    """The future of a command to the hand."""
+
     def __init__(self):
-        self.width, self.error = 0.04, None
-        self.moves, self.moved = [], threading.Event()
-        self.is_done = threading.Event()
+        self.done, self.outcome = threading.Event(), True
+
+    def end(self, outcome):
+        self.outcome = outcome
+        self.done.set()
+
+    def wait(self, timeout):
+        return self.done.wait(timeout)
+
+    def get(self):
+        assert self.done.is_set()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+class FakeGripper:
+    """Fingers that go where they are sent, as far as an object lets them; commands end when a test says so.
+
+    As the real one: a movement onto an object never ends by itself, a second grasp is refused, and while
+    something is grasped no movement begins.
+    """
+
+    def __init__(self):
+        self.width, self.error, self.object_m = 0.04, None, 0.0
+        self.moves, self.commands, self.moved = [], [], threading.Event()
         self.looks = threading.Semaphore(0)
+        self.grasped = False
+        self.refusal = RuntimeError
 
     @property
     def state(self):
@@ -122,10 +150,38 @@ class FakeGripper:
             raise self.error
         return SimpleNamespace(width=self.width)
 
-    def move_async(self, width, speed):
-        self.moves.append((width, speed))
+    def _note(self, *what):
+        self.moves.append(what)
+        self.commands.append(Command())
         self.moved.set()
-        return SimpleNamespace(wait=lambda _timeout: self.is_done.is_set())
+        return self.commands[-1]
+
+    def move_async(self, width, speed):
+        assert not self.grasped, "a hand that grasps does not move"
+        return self._note(width, speed)
+
+    def grasp_async(self, width, speed, force, epsilon_inner, epsilon_outer):
+        assert not self.grasped, "a second grasp is an error"
+        return self._note("grasp", width, speed, force, epsilon_outer)
+
+    def stop(self):
+        self.moves.append(("stop",))
+        self.grasped = False
+        for command in self.commands:
+            if not command.done.is_set():
+                command.end(self.refusal("Command aborted"))
+
+    def wait_for(self, number):
+        give_up = time.monotonic() + TIMEOUT_S
+        while len(self.moves) < number and time.monotonic() < give_up:
+            time.sleep(0.005)
+        return self.moves
+
+    def pass_looks(self, number=4):
+        while self.looks.acquire(blocking=False):
+            pass
+        for _ in range(number):
+            assert self.looks.acquire(timeout=TIMEOUT_S)
 
 
 @pytest.fixture
@@ -249,6 +305,38 @@ def test_leaving_an_arm_in_error_still_closes_all_and_raises_the_first_fault(fra
     assert franky.robot.joins == 1
 
 
+def test_an_arm_that_cannot_even_be_asked_still_closes_its_hand(franky):
+    one = arm(franky, has_gripper=True)
+
+    class Gone(FakeRobot):
+        @property
+        def is_in_control(self):
+            raise franky.NetworkException("gone")
+
+        @is_in_control.setter
+        def is_in_control(self, value):
+            pass
+
+    one._robot = Gone()
+    with pytest.raises(FrankaFault, match="NetworkException: gone"):
+        one.close()
+    assert not one._hand._thread.is_alive()
+    assert one._robot.joins == 1
+
+
+def test_a_fault_on_leaving_does_not_hide_what_went_wrong_before(franky):
+    franky.robot.is_in_control = True
+
+    def drive():
+        with arm(franky):
+            franky.robot.error = franky.ControlException("reflex")
+            raise KeyError("camera")
+
+    with pytest.raises(KeyError, match="camera") as caught:
+        drive()
+    assert "could not be brought to rest: ControlException: reflex" in caught.value.__notes__[0]
+
+
 def test_every_setpoint_can_be_listened_to(franky):
     received = []
     one = arm(franky, on_setpoint=received.append)
@@ -259,21 +347,100 @@ def test_every_setpoint_can_be_listened_to(franky):
     np.testing.assert_array_equal(received[0].commanded, np.full(7, 0.1))
 
 
-def test_the_hand_carries_out_the_newest_wish_when_it_can(franky):
-    gripper = franky.gripper
-    with arm(franky, has_gripper=True, gripper_speed=0.1) as one:
-        assert one.read().opening == pytest.approx(0.5)
-        one.grip(1.0)
-        assert gripper.moved.wait(TIMEOUT_S)
-        gripper.moved.clear()
-        one.grip(0.3)
-        one.grip(0.0)  # before the first has ended
-        for _ in range(3):
-            assert gripper.looks.acquire(timeout=TIMEOUT_S)
-        assert gripper.moves == [(0.08, 0.1)]
-        gripper.is_done.set()
-        assert gripper.moved.wait(TIMEOUT_S)
-        assert gripper.moves == [(0.08, 0.1), (0.0, 0.1)]
+@pytest.fixture
+def hand(franky):
+    """A gripper whose hand is driven, and what sends wishes to it."""
+    franky.gripper.refusal = franky.CommandException
+    with arm(franky, has_gripper=True, gripper_speed=0.1, gripper_force=30.0) as one:
+        yield franky.gripper, one
+
+
+GRASP = ("grasp", 0.0, 0.1, 30.0, 0.08)
+
+
+def test_the_hand_carries_out_the_newest_wish_when_the_one_before_is(hand):
+    gripper, one = hand
+    assert one.read().opening == pytest.approx(0.5)
+    one.grip(0.6)
+    assert gripper.wait_for(1) == [(pytest.approx(0.048), 0.1)]
+    one.grip(0.8)
+    one.grip(1.0)  # before the first has ended
+    gripper.pass_looks()
+    assert len(gripper.moves) == 1
+    gripper.width = 0.048
+    gripper.commands[0].end(True)
+    assert gripper.wait_for(2)[1:] == [(0.08, 0.1)]
+
+
+def test_a_wish_in_the_other_direction_stops_the_hand_first(hand):
+    gripper, one = hand
+    one.grip(1.0)
+    gripper.wait_for(1)
+    gripper.width = 0.06
+    one.grip(0.0)
+    assert gripper.wait_for(3) == [(0.08, 0.1), ("stop",), GRASP]
+
+
+def test_an_object_is_grasped_with_force_once_and_let_go_whatever_its_size(hand):
+    gripper, one = hand
+    one.grip(0.0)
+    assert gripper.wait_for(1) == [GRASP]
+    gripper.width = 0.035
+    gripper.grasped = True
+    gripper.commands[0].end(True)
+    for wish in (0.1, 0.3, 0.0):  # all narrower than the object
+        one.grip(wish)
+        gripper.pass_looks()
+    assert gripper.moves == [GRASP]
+    one.grip(1.0)
+    assert gripper.wait_for(3)[1:] == [("stop",), (0.08, 0.1)]
+
+
+def test_a_stop_of_the_arm_lets_nothing_fall(franky, hand):
+    gripper, one = hand
+    one.grip(0.0)
+    gripper.wait_for(1)
+    gripper.grasped = True
+    gripper.commands[0].end(True)
+    franky.robot.is_in_control = True
+    one.stop()
+    one.close()
+    assert gripper.moves == [GRASP]
+
+
+@pytest.mark.parametrize("outcome", [False, "refused"])
+def test_a_grasp_of_nothing_is_no_failure_and_the_hand_opens_again(franky, hand, outcome):
+    gripper, one = hand
+    one.grip(0.0)
+    gripper.wait_for(1)
+    gripper.width = 0.0
+    gripper.commands[0].end(franky.CommandException("Command failed!") if outcome else False)
+    gripper.pass_looks()
+    assert one.read().opening == 0.0
+    one.grip(1.0)
+    assert gripper.wait_for(2)[1:] == [(0.08, 0.1)]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_fingers_that_meet_an_object_on_their_way_grasp_it(monkeypatch, hand, ends):
+    monkeypatch.setattr(franky_arm, "_STALLED_S", 0.1)
+    gripper, one = hand
+    one.grip(0.25)
+    gripper.wait_for(1)
+    gripper.width = 0.035  # and no further
+    if ends:
+        gripper.commands[0].end(True)
+    moves = [move for move in gripper.wait_for(2 if ends else 3) if move != ("stop",)]
+    assert moves == [(0.02, 0.1), ("grasp", 0.02, 0.1, 30.0, pytest.approx(0.06))]
+
+
+def test_a_movement_that_never_ends_does_not_keep_the_hand_from_opening(hand):
+    gripper, one = hand
+    one.grip(0.25)
+    gripper.wait_for(1)
+    gripper.width = 0.035
+    one.grip(1.0)
+    assert gripper.wait_for(3) == [(0.02, 0.1), ("stop",), (0.08, 0.1)]
 
 
 def test_a_hand_that_fails_is_told_by_the_next_reading(franky):

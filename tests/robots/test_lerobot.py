@@ -54,13 +54,14 @@ def so101_spec(**changes):
     return RobotSpec(**(given | changes))
 
 
-def make(driver, *, spec=None, keys=KEYS):
+def make(driver, *, spec=None, keys=KEYS, grippers=None):
     return LerobotRobot(
         device=driver,
         spec=so101_spec() if spec is None else spec,
         clock=SimulatedClock(start_s=3.0),
         state_keys=keys,
         action_keys=keys,
+        grippers=grippers,
     )
 
 
@@ -76,13 +77,74 @@ def test_numbers_and_pictures_come_in_the_spec_s_order():
     assert reading.image_stamps == {"front": 3.0}
 
 
-def test_targets_go_out_by_name_and_a_stop_holds_what_was_just_measured():
+@pytest.mark.parametrize("grippers", [None, ("gripper",)])
+def test_a_stop_lets_no_arm_sag_and_no_object_fall(grippers):
+    driver = Driver()
+    robot = make(driver, grippers=grippers)
+    robot.command(np.float32([15.5, 10.0]))
+    driver.seen |= {KEYS[0]: 12.5, KEYS[1]: 35.0}  # hangs 3 degrees below; the fingers press an object
+    robot.observe()
+    robot.stop()
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 15.5, KEYS[1]: 10.0}] * 3
+
+
+def test_a_stop_in_motion_holds_where_the_joint_was_just_measured():
     driver = Driver()
     robot = make(driver)
     robot.observe()
-    robot.command(np.float32([20.0, 55.0]))
+    robot.command(np.float32([60.0, 55.0]))
     robot.stop()
-    assert driver.sent == [{KEYS[0]: 20.0, KEYS[1]: 55.0}, {KEYS[0]: 12.5, KEYS[1]: 40.0}]
+    assert driver.sent == [{KEYS[0]: 60.0, KEYS[1]: 55.0}, {KEYS[0]: 12.5, KEYS[1]: 55.0}]
+
+
+def test_a_channel_that_is_no_gripper_by_the_limits_holds_as_a_joint():
+    driver = Driver()
+    robot = make(driver, grippers=())
+    robot.observe()
+    robot.command(np.float32([15.0, 90.0]))
+    robot.stop()
+    assert driver.sent[-1] == {KEYS[0]: 15.0, KEYS[1]: 40.0}
+
+
+def test_a_lost_packet_does_not_keep_an_arm_from_being_stopped():
+    driver = Driver()
+    robot = make(driver)
+    robot.observe()
+    send, failures = driver.send_action, [ConnectionError("no status packet")] * 2
+
+    def fail_at_first(action):
+        if failures:
+            raise failures.pop()
+        return send(action)
+
+    driver.send_action = fail_at_first
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 12.5, KEYS[1]: 40.0}]
+    failures += [ConnectionError("no status packet")] * 3
+    with pytest.raises(ConnectionError):
+        robot.stop()
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no status packet"), TimeoutError("no frame"), RuntimeError("camera is gone")]
+)
+def test_a_read_that_fails_once_is_no_observation_and_a_stop_needs_none(error):
+    driver = Driver()
+    robot = make(driver)
+    robot.observe()
+    read = driver.get_observation
+
+    def fail():
+        raise error
+
+    driver.get_observation = fail
+    with pytest.raises(ObservationError, match=f"{type(error).__name__}: {error}"):
+        robot.observe()
+    robot.stop()
+    assert driver.sent == [{KEYS[0]: 12.5, KEYS[1]: 40.0}]
+    driver.get_observation = read
+    assert robot.observe().state[0] == 12.5
 
 
 def test_a_stop_keeps_the_last_targets_when_what_was_measured_is_old():
@@ -96,7 +158,7 @@ def test_a_stop_keeps_the_last_targets_when_what_was_measured_is_old():
         raise RuntimeError("camera is gone")
 
     driver.get_observation = broken
-    with pytest.raises(RuntimeError, match="camera is gone"):
+    with pytest.raises(ObservationError, match="camera is gone"):
         robot.observe()
     robot.stop()
     robot.stop()

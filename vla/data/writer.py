@@ -106,7 +106,11 @@ class DatasetWriter:
         """Begin a dataset, or check that the one that is there may be continued, and count its episodes."""
         info_path = self.root / layout.INFO_PATH
         if info_path.exists():
-            require_continuable(self.root, read_info(self.root), wanted)
+            info = read_info(self.root)
+            if _holds_nothing(self.root, info):  # begun by a command that failed: its settings bind nobody
+                origin.write_info(self.root, wanted, {})
+            else:
+                require_continuable(self.root, info, wanted)
         else:
             foreign = sorted(path.name for path in self.root.iterdir() if path.name not in (".lock", "meta"))
             if foreign:
@@ -338,6 +342,12 @@ def _remove_temporary_files(root: Path) -> None:
     for folder in (root / "meta", root / layout.STAGING):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
+
+
+def _holds_nothing(root: Path, info: Mapping[str, Any]) -> bool:
+    """Tell whether a dataset that this program began has no episode, not even one that was set aside."""
+    is_ours = origin.read_origin(root, info) is not None
+    return is_ours and not info["total_episodes"] and not any((root / layout.STAGING).rglob("episode-*"))
 
 
 def _recorded(root: Path) -> tuple[list[Extra], int]:

@@ -16,6 +16,7 @@ class StandInConfig:
     start: dict
     cameras: dict = field(default_factory=dict)
     id: str | None = None
+    disable_torque_on_disconnect: bool = True
 
     def make(self):
         return StandInArm(self)
@@ -55,4 +56,4 @@ class StandInArm:
     def disconnect(self):
         self.is_connected = False
         with Path(self.config.log).open("a") as file:
-            file.write('"disconnected"\n')
+            file.write(json.dumps({"torque off": self.config.disable_torque_on_disconnect}) + "\n")
