@@ -84,20 +84,19 @@ def read_robot_file(path: Path | str) -> RobotFile:
         raise ValueError(f"robot file {path}: {error}") from error
 
 
-def confirmed_limits(path: Path | str) -> SafetyLimits:
-    """Return the limits of a robot file.
+def require_confirmed_limits(path: Path | str) -> None:
+    """Check that a person has confirmed the limits of a robot file.
 
     Raises:
-        LimitsNotConfirmed: nobody has confirmed them.
+        LimitsNotConfirmed: nobody has.
         ValueError: as `read_robot_file`.
     """
-    file = read_robot_file(path)
-    if not file.limits_confirmed:
+    if not read_robot_file(path).limits_confirmed:
         raise LimitsNotConfirmed(
             f"the limits in {path} were drafted from a recording, and nobody has confirmed them. Check every "
-            "number under limits at the robot, then write limits_confirmed: true in that file"
+            "number under limits at the robot (dry_run=true tries them without a command), then write "
+            "limits_confirmed: true in that file"
         )
-    return file.limits
 
 
 def _channels(channels: Channels, *, kind: str) -> tuple[Channel, ...]:
