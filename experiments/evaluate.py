@@ -88,11 +88,12 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy, load_policy_checkpoint
+        from vla.model.checkpoint import which_checkpoint
         from vla.training.distributed import local_device
 
         loaded = load_policy_checkpoint(path, head=head)
         chosen = str(local_device(device, key="evaluation.device"))
-        print(f"evaluating {loaded.path} on {chosen}")
+        print(f"evaluating {which_checkpoint(loaded.path)}, on {chosen}")
         policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
         return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance, loaded.processor)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")

@@ -70,7 +70,6 @@ def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
         dataset=run.dataset,
         action_horizon=run.processor.action_horizon,
         frame_offsets=run.processor.frame_offsets,
-        seed=run.seed,
         robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
     )
 

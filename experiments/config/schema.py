@@ -152,7 +152,7 @@ class TrainRun(CollectRun):
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
     wandb_project: Annotated[str | None, "null: that of WANDB_PROJECT, else vla-stack"] = None
-    seed: Annotated[int, Range(0), "of the model's weights, of the order of samples, of what is held out"] = 0
+    seed: Annotated[int, Range(0), "of the model's weights and of the order of samples"] = 0
 
 
 @dataclass(kw_only=True)
