@@ -42,6 +42,7 @@ RENAMED = {
     "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
     "twin_share": "env.same_color_share, and collect.recording_same_color_share while recording",
     "colour": "color",
+    "wandb_project": "wandb.project",
     "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
     "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }

@@ -57,8 +57,8 @@ article p.note { margin: 2px 14px 0; }
 .badge { display: inline-block; border-radius: 4px; padding: 0 7px; font-size: 13px; font-weight: 600;
   color: #fff; background: var(--good); }
 .failure .badge { background: var(--bad); }
-pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; overflow-x: auto;
-  font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 pre .comment { color: var(--soft); }
 @media (max-width: 520px) { .charts { grid-template-columns: 1fr; } section { padding: 16px; } }
 """

@@ -142,9 +142,10 @@ class Trainer:
         self.validated_step: int | None = None  # at which `metrics` were measured
         self.best: dict[str, Any] | None = None  # step and loss of the least held-out loss so far
         self._resume()
-        self.sinks: list[MetricSink] = list(sinks)
-        if self.ranks.is_main:
-            self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
+        self.log = (
+            JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step) if self.ranks.is_main else None
+        )
+        self.sinks: list[MetricSink] = [*sinks, *([] if self.log is None else [self.log])]
         self.prefetcher = self._open_prefetcher(train)
         self.validation_set = self._validation_set(validation)
         self.golden = golden_moments(validation if validation.num_samples else train)
@@ -267,10 +268,10 @@ class Trainer:
         return INTERRUPTED
 
     def close(self) -> None:
-        """Stop the batch thread, close the sinks, leave the process group."""
+        """Stop the batch thread, close the log, leave the process group; sinks are their makers' to close."""
         self.prefetcher.close()
-        for sink in self.sinks:
-            sink.close()
+        if self.log is not None:
+            self.log.close()
         leave_ranks(self.ranks)
 
     def _timed_step(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
