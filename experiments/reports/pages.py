@@ -153,21 +153,25 @@ def write_evaluation_page(path: Path, results: Mapping[str, Evaluation], *, titl
 def write_sweep_page(
     path: Path,
     *,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
     chart: Chart | None,
     note: str,
     command: str,
 ) -> None:
-    """Write the table of a sweep, and its chart where the runs differ in one number."""
-    table = Table(title="Runs", header=header, rows=rows, note=note)
-    charts: list[Section] = [] if chart is None else [Charts(title="Success", charts=[chart])]
+    """Write the tables of a sweep, header and rows by title, and a chart if there is one."""
+    charts: list[Section] = [] if chart is None else [Charts(title=chart.y_label, charts=[chart])]
+    shown = [Table(title=title, header=header, rows=rows) for title, (header, rows) in tables.items()]
     write_report(
         path,
         title="A sweep",
         subtitle=machine(),
         headlines=[],
-        sections=[*charts, table, *closing_sections([(command, "this page")])],
+        sections=[
+            *charts,
+            *shown,
+            Text(title="How to read it", paragraphs=[note]),
+            *closing_sections([(command, "this page")]),
+        ],
     )
 
 

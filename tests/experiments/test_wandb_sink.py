@@ -94,14 +94,15 @@ def test_an_error_costs_one_warning(tmp_path, monkeypatch, capsys, error):
 
 
 def test_a_hanging_wandb_blocks_nobody(tmp_path, monkeypatch, capsys):
-    released = threading.Event()
-    monkeypatch.setattr(wandb, "init", lambda **_: released.wait(30) and FakeRun())
+    begun, released = threading.Event(), threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: begun.set() or (released.wait(30) and FakeRun()))
     monkeypatch.setattr(wandb_sink, "_CLOSE_TIMEOUT_S", 0.1)
     monkeypatch.setattr(wandb_sink, "_QUEUE_SIZE", 10)
     sink = make_sink_of(tmp_path)
     started = time.monotonic()
     for step in range(1000):
         sink.log(step, {"loss": 1.0})
+    assert begun.wait(60), "or it would begin in a test after this one"
     sink.close()
     assert time.monotonic() - started < 20.0  # it hangs for 30
     released.set()
