@@ -23,8 +23,8 @@ SUCCESS_HOLD_STEPS = 5  # control periods in a row for which the goal must hold:
 
 
 # Settings that several families of environments declare.
-ImageSize = Annotated[int, Range(8), "height and width of every camera's frames [pixels]"]
-VideoSize = Annotated[int, Range(8), "of frames for people [pixels]"]
+ImageSize = Annotated[int, Range(8, 2048), "height and width of every camera's frames [pixels]"]
+VideoSize = Annotated[int, Range(8, 2160), "of frames for people [pixels]"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

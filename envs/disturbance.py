@@ -30,7 +30,7 @@ class Disturbance:
     """
 
     noise_std: Annotated[
-        float, Range(0), "standard deviation in each period, as a share of half of a channel's range"
+        float, Range(0, 1), "standard deviation in each period, as a share of half of a channel's range"
     ] = 0.0
     probability: Annotated[float, Range(0, 1), "share of the episodes that are disturbed"] = 0.0
     bump_probability: Annotated[

@@ -22,9 +22,9 @@ from vla.spec import RobotSpec
 class SensorFaults:
     """What is wrong with the way from the sensors to the computer."""
 
-    latency_s: Annotated[float, Range(0), "from capture to arrival of an observation [s]"] = 0.0
+    latency_s: Annotated[float, Range(0, 60), "from capture to arrival of an observation [s]"] = 0.0
     jitter_s: Annotated[
-        float, Range(0), "more latency, drawn evenly between 0 and this for each observation [s]"
+        float, Range(0, 60), "more latency, drawn evenly between 0 and this for each observation [s]"
     ] = 0.0
     drop_probability: Annotated[
         float, Range(0, 1, open_high=True), "share of observations that never arrive"

@@ -31,6 +31,7 @@ from envs.registry import ENVIRONMENTS
 MAKE_ENV = "envs.registry:make_env"
 STALL_TIMEOUT_S = 600.0  # no answer from any worker for this long is an error, not patience
 _STOP_TIMEOUT_S = 10.0
+_MOST_WORKERS_A_CORE = 8
 _PROGRAM = "import sys, envs.workers; envs.workers.main(sys.argv[1:])"
 
 
@@ -160,7 +161,7 @@ class WorkerPool:
         env_factory: ``module:function`` that makes an environment from a configuration.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is below 1, or there are far more processes than cores.
     """
 
     def __init__(
@@ -174,6 +175,12 @@ class WorkerPool:
         if num_workers < 1 or slots_per_worker < 1:
             raise ValueError(
                 f"num_workers={num_workers}, slots_per_worker={slots_per_worker}; both need to be at least 1"
+            )
+        cores = os.cpu_count() or 1
+        if num_workers > _MOST_WORKERS_A_CORE * cores:
+            raise ValueError(
+                f"num_workers is {num_workers}, but this machine has {cores} cores; about one a core is "
+                f"fastest, {_MOST_WORKERS_A_CORE * cores} are allowed"
             )
         self.num_slots = num_workers * slots_per_worker
         alive = max_envs(envs_per_worker)

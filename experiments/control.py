@@ -59,10 +59,11 @@ def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple
         How it ended, and whether the goal was reached, if that is judged.
 
     Raises:
-        ValueError: the configuration makes no sense.
+        ValueError: the configuration makes no sense, or nobody has confirmed the limits.
         PolicyUnavailable: the policy server is not there.
         ArmingRefused: the robot never became ready.
     """
+    run.robot.require_confirmed()
     clock = MonotonicClock()
     if run.server is not None:
         print(f"connecting to {run.server}, for at most {run.server_wait_s:g} s", flush=True)

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig
 
 from experiments.config import cli, schema
 from experiments.config.serving import ServeRun
 from policies.exported import BundlePolicy
+from policies.serving import wire
 from policies.serving.access import Access, read_token, server_tls
 from policies.serving.log_budget import LineBudget
 from policies.serving.observation_map import ObservationMap
@@ -108,10 +110,32 @@ def load_bundle(run: ServeRun) -> ServedPolicy:
 
     Raises:
         BundleError: it is damaged, or answers its golden samples differently here.
+        ValueError: the server would refuse every observation.
     """
     policy = BundlePolicy.load(run.bundle, num_threads=run.num_threads)
     committed = policy.processor.max_committed
+    require_readable(policy, run)
     return ServedPolicy(policy=policy, policy_id=policy.bundle_id, max_committed=committed)
+
+
+def require_readable(policy: BundlePolicy, run: ServeRun) -> None:
+    """Check that the limits of messages let an observation through.
+
+    Raises:
+        ValueError: they do not; nobody could be served.
+    """
+    spec, frames = policy.robot_spec, len(policy.frame_offsets)
+    images = {
+        camera.name: np.zeros((frames, camera.height, camera.width, 3), np.uint8) for camera in spec.cameras
+    }
+    request = {**images, "state": np.zeros(len(spec.state), np.float32), "prompt": "pick it up"}
+    try:
+        wire.decode(wire.encode(request), limits=run.server.limits)
+    except wire.WireError as error:
+        raise ValueError(
+            f"server.limits would refuse every observation of this bundle ({error}); raise them, or leave "
+            "them out"
+        ) from error
 
 
 async def serve(run: ServeRun) -> None:

@@ -9,6 +9,7 @@ The same command continues an interrupted run.
 import contextlib
 import dataclasses
 import hashlib
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from experiments.wandb_sink import WandbSink
 
 schema.register("train")
+
+BYTES_A_WEIGHT = 16  # fp32: weight, gradient and two moments
 
 
 def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
@@ -171,11 +174,22 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
     """Return a model with random weights for what the processor encodes.
 
     Raises:
-        ValueError: a setting is wrong, or parts do not fit one another; the message says which.
+        ValueError: a setting is wrong, parts do not fit one another, or the model does not fit into memory;
+            the message says which.
     """
     config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    specs = processor.specs()
+    with torch.device("meta"):  # takes no memory
+        num_weights = VLAModel(specs=specs, config=config).num_parameters()
+    needed_gb = num_weights * BYTES_A_WEIGHT / 1e9
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if needed_gb > memory_gb:
+        raise ValueError(
+            f"model has {num_weights:,} weights, which take {needed_gb:.0f} GB to train, and this machine "
+            f"has {memory_gb:.0f} GB of memory; lower width, expert_width, depth or mlp_ratio in model"
+        )
     torch.manual_seed(seed)
-    return VLAModel(specs=processor.specs(), config=config)
+    return VLAModel(specs=specs, config=config)
 
 
 def require_settings(run: schema.TrainRun) -> None:

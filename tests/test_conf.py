@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +21,7 @@ from experiments.config import schema
 from experiments.config.cli import explain_config_error, explain_setting_error
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
+from experiments.quickstart import overrides as as_overrides
 from experiments.train import build_model, require_settings
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
@@ -172,7 +174,7 @@ def test_a_misspelled_key_on_the_command_line_names_the_nearest(override, neares
     ("override", "message"),
     [
         ("model.backbone.deepth=3", r"model\.backbone\.deepth.*did you mean 'depth'"),
-        ("model.backbone.depth=0", r"model\.backbone\.depth is 0; it must be an integer >= 1"),
+        ("model.backbone.depth=0", r"model\.backbone\.depth is 0; it must be an integer in \[1, 256\]"),
         ("model.head.kind=paralell", r"model\.head.*'paralell'.*did you mean 'parallel'"),
         ("model.auxiliaries.later_states.weight=inf", r"later_states\.weight is inf; it must be finite"),
         ("codec.num_bins=1", r"codec\.num_bins is 1"),
@@ -180,20 +182,29 @@ def test_a_misspelled_key_on_the_command_line_names_the_nearest(override, neares
         ("processor.inputs.text.max_tokens=0", r"processor\.inputs\.text\.max_tokens is 0"),
         ("data.augmentation.max_shfit=3", r"data\.augmentation\.max_shfit.*did you mean 'max_shift'"),
         ("data.validation_share=nan", r"data\.validation_share is nan"),
-        ("trainer.max_grad_norm=inf", r"trainer\.max_grad_norm is inf; it must be finite: a number > 0"),
+        (
+            "trainer.max_grad_norm=inf",
+            r"trainer\.max_grad_norm is inf; it must be finite: a number in \(0, 1000000000\]",
+        ),
         ("trainer.learning_rate=nan", r"trainer\.learning_rate is nan; it must be finite"),
-        ("trainer.num_samples=-5", r"trainer\.num_samples is -5; it must be an integer >= 1"),
-        ("trainer.batch_size=1000000", r"^trainer\.num_samples is \d+, less than the 1000000 of one step"),
+        (
+            "trainer.num_samples=-5",
+            r"trainer\.num_samples is -5; it must be an integer in \[1, 1000000000000\]",
+        ),
+        ("trainer.accumulate=60000", r"^trainer\.num_samples is \d+, less than the \d+ of one step"),
         ("trainer.optimizer=sgd", r"trainer\.optimizer is 'sgd'; choose from muon, adamw"),
         ("trainer.betas=[0.9]", r"trainer\.betas is \[0\.9\]; it must be a list of 2"),
         ("collect.num_workers=-1", r"collect\.num_workers is -1"),
         ("collect.disturbance.noise_std=inf", r"collect\.disturbance\.noise_std is inf"),
-        ("evaluation.execute_horizon=0", r"evaluation\.execute_horizon is 0; it must be an integer >= 1"),
+        (
+            "evaluation.execute_horizon=0",
+            r"evaluation\.execute_horizon is 0; it must be an integer in \[1, 1024\]",
+        ),
         (
             "evaluation.instruction_modes=[original,left]",
             r"evaluation\.instruction_modes\[1\] is 'left'; choose from",
         ),
-        ("env.image_size=-96", r"env\.image_size is -96; it must be an integer >= 8"),
+        ("env.image_size=-96", r"env\.image_size is -96; it must be an integer in \[8, 2048\]"),
         ("env.family=tabeltop", r"env\.family is 'tabeltop'; did you mean 'tabletop'"),
     ],
 )
@@ -208,7 +219,7 @@ def test_wrong_settings_are_refused_before_any_work(override, message):
     [
         ("control", "robot.limits.channels.delta_x.velocity=nan", r"channels\.delta_x\.velocity is nan"),
         ("control", "robot.limits.channels.delta_x.jerk=-1", r"channels\.delta_x\.jerk is -1"),
-        ("control", "robot.limits.channels.delta_x.low=9", r"channels\.delta_x: the range \[9.* is empty"),
+        ("control", "robot.limits.channels.delta_x.low=9", r"channels\.delta_x: low is 9.* and high is 0\.7"),
         ("control", "robot.faults.latency_s=inf", r"robot\.faults\.latency_s is inf"),
         ("control", "watchdog.missed_stop_share=0", r"watchdog\.missed_stop_share is 0"),
         ("control", "schedule=syncc", r"schedule is 'syncc'; did you mean 'sync'"),
@@ -233,15 +244,18 @@ def test_an_unlimited_acceleration_is_a_setting():
 @pytest.mark.parametrize(
     ("override", "first_line"),
     [
-        ("trainer.num_samples=null", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
+        (
+            "trainer.num_samples=null",
+            "trainer.num_samples is null; it must be an integer in [1, 1000000000000]",
+        ),
         ("trainer.num_samples='???'", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
-        ("trainer.num_steps=3", "unknown key 'num_steps'; it is now num_samples"),
-        ("evaluation.conditions=[right]", "unknown key 'conditions'; it is now instruction_modes"),
-        ("trainer.time_budget_minutes=9", "unknown key 'time_budget_minutes'; it is now num_samples"),
+        ("trainer.num_steps=3", "unknown key 'trainer.num_steps'; it is now num_samples"),
+        ("evaluation.conditions=[right]", "unknown key 'evaluation.conditions'; it is now instruction_modes"),
+        ("trainer.time_budget_minutes=9", "unknown key 'trainer.time_budget_minutes'; it is now num_samples"),
     ],
 )
 def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
-    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+    with pytest.raises((HydraException, OmegaConfBaseException, SettingError)) as caught:
         schema.typed(composed("train", [override]), schema.TrainRun)
     assert explain_config_error(caught.value).startswith(first_line)
 
@@ -249,8 +263,8 @@ def test_a_missing_budget_and_an_old_one_say_what_to_give(override, first_line):
 @pytest.mark.parametrize(
     ("override", "first_line"),
     [
-        ("env.twin_share=0.3", "unknown key 'twin_share'; it is now env.same_color_share"),
-        ("data.augmentation.colour=0.3", "unknown key 'colour'; it is now color"),
+        ("env.twin_share=0.3", "unknown key 'env.twin_share'; it is now env.same_color_share"),
+        ("data.augmentation.colour=0.3", "unknown key 'data.augmentation.colour'; it is now color"),
         ("data.augmentation.brightnes=0.3", "unknown key 'data.augmentation.brightnes'; did you mean"),
     ],
 )
@@ -289,7 +303,9 @@ def test_a_misspelled_key_ends_the_program_with_code_2():
     command = [sys.executable, "-m", "experiments.collect", "collect.episode_per_task=3"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith("unknown key 'episode_per_task'; did you mean 'episodes_per_task'?")
+    assert result.stderr.startswith(
+        "unknown key 'collect.episode_per_task'; did you mean 'episodes_per_task'?"
+    )
 
 
 def test_a_missing_value_is_named():
@@ -327,6 +343,103 @@ def test_the_set_up_script_and_the_package_ask_for_the_same_torch():
     assert wanted is not None
     assert script is not None
     assert wanted.group(1) == script.group(1)
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
+@pytest.mark.parametrize(
+    ("root", "key", "right"),
+    [
+        ("control", "wwatchdog.blind_stop_s", "watchdog"),
+        ("control", "watchdog.bblind_stop_s", "blind_stop_s"),
+        ("control", "robot.llimits.max_tracking_error", "limits"),
+        ("control", "robot.limits.mmax_tracking_error", "max_tracking_error"),
+        ("control", "robot.limits.channels.delta_x.vvelocity", "velocity"),
+        ("control", "robot.ffaults.latency_s", "faults"),
+        ("train", "model.backbone.ddepth", "depth"),
+        ("train", "processor.inputs.text.mmax_tokens", "max_tokens"),
+        ("serve", "server.session.iidle_timeout_s", "idle_timeout_s"),
+    ],
+)
+def test_a_misspelled_key_is_refused_at_every_depth_however_it_is_given(root, key, right, prefix):
+    override = f"{prefix}{key}" if prefix == "~" else f"{prefix}{key}=1"
+    program = schema.ROOTS.get(root)
+    with pytest.raises((HydraException, OmegaConfBaseException, SettingError)) as caught:
+        schema.typed(composed(root, [override]), program)
+    if isinstance(caught.value, SettingError):
+        message = explain_setting_error(caught.value)
+    else:
+        message = explain_config_error(caught.value, program=program)
+    assert "\n" not in message
+    assert message.startswith("unknown key ")
+    assert re.search(rf"did you mean '([a-z_<>]+\.)*{right}[.']", message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks=3", "tasks is 3; it must be a list, each text"),
+        ("dataset=[a]", "dataset is ['a']; it must be text"),
+        ("record=2", "record is 2; it must be true or false"),
+        (
+            "trainer.num_samples=word",
+            "trainer.num_samples is 'word'; it must be an integer in [1, 1000000000000]",
+        ),
+        ("trainer.learning_rate=word", "trainer.learning_rate is 'word'; it must be a number in (0, 100]"),
+        (
+            "trainer.keep_checkpoints=0",
+            "trainer.keep_checkpoints is 0; it must be an integer in [1, 1000000], or -1 ",
+        ),
+        ("seed=1e400", "seed is inf; it must be finite: an integer in [0, 2147483647]"),
+        ("model.head=flow", "model.head is 'flow'; it must be a map with kind: parallel | autoregressive"),
+        ("model=vla_tinny", "model is 'vla_tinny'; did you mean 'vla_tiny'? choose from vla_base, "),
+        ("tasks=[reach,raech]", "tasks names 'raech'; did you mean 'reach'? choose from "),
+        ("tasks=[reach,reach]", "tasks names 'reach' twice; name each once"),
+        ("trainer.num_samples=${nothing}", "trainer.num_samples: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_wrong_value_is_one_line_whoever_finds_it(override, message):
+    with pytest.raises((HydraException, OmegaConfBaseException, SettingError)) as caught:
+        schema.typed(composed("train", [override]), schema.TrainRun)
+    found = (
+        str(caught.value) if isinstance(caught.value, SettingError) else explain_config_error(caught.value)
+    )
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_text_may_look_like_a_number():
+    run = schema.typed(composed("train", ["dataset=2026"]), schema.TrainRun)
+    assert run.dataset == "2026"
+
+
+def test_a_number_in_place_of_a_file_of_conf_is_a_wrong_value():
+    command = [sys.executable, "-m", "experiments.train", "trainer=5"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stderr) == (2, "trainer is '5'; choose from cpu\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("plain", "/a/b-c_d.e", "with blank", "grün", "a,b", "(x)", "a=b", "#1", "~me", "a&b", "{x}", "+x"),
+        *("it's", "a\\'b", "end\\", "both\\\\", "a\\b", '"quoted"', "[a]", "run:1"),
+        *("null", "1e5", "007", "True"),
+    ],
+)
+def test_what_the_quickstart_hands_on_is_read_back_as_it_was(text):
+    given = as_overrides({"path": text, "tasks": [text, "reach"]})
+    path, tasks = (OverridesParser.create().parse_override(one).value() for one in given)
+    assert (path, tasks) == (text, [text, "reach"])
+
+
+def test_a_model_that_does_not_fit_into_the_memory_is_refused_before_it_takes_any():
+    run = schema.typed(
+        composed("train", ["model.backbone.width=16384", "model.backbone.depth=256"]), schema.TrainRun
+    )
+    with pytest.raises(
+        ValueError, match=r"^model has [\d,]+ weights, which take \d+ GB to train, .* lower width"
+    ):
+        build(run)
 
 
 @pytest.mark.parametrize("group", ["trainer", "model.backbone", "model.head", "env", "robot"])

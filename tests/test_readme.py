@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
-from experiments.config.robot_file import confirmed_limits
+from experiments.config.robot_file import read_robot_file, require_confirmed_limits
 from vla.data.lerobot_v3 import Dataset
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,8 @@ def robot_file(tmp_path, monkeypatch):
 
 
 def test_the_robot_file_of_the_page_is_one(robot_file):
-    assert confirmed_limits(robot_file).channels["gripper.pos"].kind == "gripper"
+    require_confirmed_limits(robot_file)
+    assert read_robot_file(robot_file).limits.channels["gripper.pos"].kind == "gripper"
 
 
 @pytest.mark.usefixtures("robot_file")

@@ -123,8 +123,9 @@ BAD = [
     ({}, "tool.size is missing; give an integer >= 1 .how large"),
     ({"size": 0}, "tool.size is 0; it must be an integer >= 1"),
     ({"size": 1.0}, "tool.size is 1.0; it must be an integer"),
-    ({"size": True}, "tool.size is True"),
-    ({"size": None}, "tool.size is None"),
+    ({"size": True}, "tool.size is true; it must be an integer"),
+    ({"size": None}, "tool.size is null; it must be an integer"),
+    ({"size": -(10**400)}, r"tool.size is -10{98}\.\.\.; it must be"),
     ({"size": "1"}, "tool.size is '1'"),
     ({"rate": math.inf}, "tool.rate is inf; it must be finite: a number > 0"),
     ({"rate": math.nan}, "tool.rate is nan; it must be finite"),
@@ -132,6 +133,7 @@ BAD = [
     ({"share": 1.0}, r"tool.share is 1.0; it must be a number in \[0, 1\)"),
     ({"limit": math.nan}, "tool.limit is nan"),
     ({"limit": -math.inf}, "tool.limit is -inf"),
+    ({"limit": 10**400}, "tool.limit is 1000"),
     ({"mode": "ful"}, "tool.mode is 'ful'; did you mean 'full'. choose from fast, full"),
     ({"mode": 1}, "tool.mode is 1; it must be fast | full".replace("|", r"\|")),
     ({"shiny": 1}, "tool.shiny is 1; it must be true or false"),
@@ -179,6 +181,7 @@ def test_a_dataclass_checks_itself():
         (Range(high=5, open_high=True), [-1e300, 4.9], [5, -math.inf], "< 5"),
         (Range(0, math.inf), [0, math.inf], [-1, math.nan, -math.inf], "in [0, inf]"),
         (Range(), [-1e300, 0], [math.nan, math.inf], ""),
+        (Range(1, 2**31), [2**31], [10**400, 2**31 + 1], "in [1, 2147483648]"),
     ],
 )
 def test_ranges(bounds, inside, outside, text):

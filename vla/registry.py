@@ -18,6 +18,7 @@ data, checked.
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -39,6 +40,7 @@ EXTRA_OF = {  # pyproject.toml: package as it is imported -> the extra that brin
     **dict.fromkeys(("pyarrow", "av", "tqdm"), "data"),
     "metaworld": "metaworld",
 }
+_LONGEST_SHOWN = 100  # characters of a value in an error
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Any: "any value"}
 
 
@@ -72,7 +74,8 @@ class Range(Constraint):
 
     def __contains__(self, value: int | float) -> bool:
         """Whether a number lies within."""
-        if math.isnan(value) or (math.isinf(value) and value not in (self.low, self.high)):
+        is_finite = isinstance(value, numbers.Integral) or math.isfinite(value)  # 10**400 is, and no float
+        if not is_finite and value not in (self.low, self.high):
             return False
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or (value < self.high if self.open_high else value <= self.high)
@@ -82,13 +85,12 @@ class Range(Constraint):
         """Return it as people write it: ``in [0, 1)``, ``> 0``, ``>= 1``."""
         if self.low is None and self.high is None:
             return ""
+        low, high = (str(one) if isinstance(one, int | None) else f"{one:g}" for one in (self.low, self.high))
         if self.high is None:
-            return f"{'>' if self.open_low else '>='} {self.low:g}"
+            return f"{'>' if self.open_low else '>='} {low}"
         if self.low is None:
-            return f"{'<' if self.open_high else '<='} {self.high:g}"
-        return (
-            f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
-        )
+            return f"{'<' if self.open_high else '<='} {high}"
+        return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
 
 
 class Choices(Constraint):
@@ -138,6 +140,7 @@ class Setting:
         return _allowed(self.type, self.constraint)
 
 
+@functools.cache
 def settings_of(owner: Callable[..., Any]) -> tuple[Setting, ...]:
     """Return the settings of a class (its constructor), a dataclass, a function or a bound classmethod.
 
@@ -322,6 +325,12 @@ class Registry(Constraint, Generic[T]):
         return entry if self._maker is None else getattr(entry, self._maker)
 
 
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: as a configuration writes it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def _key(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
@@ -473,9 +482,12 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
     if scalar in (int, float):
         wanted = numbers.Integral if scalar is int else numbers.Real  # NumPy's numbers are these too
         bounds = constraint if isinstance(constraint, Range) else Range()
-        if isinstance(value, bool) or not isinstance(value, wanted) or float(value) not in bounds:
+        if isinstance(value, bool) or not isinstance(value, wanted):
             raise _refused(scalar, value, key, constraint)
-        return int(value) if isinstance(value, numbers.Integral) and scalar is int else float(value)
+        number = int(value) if isinstance(value, numbers.Integral) and scalar is int else _as_float(value)
+        if number not in bounds:
+            raise _refused(scalar, value, key, constraint)
+        return number
     if not isinstance(value, scalar):
         raise _refused(scalar, value, key, constraint)
     if isinstance(constraint, Choices) and value not in constraint.names:
@@ -487,6 +499,14 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
     return value
 
 
+def _as_float(value: Any) -> float:
+    """Return a number as a float; NaN, which no range holds, for an integer beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
 def _refused(annotation: Any, value: Any, key: str, constraint: Constraint | None) -> SettingError:
     finite = "finite: " if isinstance(value, float) and not math.isfinite(value) else ""
-    return SettingError(f"{key} is {value!r}; it must be {finite}{_allowed(annotation, constraint)}")
+    return SettingError(f"{key} is {shown(value)}; it must be {finite}{_allowed(annotation, constraint)}")

@@ -96,7 +96,10 @@ def evaluate(
 
 
 def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[EpisodeRow]:
-    """Return the rows that are there already, after making sure that they belong to this evaluation."""
+    """Return the rows that are there already, after making sure that they belong to this evaluation.
+
+    The plan of an evaluation that never ended an episode binds nobody: it may have been a mistake.
+    """
     advice = "choose another directory, or delete this one"
     log_path = run_dir / "episodes.jsonl"
     rows = read_rows(log_path) if log_path.exists() else []

@@ -21,6 +21,7 @@ from vla.files import DamagedFile, read_json
 from vla.provenance import software_versions
 from vla.registry import Choices, Range, check_attributes
 
+GREATEST_SEED = 2**31 - 1  # of an episode; what every simulator and file format takes
 Parsed = TypeVar("Parsed")
 PLAN = "plan.json"
 RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the runtime of a robot sends them
@@ -30,21 +31,21 @@ RUNTIMES = ("simulation", "robot")  # actions executed as predicted, or as the r
 class EvaluationSettings:
     """How a policy is measured, whatever the tasks."""
 
-    episodes_per_task: Annotated[int, Range(1), "episodes of every task"]
-    first_seed: Annotated[int, Range(0), "episode k of a task has the seed first_seed + k"]
+    episodes_per_task: Annotated[int, Range(1, 10**5), "episodes of every task"]
+    first_seed: Annotated[int, Range(0, GREATEST_SEED), "episode k of a task has the seed first_seed + k"]
     runtime: Annotated[
         str, Choices(*RUNTIMES), "robot: every action passes delta conversion and safety filter"
     ] = "simulation"
     safety: Annotated[bool, "whether the runtime robot has these two; false is for comparison"] = True
-    execute_horizon: Annotated[int, Range(1), "actions executed of a chunk before the policy looks again"] = (
-        10
-    )
+    execute_horizon: Annotated[
+        int, Range(1, 1024), "actions executed of a chunk before the policy looks again"
+    ] = 10
     ensemble_decay: Annotated[
-        float | None, Range(0), "mean of overlapping chunks (envs/rollout.py); null: the newest"
+        float | None, Range(0, 100), "mean of overlapping chunks (envs/rollout.py); null: the newest"
     ] = None
-    num_workers: Annotated[int, Range(1), "processes with environments"] = 2
-    envs_per_worker: Annotated[int, Range(1), "episodes that one process plays at a time"] = 4
-    videos_per_task: Annotated[int, Range(0), "episodes filmed afterward, failures first"] = 2
+    num_workers: Annotated[int, Range(1, 256), "processes with environments"] = 2
+    envs_per_worker: Annotated[int, Range(1, 64), "episodes that one process plays at a time"] = 4
+    videos_per_task: Annotated[int, Range(0, 1000), "episodes filmed afterward, failures first"] = 2
 
     def __post_init__(self) -> None:
         check_attributes(self, where="evaluation")

@@ -109,7 +109,7 @@ class MetaWorldEnv(ManipulationEnv):
             str, Choices(*QUALITIES), "simplified has a coarse robot and no shadows, fast no shadows"
         ] = "simplified",
         wording: Wording = "train",
-        max_steps: Annotated[int, Range(1), "control periods until an episode is truncated"] = 400,
+        max_steps: Annotated[int, Range(1, 10**4), "control periods until an episode is truncated"] = 400,
         video_height: VideoSize = 240,
         video_width: VideoSize = 240,
         render_mode: str | None = None,

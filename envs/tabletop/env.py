@@ -95,7 +95,7 @@ class TabletopEnv(ManipulationEnv):
             float, Range(0, 1), "share of the objects that take another's color"
         ] = 0.2,
         max_steps: Annotated[
-            int | None, Range(1), "control periods until an episode is truncated; null: the task's own"
+            int | None, Range(1, 10**4), "control periods until an episode is truncated; null: the task's own"
         ] = None,
         video_height: VideoSize = 240,
         video_width: VideoSize = 320,

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -23,21 +24,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
-from experiments.config.declared import all_keys, help_table, keys_of
+from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
 from experiments.config.extensions import CONF, extensions_in, load_extensions
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
-from vla.registry import FilePath, SettingError, did_you_mean, settings_of
+from vla.registry import FilePath, SettingError, did_you_mean, settings_of, shown
 from vla.spec import is_utf8
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments", "__main__")  # __main__: the program that runs
 EXIT_FAILED, EXIT_CONFIG, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 129, 130, 143
 _UNKNOWN_KEY = re.compile(r"Key '([^']+)' (?:not in '(\w+)'|is not in struct)")
-_UNKNOWN_SETTING = re.compile(r"unknown key '(?:[^']*\.)?([^'.]+)'")
+_UNKNOWN_SETTING = re.compile(r"unknown key '((?:[^']*\.)?([^'.]+))'")
 _FULL_ERROR, _SET_HERE = "HYDRA_FULL_ERROR", "VLA_SET_HYDRA_FULL_ERROR"
 _NO_VALUE = re.compile(r"(?:is not Optional|missing mandatory value: \S+)\s+full_key: (\S+)", re.IGNORECASE)
 RENAMED = {
@@ -51,7 +52,19 @@ RENAMED = {
 }
 _GROUPS, _GROUP_LINE = "== Configuration groups ==", re.compile(r"([\w/]+): .*")  # of Hydra's help
 _SECOND_CHOICE = re.compile(r"Multiple values for (\S+)\. To override a value use 'override \S+: ([^']+)'")
-_GROUP_TYPO = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
+_GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
+_NO_SUCH_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
+_FULL_KEY = re.compile(r"full_key: (\S+)")
+_IN_FILE = re.compile(r"In '([^']+/[^']+)'")
+_NO_OPTION = re.compile(
+    r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)\s*Config search", re.S
+)
+_MOST_SHOWN = 30  # names in the hint for an unknown key
+_LESS_MEMORY = (
+    "; there is not enough memory: lower a size, such as trainer.batch_size, model.backbone.width, an image "
+    "size or a number of workers"
+)
+_NO_NAME = "Config group override must be a string or a list"  # begins Hydra's ValueError
 
 
 class Terminated(KeyboardInterrupt):
@@ -105,8 +118,10 @@ def run(main: Callable[[], object]) -> NoReturn:
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             traceback.print_exc()
-        _end(EXIT_CONFIG, explain_config_error(error))
-    except (ValueError, OSError, RuntimeError) as error:
+        _end(EXIT_CONFIG, explain_config_error(error, program=_this_program()))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if str(error).startswith(_NO_NAME):  # raised by Hydra
+            _end(EXIT_CONFIG, explain_group_error(sys.argv[1:]))
         if wants_traceback or not is_for_the_user(error):
             raise
         _end(EXIT_FAILED, explain_failure(error))
@@ -117,6 +132,12 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         _end(EXIT_INTERRUPTED, "interrupted; the same command with the same output directory continues")
     sys.exit(0)
+
+
+def _this_program() -> type | None:
+    """Return the declaration of the program that runs; None if that is none of ours."""
+    name = Path(sys.argv[0]).stem
+    return ROOTS.get(name) if name in ROOTS.names() else None
 
 
 def require_our_configuration(found: Iterable[str]) -> None:
@@ -137,7 +158,7 @@ def require_our_configuration(found: Iterable[str]) -> None:
 
 
 def _call(main: Callable[[], object]) -> None:
-    """Call a Hydra main; its `--help` is shortened to this program's groups, and its settings are explained."""
+    """Call a Hydra main; its `--help` shows this program's groups alone, and explains each setting."""
     if not {"--help", "-h"} & set(sys.argv[1:]):
         main()
         return
@@ -291,7 +312,8 @@ def short_path(path: str) -> str:
 
 def is_for_the_user(error: BaseException) -> bool:
     """Whether the message alone helps: wrong values (`VLAError`), missing files, failures that we define."""
-    return isinstance(error, ValueError | OSError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+    is_ours = type(error).__module__.split(".")[0] in OUR_PACKAGES
+    return is_ours or isinstance(error, ValueError | OSError) or _is_out_of_memory(error)
 
 
 def explain_failure(error: BaseException) -> str:
@@ -301,7 +323,14 @@ def explain_failure(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"({type(error).__name__} at {frame.filename}:{frame.lineno}; HYDRA_FULL_ERROR=1 shows more)"
     message = explain_disk_fault(error) if isinstance(error, OSError) else error
-    return f"error: {message}\n{place}"
+    hint = _LESS_MEMORY if _is_out_of_memory(error) else ""
+    return f"error: {message}{hint}\n{place}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or torch got no memory for something."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
 
 
 def _end(code: int, message: str) -> NoReturn:
@@ -322,34 +351,67 @@ def printable(text: str) -> str:
 
 
 def explain_setting_error(error: SettingError) -> str:
-    """Return the message of a wrong setting, preceded by the key's current name when it was renamed."""
+    """Return the message of a wrong setting; of a key that was renamed, its current name instead."""
     unknown = _UNKNOWN_SETTING.search(str(error))
-    if unknown and unknown[1] in RENAMED:
-        return f"unknown key {unknown[1]!r}; it is now {RENAMED[unknown[1]]}\n{error}"
+    if unknown and unknown[2] in RENAMED:
+        return f"unknown key {unknown[1]!r}; it is now {RENAMED[unknown[2]]}"
     return str(error)
 
 
-def explain_config_error(error: BaseException) -> str:
-    """Return Hydra's message, preceded by the nearest key when a key was misspelled."""
+def explain_config_error(error: BaseException, *, program: type | None = None) -> str:
+    """Return what Hydra found wrong: one line if it is a key or a value, else Hydra's message.
+
+    The line has the form of a `SettingError`: the key, what it is, what it may be.
+
+    Args:
+        error: raised by Hydra or OmegaConf.
+        program: the declaration of the program whose keys come into question; None: all of them.
+    """
     text = "\n".join(_chain(error))
-    unknown = _UNKNOWN_KEY.search(text)
+    unknown, group, gone = (pattern.search(text) for pattern in (_UNKNOWN_KEY, _GROUP_TYPO, _NO_SUCH_KEY))
     second = _SECOND_CHOICE.search(text)
     if second:
-        group, option = second.groups()
-        return f"+{group}={option} adds to the choice that is there already; type {group}={option}, which takes its place"
+        key, name = second.groups()
+        return f"+{key}={name} adds to the choice that is there already; type {key}={name}, which replaces it"
     if unknown:
         name, owner = unknown.groups()
+        key, file = _FULL_KEY.search(text), _IN_FILE.search(text)
+        place = f" in {file[1]}" if file else ""
         candidates = (keys_of(owner) if owner else ()) or all_keys()
-        return f"unknown key {name!r}; {_nearest(name, candidates)}\n{text}"
-    group = _GROUP_TYPO.search(text)
-    no_value = _NO_VALUE.search(text)
+        return f"unknown key {(key[1] if key else name)!r}{place}; {_nearest(name, candidates)}"
+    if group or gone:
+        key = (group or gone)[1]  # pyright: ignore[reportOptionalSubscript]
+        return f"unknown key {key!r}; {_nearest(key, whole_keys(program) if program else all_keys())}"
+    no_value, option = _NO_VALUE.search(text), _NO_OPTION.search(text)
     if no_value:
-        key = no_value.group(1)
-        return f"{key} has no value; give {key}=<value>\n{text}"
-    if group:
-        name = group.group(1)
-        return f"unknown key {name!r}; {_nearest(name.split('.')[-1], all_keys())}\n{text}"
-    return text
+        return f"{no_value[1]} has no value; give {no_value[1]}=<value>"
+    if option:
+        folder, _, name = option[1].rpartition("/")
+        return f"{folder} is {name!r}; {did_you_mean(name, option[2].split())}"
+    return _explain_value(error) or text
+
+
+def explain_group_error(arguments: Sequence[str]) -> str:
+    """Return the line for a number, or null, where a file of `conf/` is chosen: ``trainer=5``."""
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and (CONF / key).is_dir():
+            names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+            if value not in names:
+                return f"{key} is {value!r}; {did_you_mean(value, names)}"
+    return f"one of {' '.join(arguments)} is a number where a name is wanted"
+
+
+def _explain_value(error: BaseException | None) -> str | None:
+    """Return the line for a value that OmegaConf could not assign; None if that is not what happened."""
+    while error is not None:
+        if isinstance(error, OmegaConfBaseException) and error.full_key:
+            allowed = allowed_in(error.object_type, str(error.key))
+            if isinstance(error, ValidationError) and allowed is not None:
+                return f"{error.full_key} is {shown(error.value)}; it must be {allowed}"
+            return f"{error.full_key}: {str(error).splitlines()[0]}"
+        error = error.__cause__
+    return None
 
 
 def _chain(error: BaseException) -> list[str]:
@@ -366,6 +428,10 @@ def _chain(error: BaseException) -> list[str]:
 
 
 def _nearest(name: str, candidates: tuple[str, ...]) -> str:
-    if name in RENAMED:
-        return f"it is now {RENAMED[name]}"
-    return did_you_mean(name, candidates)
+    """Return what was meant: of many candidates only the few that are like it."""
+    last = name.rpartition(".")[2]
+    if last in RENAMED:
+        return f"it is now {RENAMED[last]}"
+    if len(candidates) > _MOST_SHOWN:
+        candidates = tuple(difflib.get_close_matches(name, candidates, n=5))
+    return did_you_mean(name, candidates) if candidates else "--help lists all keys"

@@ -1,8 +1,9 @@
 """From the settings that constructors declare (vla/registry.py) to Hydra: its schemas, and help texts.
 
-A schema has the keys, the types and the defaults, so that Hydra refuses a misspelled key and converts what
-the command line gives. Ranges and choices are checked afterward, by `check_settings`. A part chosen by
-name, and any dictionary, takes every key in Hydra; the check refuses wrong ones.
+A schema has the keys and the defaults, so that Hydra refuses a misspelled key, and it has text as a type, so
+that `out_dir=2026` is text. Every other value is checked afterward, by `check_settings`, which knows the
+ranges: Hydra would turn 2 into true, and its errors do not name what is allowed. A part chosen by name, and
+any dictionary, takes every key in Hydra; the check refuses wrong ones.
 """
 
 import dataclasses
@@ -41,9 +42,22 @@ def keys_of(name: str) -> tuple[str, ...]:
     )
 
 
+def allowed_in(schema: Any, name: str) -> str | None:
+    """Return what values a key of a schema may have, in words; None if that is no schema."""
+    for owner, made in _SCHEMAS.items():
+        if made is schema:
+            return next((one.allowed for one in settings_of(owner) if one.name == name), None)
+    return None
+
+
 def all_keys() -> tuple[str, ...]:
     """Return the keys of all schemas."""
     return tuple(sorted({field.name for schema in _SCHEMAS.values() for field in dataclasses.fields(schema)}))
+
+
+def whole_keys(owner: Callable[..., Any]) -> tuple[str, ...]:
+    """Return all keys of a program as they are written, those of each part that it may choose included."""
+    return tuple(sorted({key.partition(" ")[0] for key, _ in rows_of(owner)}))
 
 
 def schema_node(owner: type) -> DictConfig:
@@ -74,16 +88,27 @@ def nested_class(setting: Setting) -> type | None:
 
 
 def rows_of(owner: Callable[..., Any], *, prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """Yield all settings with their whole keys, nested ones after what they are nested in."""
+    """Yield all settings with their whole keys, nested ones after what they are nested in.
+
+    A name that a person chooses is `<name>`: ``robot.limits.channels.<name>.velocity``.
+    """
     for setting in settings_of(owner):
         key = f"{prefix}{setting.name}"
         yield key, setting
-        inner = nested_class(setting)
+        inner, registry = nested_class(setting), setting.constraint
+        kind = _without_none(setting.type)
+        if typing.get_origin(kind) in (dict, Mapping) and not isinstance(registry, Registry):
+            key = f"{key}.<name>"
+            element = typing.get_args(kind)[1]
+            if typing.get_origin(element) is typing.Annotated:
+                registry = typing.get_args(element)[1]
+            elif isinstance(element, type) and element not in (bool, int, float, str):
+                inner = element
         if inner is not None:
             yield from rows_of(inner, prefix=f"{key}.")
-        if isinstance(setting.constraint, Registry):
-            for name in setting.constraint.names():
-                for nested_key, nested in rows_of_entry(setting.constraint, name):
+        if isinstance(registry, Registry):
+            for name in registry.names():
+                for nested_key, nested in rows_of_entry(registry, name):
                     yield f"{key}.{nested_key}", nested
 
 
@@ -132,18 +157,21 @@ def _hydra_type(setting: Setting) -> Any:
     inner = nested_class(setting)
     if inner is not None:
         hydra_type: Any = schema_of(inner)
-    elif typing.get_origin(kind) is None:
-        hydra_type = kind
+    elif kind is str or _is_list_of_text(kind):
+        hydra_type = str if kind is str else list[str]
     else:
-        elements = {_scalar(one) for one in typing.get_args(kind) if one is not Ellipsis}
-        hydra_type = list[elements.pop()] if len(elements) == 1 else list[Any]  # pyright: ignore
+        return Any
     return hydra_type if kind is setting.type else hydra_type | None
 
 
-def _scalar(element: Any) -> Any:
-    """Return a list's element type for Hydra: numbers and strings by type, anything else unchecked."""
-    plain = typing.get_args(element)[0] if typing.get_origin(element) is typing.Annotated else element
-    return plain if plain in (bool, int, float, str) else Any
+def _is_list_of_text(kind: Any) -> bool:
+    """Whether it is a list of strings, whatever they may be."""
+    elements = [
+        typing.get_args(one)[0] if typing.get_origin(one) is typing.Annotated else one
+        for one in typing.get_args(kind)
+        if one is not Ellipsis
+    ]
+    return typing.get_origin(kind) is not None and set(elements) == {str}
 
 
 def _default(setting: Setting) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from experiments.config.robot import RobotSetup
-from experiments.config.robot_file import confirmed_limits, read_robot_file
+from experiments.config.robot_file import read_robot_file, require_confirmed_limits
 from policies.robots.lerobot import LerobotDevice, LerobotRobot
 from policies.runtime.clock import Clock
 from policies.runtime.limits import GRIPPER, SafetyLimits
@@ -78,7 +78,7 @@ class LerobotWithoutScene:
 
 @dataclass(frozen=True, kw_only=True)
 class LerobotSetup(RobotSetup):
-    """A robot of LeRobot, with the spec and the confirmed limits of a robot file."""
+    """A robot of LeRobot, with the spec and the limits of a robot file."""
 
     limits: SafetyLimits = field(init=False)
     robot_file: Annotated[str, FilePath(), "its spec, and its limits, which a person has confirmed"]
@@ -89,7 +89,15 @@ class LerobotSetup(RobotSetup):
     cameras: Annotated[list[str] | None, "those of the robot file that the policy sees; null: all"] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "limits", confirmed_limits(self.robot_file))
+        object.__setattr__(self, "limits", read_robot_file(self.robot_file).limits)
+
+    def require_confirmed(self) -> None:
+        """Check that a person has confirmed the limits in the robot file.
+
+        Raises:
+            LimitsNotConfirmed: nobody has.
+        """
+        require_confirmed_limits(self.robot_file)
 
     @contextmanager
     def open(

@@ -51,6 +51,13 @@ class RobotSetup(abc.ABC):
     is_simulated: ClassVar[bool] = False
     limits: Annotated[SafetyLimits, "what commands may never exceed"]
 
+    def require_confirmed(self) -> None:  # noqa: B027  most robots have nothing to confirm
+        """Check that a person stands by the limits; called before a robot is commanded.
+
+        Raises:
+            ValueError: nobody has confirmed them.
+        """
+
     @abc.abstractmethod
     def open(
         self, env_config: Mapping[str, Any], *, seed: int, clock: Clock

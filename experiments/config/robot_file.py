@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from policies.runtime.limits import SafetyLimits
 from vla.errors import VLAError
-from vla.registry import Choices, Range, check_attributes, check_settings
+from vla.registry import Choices, Range, SettingError, check_attributes, check_settings
 from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS, CameraSpec, Channel, RobotSpec
 
 Channels = dict[str, tuple[str, float, float]]
@@ -30,12 +30,12 @@ class RobotFile:
     """What a robot file says; `spec` and `limits` are what programs use."""
 
     name: Annotated[str, "of the robot"]
-    control_hz: Annotated[float, Range(0, open_low=True), "commands per second, as recorded"]
+    control_hz: Annotated[float, Range(0.1, 1000), "commands per second, as recorded"]
     action_convention: Annotated[str, Choices(*ACTION_CONVENTIONS), "what an action is"]
     gripper_sign: Annotated[str, Choices(*GRIPPER_SIGNS), "what a larger number does to the gripper"]
-    cameras: Annotated[dict[str, tuple[int, int]], Range(1), "height and width of the frames [pixels]"]
-    state: Annotated[Channels, Range(), "unit, least and greatest value, by channel"]
-    action: Annotated[Channels, Range(), "unit, least and greatest value, by channel"]
+    cameras: Annotated[dict[str, tuple[int, int]], Range(1, 8192), "height and width of the frames [pixels]"]
+    state: Annotated[Channels, Range(-(10**6), 10**6), "unit, least and greatest value, by channel"]
+    action: Annotated[Channels, Range(-(10**6), 10**6), "unit, least and greatest value, by channel"]
     limits_confirmed: Annotated[bool, "whether a person has checked the limits at the robot"]
     limits: Annotated[SafetyLimits, "what commands may never exceed"]
 
@@ -52,8 +52,8 @@ class RobotFile:
                 CameraSpec(name=name, height=height, width=width)
                 for name, (height, width) in self.cameras.items()
             ),
-            state=_channels(self.state),
-            action=_channels(self.action),
+            state=_channels(self.state, kind="state"),
+            action=_channels(self.action, kind="action"),
             control_hz=self.control_hz,
             action_convention=self.action_convention,
             gripper_sign=self.gripper_sign,
@@ -84,23 +84,25 @@ def read_robot_file(path: Path | str) -> RobotFile:
         raise ValueError(f"robot file {path}: {error}") from error
 
 
-def confirmed_limits(path: Path | str) -> SafetyLimits:
-    """Return the limits of a robot file.
+def require_confirmed_limits(path: Path | str) -> None:
+    """Check that a person has confirmed the limits of a robot file.
 
     Raises:
-        LimitsNotConfirmed: nobody has confirmed them.
+        LimitsNotConfirmed: nobody has.
         ValueError: as `read_robot_file`.
     """
-    file = read_robot_file(path)
-    if not file.limits_confirmed:
+    if not read_robot_file(path).limits_confirmed:
         raise LimitsNotConfirmed(
             f"the limits in {path} were drafted from a recording, and nobody has confirmed them. Check every "
-            "number under limits at the robot, then write limits_confirmed: true in that file"
+            "number under limits at the robot (dry_run=true tries them without a command), then write "
+            "limits_confirmed: true in that file"
         )
-    return file.limits
 
 
-def _channels(channels: Channels) -> tuple[Channel, ...]:
-    return tuple(
-        Channel(name=name, unit=unit, low=low, high=high) for name, (unit, low, high) in channels.items()
-    )
+def _channels(channels: Channels, *, kind: str) -> tuple[Channel, ...]:
+    try:
+        return tuple(
+            Channel(name=name, unit=unit, low=low, high=high) for name, (unit, low, high) in channels.items()
+        )
+    except ValueError as error:
+        raise SettingError(f"{kind}: {error}") from error

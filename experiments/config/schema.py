@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.disturbance import Disturbance
 from envs.episode_request import INSTRUCTION_MODES
-from envs.evaluation.results import EvaluationSettings
+from envs.evaluation.results import GREATEST_SEED, EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
 from experiments.config.declared import schema_node
 from experiments.config.extensions import load_extensions, offer_parts
@@ -24,16 +24,17 @@ from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
 from vla.data.registry import SOURCES
+from vla.errors import did_you_mean
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
-from vla.registry import Choices, FilePath, Range, Registry, check_settings
+from vla.registry import Choices, FilePath, Range, Registry, SettingError, check_settings
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
 InstructionMode = Annotated[str, Choices(*INSTRUCTION_MODES), "which instruction the policy is given"]
-FirstSeed = Annotated[int, Range(0), "of the first episode; the next have the next seeds"]
-ExecuteHorizon = Annotated[int, Range(1), "control periods from one inference to the next, at least"]
-NumThreads = Annotated[int, Range(1), "of one inference"]
+FirstSeed = Annotated[int, Range(0, GREATEST_SEED), "of the first episode; the next have the next seeds"]
+ExecuteHorizon = Annotated[int, Range(1, 1024), "control periods from one inference to the next, at least"]
+NumThreads = Annotated[int, Range(1, 256), "of one inference"]
 HeadChanges = Annotated[dict[str, Any], "settings of a checkpoint's head that no weight depends on"]
 Results = Annotated[
     str | None, FilePath(), "where to write <results>.json and <results>.md as well as in out_dir"
@@ -45,19 +46,19 @@ Metric = Annotated[
     str | None,
     "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
 ]
-Positive = Range(0, open_low=True)
+Duration = Range(0, 10**6, open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
     """How demonstrations are recorded."""
 
-    episodes_per_task: Annotated[int, Range(1), "successful ones"]
+    episodes_per_task: Annotated[int, Range(1, 10**5), "successful ones"]
     disturbance: Annotated[Disturbance, "of the expert"]
     storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"]
     first_seed: FirstSeed = 0
     extra_steps: Annotated[
-        int, Range(0), "control periods recorded after success: what to do right at the goal"
+        int, Range(0, 10**4), "control periods recorded after success: what to do right at the goal"
     ] = 0
     recording_same_color_share: Annotated[
         float | None, Range(0, 1), "same_color_share of env while recording; null: as in env"
@@ -65,7 +66,7 @@ class CollectSettings:
     pixel_format: Annotated[
         str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
     ] = "yuv420p"
-    num_workers: Annotated[int, Range(1), "recording processes"] = 2
+    num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,12 @@ class ModelConfig:
 class ProcessorConfig:
     """Arguments of `Processor.fit` that are neither data nor action codec."""
 
-    action_horizon: Annotated[int, Range(1), "control periods in a predicted chunk"]
-    max_committed: Annotated[int, Range(0), "most actions committed before a chunk is chosen; 0 for none"]
+    action_horizon: Annotated[int, Range(1, 1024), "control periods in a predicted chunk"]
+    max_committed: Annotated[
+        int, Range(0, 1024), "most actions committed before a chunk is chosen; 0 for none"
+    ]
     frame_offsets: Annotated[
-        list[int], Range(0), "frames that a policy looks at, in control periods before now"
+        list[int], Range(0, 1000), "frames that a policy looks at, in control periods before now"
     ]
     inputs: Annotated[
         dict[str, Annotated[dict[str, Any], INPUTS]], "input encoders, by names of your choice"
@@ -150,7 +153,9 @@ class ConvertRun(Program):
     mapping: Annotated[str, "of keys: a YAML file, or the name of one in conf/convert"]
     storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "video"
     instruction: Annotated[str | None, "of every episode; null: as the mapping says"] = None
-    control_hz: Annotated[float | None, Positive, "frames per second; null: as the mapping says"] = None
+    control_hz: Annotated[float | None, Range(0.1, 1000), "frames per second; null: as the mapping says"] = (
+        None
+    )
 
 
 @dataclass(kw_only=True)
@@ -168,7 +173,7 @@ class TrainRun(CollectRun):
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
     wandb: Annotated[WandbSettings, "how logger=wandb names the run"] = field(default_factory=WandbSettings)
     metric: Metric = None
-    seed: Annotated[int, Range(0), "of the model's weights and of the order of samples"] = 0
+    seed: Annotated[int, Range(0, GREATEST_SEED), "of the model's weights and of the order of samples"] = 0
 
 
 @dataclass(kw_only=True)
@@ -232,7 +237,7 @@ class BenchmarkRun(TrainRun):
     part: Annotated[
         str, Choices("simulation", "data", "training", "threads", "latency", "serving"), "what to time"
     ]
-    repeats: Annotated[int, Range(1), "of every short measurement"] = 20
+    repeats: Annotated[int, Range(1, 10**4), "of every short measurement"] = 20
     backends: Annotated[list[str], "that latency is measured in"] = field(
         default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
     )
@@ -269,16 +274,18 @@ class ControlRun(RobotProgram):
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
         "VLA_SERVE_TOKEN"
     )
-    server_wait_s: Annotated[float, Range(0), "for a server that is not there yet, at the start"] = 30.0
+    server_wait_s: Annotated[float, Range(0, 86400), "for a server that is not there yet, at the start"] = (
+        30.0
+    )
     task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
-    seed: Annotated[int, Range(0), "of the scene"]
+    seed: Annotated[int, Range(0, GREATEST_SEED), "of the scene"]
     instruction: Annotated[str | None, "null: the task's own"] = None
     schedule: Annotated[str, Choices(*SCHEDULES), "when to infer, and what becomes of chunks"] = "async"
     delta_to_absolute: Annotated[
         bool, "whether chunks of changes count from the commanded position at capture"
     ] = True
-    inference_delay_s: Annotated[float, Range(0), "added to every inference"] = 0.0
-    max_seconds: Annotated[float, Positive, "after which the task counts as over"] = 60.0
+    inference_delay_s: Annotated[float, Range(0, 60), "added to every inference"] = 0.0
+    max_seconds: Annotated[float, Duration, "after which the task counts as over"] = 60.0
     replay: Annotated[
         str | None, FilePath(), "a recording whose commands are sent again, instead of asking a policy"
     ] = None
@@ -292,14 +299,16 @@ class DelayTableRun(RobotProgram, TaskProgram):
 
     bundle: Annotated[str, FilePath(), "the policy"]
     task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
-    delays_ms: Annotated[list[float], Range(0), "of an inference"]
+    delays_ms: Annotated[list[float], Range(0, 60000), "of an inference"]
     schedules: Annotated[list[Annotated[str, Choices(*SCHEDULES)]], "to compare"]
-    episodes: Annotated[int, Range(1), "for each delay and schedule"]
+    episodes: Annotated[int, Range(1, 10**5), "for each delay and schedule"]
     first_seed: FirstSeed
     delta_to_absolute: Annotated[
         bool, "whether chunks of changes count from the commanded position at capture"
     ] = True
-    num_workers: Annotated[int, Range(1), "processes, each with an environment and a policy of its own"] = 2
+    num_workers: Annotated[
+        int, Range(1, 256), "processes, each with an environment and a policy of its own"
+    ] = 2
     results: Results = None
 
 
@@ -308,15 +317,15 @@ class FrankaTrialsRun(RobotProgram, TaskProgram):
     """`python -m experiments.franka_trials`."""
 
     bundle: Annotated[str | None, FilePath(), "null: the scripted expert acts in place of a policy"] = None
-    trials: Annotated[int, Range(1), "without faults"]
-    faults: Annotated[int, Range(0), "of each kind: killed, stopped, slowed"]
+    trials: Annotated[int, Range(1, 10**4), "without faults"]
+    faults: Annotated[int, Range(0, 10**4), "of each kind: killed, stopped, slowed"]
     first_seed: FirstSeed
     time: Annotated[
         str, Choices("wall", "robot"), "robot: the arm's clock, where a simulator of it is too slow"
     ] = "wall"
     schedule: Annotated[str, Choices(*SCHEDULES), "when to infer, and what becomes of chunks"] = "async"
     execute_horizon: ExecuteHorizon = 2
-    max_seconds: Annotated[float, Positive, "of a trial"] = 6.0
+    max_seconds: Annotated[float, Duration, "of a trial"] = 6.0
     results: Results = None
 
 
@@ -363,9 +372,33 @@ def typed(config: DictConfig, program: type[Run]) -> Run:
     """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     load_extensions(values["extensions"])
+    return checked(values, program)
+
+
+def checked(values: dict[str, Any], program: type[Run]) -> Run:
+    """Return plain data as what its program declares; see `typed`.
+
+    Raises:
+        SettingError: a key is unknown or missing, or a value is not allowed; one line names the key.
+    """
     if program is ControlRun and not values["env"]:  # a robot that stands in no scene
-        del values["env"]
+        values = {key: value for key, value in values.items() if key != "env"}
     run = program(**check_settings(program, values))
     if isinstance(run, TaskProgram | ControlRun) and run.env:
-        return dataclasses.replace(run, tasks=expand_tasks(run.env["family"], run.tasks))
+        return dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
     return run
+
+
+def _known_tasks(family: str, given: list[str]) -> list[str]:
+    """Return the tasks of a family that are named; see `expand_tasks`.
+
+    Raises:
+        SettingError: one is unknown, or named twice.
+    """
+    tasks, known = expand_tasks(family, given), ENVIRONMENTS.get(family).TASKS
+    for task in tasks:
+        if task not in known:
+            raise SettingError(f"tasks names {task!r}; {did_you_mean(task, known)}")
+        if tasks.count(task) > 1:
+            raise SettingError(f"tasks names {task!r} twice; name each once")
+    return tasks

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from experiments.config.schema import NumThreads, Positive, Program
+from experiments.config.schema import NumThreads, Program
 from policies.serving.access import Access
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServerSettings
@@ -29,4 +29,4 @@ class ServeRun(Program):
     openpi_map: Annotated[ObservationMap, "keys of openpi clients; what is empty is as in the bundle"]
     vla_eval_map: Annotated[ObservationMap, "keys of vla-eval; what is empty is as in the bundle"]
     server: Annotated[ServerSettings, "what clients may do"] = field(default_factory=ServerSettings)
-    status_every_s: Annotated[float, Positive, "from one look at the status to the next"] = 2.0
+    status_every_s: Annotated[float, Range(0.01, 3600), "from one look at the status to the next"] = 2.0

@@ -103,7 +103,7 @@ class FrankaSetup(RobotSetup):
     address: Annotated[str, "of the robot, or of franky-sim"]
     needs_realtime: Annotated[bool, "refuse to run without a real-time kernel; a simulator needs none"] = True
     has_gripper: Annotated[bool, "whether the arm has a Franka Hand"] = True
-    gripper_speed: Annotated[float, Range(0, open_low=True), "of the fingers [m/s]"] = 0.05
+    gripper_speed: Annotated[float, Range(0, 1, open_low=True), "of the fingers [m/s]"] = 0.05
     gripper_force: Annotated[float, Range(0, 70, open_low=True), "with which an object is grasped [N]"] = (
         GRASP_FORCE_N
     )

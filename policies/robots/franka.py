@@ -76,9 +76,6 @@ class Cameras(Protocol):
         ...
 
 
-_POSITIVE = Range(0, open_low=True)
-
-
 def rotation_from_vector(vector: Float[np.ndarray, "3"]) -> Float64[np.ndarray, "3 3"]:
     """Return the rotation about a vector by its length [rad]."""
     angle = float(np.linalg.norm(vector))
@@ -116,15 +113,19 @@ class Following:
     """How the arm follows the commanded pose."""
 
     gain_hz: Annotated[
-        float, _POSITIVE, "share of the distance to the commanded pose that is made up for in a second"
+        float,
+        Range(0, 100, open_low=True),
+        "share of the distance to the commanded pose that is made up for in a second",
     ] = 3.0
-    max_speed: Annotated[float, _POSITIVE, "of the fingertips [m/s]"] = 0.5
-    max_turn: Annotated[float, _POSITIVE, "of the hand [rad/s]"] = 2.0
+    max_speed: Annotated[float, Range(0, 3, open_low=True), "of the fingertips [m/s]"] = 0.5
+    max_turn: Annotated[float, Range(0, 10, open_low=True), "of the hand [rad/s]"] = 2.0
     max_tracking_error_m: Annotated[
-        float, _POSITIVE, "of the commanded from the measured position: a blocked arm must not wind up [m]"
+        float,
+        Range(0, 1, open_low=True),
+        "of the commanded from the measured position: a blocked arm must not wind up [m]",
     ] = 0.03
     max_tracking_error_rad: Annotated[
-        float, _POSITIVE, "of the commanded from the measured rotation [rad]"
+        float, Range(0, 3, open_low=True), "of the commanded from the measured rotation [rad]"
     ] = 0.3
     patience: Annotated[
         float, Range(1, 4, open_low=True), "control periods after which a command expires"

@@ -21,6 +21,7 @@ from vla.spec import RobotSpec
 
 MOTION, GRIPPER = "motion", "gripper"
 _POSITIVE = Range(0, math.inf, open_low=True)
+_POSITION = Range(-(10**6), 10**6)
 _UNLIMITABLE = ("velocity", "acceleration", "jerk", "step")
 
 
@@ -32,8 +33,8 @@ class ChannelLimits:
         ValueError: a value is not allowed (`SettingError`), or the range is empty or excludes the start.
     """
 
-    low: Annotated[float, Range(), "least commanded position [u]"]
-    high: Annotated[float, Range(), "greatest commanded position [u]"]
+    low: Annotated[float, _POSITION, "least commanded position [u]"]
+    high: Annotated[float, _POSITION, "greatest commanded position [u]"]
     velocity: Annotated[float, _POSITIVE, "[u/s]"]
     acceleration: Annotated[float, _POSITIVE, "[u/s2]"] = math.inf
     jerk: Annotated[float, _POSITIVE, "[u/s3]"] = math.inf
@@ -48,11 +49,11 @@ class ChannelLimits:
     def __post_init__(self) -> None:
         check_attributes(self, where="limits")
         if self.low >= self.high:
-            raise ValueError(f"the range [{self.low}, {self.high}] is empty; low must be less than high")
+            raise ValueError(f"low is {self.low} and high is {self.high}; low must be less than high")
         if self.measured_by is None and not self.low <= 0.0 <= self.high:
             raise ValueError(
                 "no state channel measures it (measured_by), so it counts from zero where it is armed, but "
-                f"its range [{self.low}, {self.high}] excludes zero"
+                f"zero is not between low, {self.low}, and high, {self.high}"
             )
 
 

@@ -88,15 +88,15 @@ def sensor_stamps(reading: SensorReading) -> dict[str, float]:
 class StreamLimits:
     """When a stream of readings counts as broken."""
 
-    frozen_frames: Annotated[int, Range(1), "equal frames in a row, while the robot moves"] = 5
+    frozen_frames: Annotated[int, Range(1, 10**4), "equal frames in a row, while the robot moves"] = 5
     frozen_motion: Annotated[
-        float, Range(0), "how far it must have moved meanwhile, as a share of a state's range"
+        float, Range(0, 1), "how far it must have moved meanwhile, as a share of a state's range"
     ] = 0.1
     black_level: Annotated[
         float, Range(0, 255), "mean brightness in [0, 255] below which a camera counts as black"
     ] = 4.0
     state_jump: Annotated[
-        float, Range(0, open_low=True), "largest change of a state in one period, as a share of its range"
+        float, Range(0, 1, open_low=True), "largest change of a state in one period, as a share of its range"
     ] = 0.35
     may_jump: tuple[str, ...] = ()  # channels such as a gripper's opening, which prove neither
 

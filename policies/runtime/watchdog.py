@@ -14,7 +14,7 @@ from policies.runtime.clock import MISSED_WINDOW_S
 from policies.runtime.observation_buffer import StreamHealth
 from vla.registry import Range, check_attributes
 
-_POSITIVE = Range(0, open_low=True)
+_POSITIVE = Range(0, 1000, open_low=True)
 UNDERRUN = "no action is left to execute"  # the reason when a chunk was used up before the next came
 
 

@@ -44,16 +44,16 @@ class WireError(VLAError):
 class WireLimits:
     """The largest message that is read; anything beyond is refused before memory is taken for it."""
 
-    max_bytes: Annotated[int, Range(1, 1 << 30), "of a whole message"] = 8 << 20
+    max_bytes: Annotated[int, Range(1, 1 << 26), "of a whole message"] = 8 << 20
     max_depth: Annotated[int, Range(1, 64), "maps and arrays inside one another"] = 8
-    max_objects: Annotated[int, Range(1, 1 << 24), "values and keys, all together"] = 4096
-    max_map_length: Annotated[int, Range(1, 1 << 24), "keys of a map"] = 128
+    max_objects: Annotated[int, Range(1, 1 << 20), "values and keys, all together"] = 4096
+    max_map_length: Annotated[int, Range(1, 1 << 16), "keys of a map"] = 128
     max_array_length: Annotated[
-        int, Range(1, 1 << 24), "of a msgpack array; numbers in bulk belong into an ndarray"
+        int, Range(1, 1 << 26), "of a msgpack array; numbers in bulk belong into an ndarray"
     ] = 1024
-    max_string_bytes: Annotated[int, Range(1, 1 << 30), "of a string"] = 4096
-    max_binary_bytes: Annotated[int, Range(1, 1 << 30), "of binary data"] = 8 << 20
-    max_elements: Annotated[int, Range(1, 1 << 30), "of an ndarray"] = 8 << 20
+    max_string_bytes: Annotated[int, Range(1, 1 << 20), "of a string"] = 4096
+    max_binary_bytes: Annotated[int, Range(1, 1 << 26), "of binary data"] = 8 << 20
+    max_elements: Annotated[int, Range(1, 1 << 26), "of an ndarray"] = 8 << 20
     max_dimensions: Annotated[int, Range(1, 32), "of an ndarray"] = 5
 
     def __post_init__(self) -> None:

@@ -97,6 +97,12 @@ def test_other_policies_and_other_plans_are_refused(tmp_path):
         run(tmp_path)
 
 
+def test_a_mistake_that_ended_no_episode_binds_nobody(tmp_path):
+    with pytest.raises(ValueError, match=r"execute_horizon is 500; it must lie in"):
+        run(tmp_path, plan=plan_of(execute_horizon=500))
+    assert len(run(tmp_path).rows) == 12
+
+
 def test_an_evaluation_of_before_there_were_runtimes_continues(tmp_path):
     run(tmp_path, plan=plan_of(episodes_per_task=2))
     stored = json.loads((tmp_path / "plan.json").read_text())

@@ -312,3 +312,8 @@ def test_workers_of_a_program_with_torch_import_none():
         timeout=120,
     )
     assert output.stdout.strip() == "False"
+
+
+def test_far_more_processes_than_cores_are_refused_before_any_starts():
+    with pytest.raises(ValueError, match=r"^num_workers is 10000, but this machine has \d+ cores"):
+        WorkerPool(num_workers=10_000)

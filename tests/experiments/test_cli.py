@@ -9,6 +9,7 @@ import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 
 from experiments.config import cli, schema
 from vla.files import DirectoryInUse
@@ -124,6 +125,22 @@ def test_signals_that_ask_for_an_end_are_handled_like_ctrl_c(tmp_path, number, c
     assert "continues" in message
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 64. GiB for an array with shape (8, 1024)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(raising(error))
+    assert ended.value.code == cli.EXIT_FAILED
+    assert "there is not enough memory: lower a size, such as trainer.batch_size" in capsys.readouterr().err
+
+
 def test_under_nohup_work_outlives_the_terminal(tmp_path):
     process = start_sleeper(tmp_path, "nohup")
     process.send_signal(signal.SIGHUP)
@@ -214,19 +231,24 @@ def test_a_refusal_of_the_system_comes_with_a_way_out(capsys):
 
 @pytest.mark.parametrize(
     ("program", "has", "has_not"),
-    [("compare", [], ["== Configuration groups ==", "env:"]), ("collect", ["collect: ", "env: "], ["model/head: "])],
+    [
+        ("compare", [], ["== Configuration groups ==", "env:"]),
+        ("collect", ["collect: ", "env: "], ["model/head: "]),
+    ],
 )
 def test_help_shows_the_groups_of_the_program_alone(program, has, has_not, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help"])
     groups = ["collect: quickstart, tabletop", "env: metaworld, tabletop", "model/head: flow, parallel"]
-    shown = "\n".join(["What it is.", "", "== Configuration groups ==", "Compose", "", *groups, "", "", "== Config =="])
+    shown = "\n".join(
+        ["What it is.", "", "== Configuration groups ==", "Compose", "", *groups, "", "", "== Config =="]
+    )
 
     def helps():
         print(shown)
         sys.exit(0)
 
     with pytest.raises(SystemExit):
-        run(helps)
+        cli.run(helps)
     printed = capsys.readouterr().out
     assert "What it is." in printed
     assert "== Config ==" in printed
@@ -238,4 +260,4 @@ def test_an_experiment_with_a_plus_says_what_to_type():
     error = ConfigCompositionException(
         "Multiple values for experiment. To override a value use 'override experiment: tabletop'"
     )
-    assert "; type experiment=tabletop," in explain_config_error(error)
+    assert "; type experiment=tabletop," in cli.explain_config_error(error)

@@ -1,8 +1,8 @@
 """What a program returns to a sweeper is named before it runs, and is a number."""
 
-
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from program_fixtures import composed
 
@@ -13,7 +13,12 @@ from vla.registry import SettingError
 
 @pytest.mark.parametrize(
     "metric",
-    ["success/original", "validation/action_loss", "validation/loss/later_states", "validation/error/delta_x [m]"],
+    [
+        "success/original",
+        "validation/action_loss",
+        "validation/loss/later_states",
+        "validation/error/delta_x [m]",
+    ],
 )
 def test_what_a_run_measures_can_be_returned(metric: str) -> None:
     require_settings(composed("train", f"metric='{metric}'"))
@@ -46,7 +51,7 @@ def test_nothing_is_returned_unless_asked_for_and_a_missing_number_is_named() ->
 def test_a_sweeper_that_needs_a_number_is_told_so(
     monkeypatch: pytest.MonkeyPatch, sweeper: str, is_refused: bool
 ) -> None:
-    hydra = OmegaConf.create({"mode": "MULTIRUN", "runtime": {"choices": {"hydra/sweeper": sweeper}}})
+    hydra = OmegaConf.create({"mode": RunMode.MULTIRUN, "runtime": {"choices": {"hydra/sweeper": sweeper}}})
     monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: hydra))
     if is_refused:

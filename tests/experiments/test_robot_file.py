@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.config.robot_draft import draft_limits, write_draft
-from experiments.config.robot_file import LimitsNotConfirmed, confirmed_limits, read_robot_file
+from experiments.config.robot_file import LimitsNotConfirmed, read_robot_file, require_confirmed_limits
 from policies.runtime.limits import audit
 from vla.data.reader import Dataset
 from vla.data.writer import DatasetWriter
@@ -88,9 +88,9 @@ def test_drafted_limits_count_for_nothing_until_a_person_confirms_them(record_ar
     path = tmp_path / "robot.yaml"
     write_draft(path, Dataset(record_arm()))
     with pytest.raises(LimitsNotConfirmed, match="limits_confirmed: true"):
-        confirmed_limits(path)
+        require_confirmed_limits(path)
     path.write_text(path.read_text().replace("limits_confirmed: false", "limits_confirmed: true"))
-    assert confirmed_limits(path) == read_robot_file(path).limits
+    require_confirmed_limits(path)
 
 
 def test_what_makes_no_sense_is_refused_with_file_and_key(record_arm, tmp_path):

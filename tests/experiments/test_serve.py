@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from program_fixtures import composed, read_until
 
-from experiments.serve import access_of, serve, settings_of
+from experiments.serve import access_of, load_bundle, serve, settings_of
 from policies.exported import BundlePolicy
 from policies.serving.access import AccessError
 from policies.serving.client import RemotePolicy
@@ -177,3 +177,15 @@ def test_a_token_and_tls_open_the_network(monkeypatch):
     assert access_of(serve_run("host=0.0.0.0", "insecure_lan=true")).scheme == "ws"
     with pytest.raises(AccessError, match="TLS"):
         access_of(serve_run("host=0.0.0.0"))
+
+
+@pytest.mark.parametrize(
+    "limit", ["max_bytes=1000", "max_elements=10", "max_dimensions=1", "max_map_length=2"]
+)
+def test_limits_that_refuse_every_observation_are_refused(limit):
+    with pytest.raises(ValueError, match=r"^server\.limits would refuse every observation of this bundle"):
+        load_bundle(serve_run(f"server.limits.{limit}"))
+
+
+def test_the_usual_limits_let_observations_through():
+    assert load_bundle(serve_run()).policy_id

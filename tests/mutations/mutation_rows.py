@@ -428,13 +428,13 @@ WRITTEN = [
     ),
     Mutation(
         "vla/files.py",
-        "        elif path.is_symlink():\n",
-        "        elif False:\n",
+        "        if name in links:\n",
+        "        if False:\n",
         FILES,
     ),
     Mutation(
         "vla/files.py",
-        '    faults = [f"extra: {name}" for name in sorted(there - set(listed))]\n',
+        '    faults = [f"extra: {name}" for name in extra]\n',
         "    faults = []\n",
         FILES,
     ),

@@ -277,6 +277,7 @@ def test_a_stop_leaves_the_last_seconds_of_frames(tmp_path):
     run = Harness(tmp_path).started(50)
     run.controller.stop("enough")
     run.steps(20)
+    run.recorder.close()
     (path,) = tmp_path.glob("before-stopped-*.npz")
     with np.load(path, allow_pickle=False) as dump:
         assert dump["images_front"].shape[1:] == (8, 8, 3)

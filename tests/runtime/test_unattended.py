@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from control_fixtures import DT, FakeArm, Harness
+from control_fixtures import DT, OPEN, FakeArm, Harness
 
 from policies.runtime.background import BackgroundWorker
 from policies.runtime.clock import MonotonicClock
@@ -42,9 +42,9 @@ def test_a_disk_that_stalls_holds_no_command_and_loses_no_period(tmp_path, stall
 
 def test_a_disk_that_stalls_for_too_long_stops_the_robot(tmp_path, stalled_disk):
     run = Harness(tmp_path)
-    run.controller._recorder = run.recorder = Recorder(
-        tmp_path / "small", spec=run.arm.robot_spec, about={}, max_unwritten=20
-    )
+    small = Recorder(tmp_path / "small", spec=run.arm.robot_spec, about={}, max_unwritten=20)
+    OPEN.append(small)
+    run.controller._recorder = run.recorder = small
     run.started(2)
     run.until(State.STOPPED, at_most=20)
     assert "does not answer" in run.controller.reason

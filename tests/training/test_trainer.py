@@ -171,7 +171,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -
     train_for(tmp_path / "run", tmp_path, steps=50, now=2)
     with pytest.raises(NonFiniteLossError, match=r"last good checkpoint is .*step_00000002"):
         train_for(
-            tmp_path / "run", tmp_path, steps=50, learning_rate=1e30, max_grad_norm=1e30, resume="override"
+            tmp_path / "run", tmp_path, steps=50, learning_rate=100.0, max_grad_norm=1e9, resume="override"
         )
     assert load_training(resolve_checkpoint(tmp_path / "run"))[1]["step"] == 2
 

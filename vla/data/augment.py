@@ -21,7 +21,7 @@ class ImageAugmentation:
         SettingError: a value is not allowed.
     """
 
-    max_shift: Annotated[int, Range(0), "largest shift [pixels]"]
+    max_shift: Annotated[int, Range(0, 256), "largest shift [pixels]"]
     brightness: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
     contrast: Annotated[float, Range(0, 1, open_high=True), "largest relative change"]
     color: Annotated[float, Range(0, 1, open_high=True), "largest relative change of a channel"]

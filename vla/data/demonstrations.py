@@ -48,7 +48,9 @@ class DemonstrationSource:
             Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
         ] = None,
         image_size: Annotated[
-            int | None, Range(1), "height and width of the frames that the policy sees; null: as recorded"
+            int | None,
+            Range(1, 2048),
+            "height and width of the frames that the policy sees; null: as recorded",
         ] = None,
         resize: Annotated[
             str, Choices(*RESIZE_MODES), "to image_size: keeping the aspect ratio, or not"
@@ -61,10 +63,14 @@ class DemonstrationSource:
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
         split_seed: Annotated[
-            int, Range(0), "of the choice of these episodes; runs with the same one hold out the same"
+            int,
+            Range(0, 2**32 - 1),
+            "of the choice of these episodes; runs with the same one hold out the same",
         ] = 0,
         max_windows: Annotated[
-            int | None, Range(1), "train and validate on this many windows only: to learn them by heart"
+            int | None,
+            Range(1, 10**9),
+            "train and validate on this many windows only: to learn them by heart",
         ] = None,
         augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":

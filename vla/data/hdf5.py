@@ -58,7 +58,7 @@ class Hdf5Mapping:
     cameras: Annotated[dict[str, CameraKey], "by the names that they get"]
     state: Annotated[list[NumbersKey], "joined in this order"]
     action: Annotated[list[NumbersKey], "joined in this order"]
-    control_hz: Annotated[float, Range(0, open_low=True), "frames per second"]
+    control_hz: Annotated[float, Range(0.1, 1000), "frames per second"]
     action_convention: Annotated[str, Choices(*ACTION_CONVENTIONS), "what an action is"]
     gripper_sign: Annotated[str, Choices(*GRIPPER_SIGNS), "what a larger gripper action does"]
     instruction: Annotated[str | None, "of every episode; null: see instruction_attribute"] = None

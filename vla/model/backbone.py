@@ -36,12 +36,12 @@ class SceneBackbone(Backbone):
         self,
         *,
         specs: ModelSpecs,
-        width: Annotated[int, Range(4), "of a token"] = 256,
-        depth: Annotated[int, Range(1), "number of transformer blocks"] = 4,
-        num_heads: Annotated[int, Range(1), "of attention"] = 4,
-        mlp_ratio: Annotated[int, Range(1), "width of the MLP as a multiple of the token's"] = 4,
+        width: Annotated[int, Range(4, 16384), "of a token"] = 256,
+        depth: Annotated[int, Range(1, 256), "number of transformer blocks"] = 4,
+        num_heads: Annotated[int, Range(1, 256), "of attention"] = 4,
+        mlp_ratio: Annotated[int, Range(1, 16), "width of the MLP as a multiple of the token's"] = 4,
         stem_channels: Annotated[
-            Sequence[Annotated[int, Range(1)]], "of the image stem's two first convolutions"
+            Sequence[Annotated[int, Range(1, 4096)]], "of the image stem's two first convolutions"
         ] = (64, 128),
         patch_size: Annotated[int, Range(16, 32), "pixels a side of an image token: 16, 24 or 32"] = 16,
         embedders: Annotated[dict[str, Any] | None, "further modalities: {name: {kind: ...}}"] = None,

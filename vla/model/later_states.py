@@ -28,9 +28,10 @@ class LaterStates(AuxiliaryTarget):
         specs: ModelSpecs,
         backbone: Backbone,
         offsets: Annotated[
-            Sequence[Annotated[int, Range(1)]], "control periods after now at which the state is predicted"
+            Sequence[Annotated[int, Range(1, 1000)]],
+            "control periods after now at which the state is predicted",
         ] = (8, 16, 32),
-        weight: Annotated[float, Range(0), "of this loss next to that of the actions"] = 3.0,
+        weight: Annotated[float, Range(0, 1000), "of this loss next to that of the actions"] = 3.0,
     ) -> None:
         super().__init__()
         (self._state_dim,) = specs.inputs["state"].shape

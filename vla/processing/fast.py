@@ -118,6 +118,11 @@ class FastCodec(NormalizedActions):
         coefficients = _coefficients(ranged.normalize(chunks), transform=transform, scale=scale)
         lowest, highest = _alphabet(coefficients, bound=CLIP * scale * ranged.action_horizon**0.5)
         num_base = highest - lowest + 1
+        if num_base > GREATEST_VOCAB_SIZE:
+            raise ValueError(
+                f"scale is {scale:g}; with it these chunks have {num_base} symbols, more than the "
+                f"{GREATEST_VOCAB_SIZE} that there may be. A smaller scale needs fewer"
+            )
         if not num_base <= vocab_size <= GREATEST_VOCAB_SIZE:
             raise ValueError(
                 f"vocab_size is {vocab_size}; with scale {scale:g} these chunks have {num_base} symbols, so "

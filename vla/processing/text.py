@@ -208,8 +208,10 @@ class TextInput:
         demonstrations: Demonstrations,
         *,
         frame_offsets: Sequence[int],
-        max_tokens: Annotated[int, Range(1), "longest instruction, in tokens, one for the beginning"] = 32,
-        vocab_size: Annotated[int, Range(NUM_BYTES), "most different tokens of text"] = 512,
+        max_tokens: Annotated[
+            int, Range(1, 1024), "longest instruction, in tokens, one for the beginning"
+        ] = 32,
+        vocab_size: Annotated[int, Range(NUM_BYTES, 65536), "most different tokens of text"] = 512,
         same_tokens: Annotated[
             str, Choices(REFUSE, ALLOW), "different instructions that no model can tell apart"
         ] = REFUSE,

@@ -71,38 +71,42 @@ class TrainerSettings:
     """
 
     num_samples: Annotated[
-        int, Range(1), "the budget: the run ends with the step that reaches it; the learning rate follows it"
+        int,
+        Range(1, 10**12),
+        "the budget: the run ends with the step that reaches it; the learning rate follows it",
     ]
-    batch_size: Annotated[int, Range(1), "samples in a batch of one process"]
-    learning_rate: Annotated[float, Range(0, open_low=True), "at its peak"]
+    batch_size: Annotated[int, Range(1, 65536), "samples in a batch of one process"]
+    learning_rate: Annotated[float, Range(0, 100, open_low=True), "at its peak"]
     warmup_share: Annotated[float, Range(0, 1), "of the steps, in which the learning rate rises"] = 0.03
     optimizer: Annotated[
         str, Choices("muon", "adamw"), "muon is for the trunk's matrices; the rest has adamw"
     ] = "muon"
-    weight_decay: Annotated[float, Range(0), "of the optimizer"] = 0.05
+    weight_decay: Annotated[float, Range(0, 100), "of the optimizer"] = 0.05
     betas: Annotated[tuple[float, float], Range(0, 1, open_high=True), "of adamw"] = (0.9, 0.98)
-    max_grad_norm: Annotated[float, Range(0, open_low=True), "gradients are scaled down to it"] = 1.0
+    max_grad_norm: Annotated[
+        float, Range(0, 10**9, open_low=True), "gradients are scaled down to it; 1e9: never"
+    ] = 1.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True), "of the averaged weights, a step"] = 0.998
-    accumulate: Annotated[int, Range(1), "batches summed into one optimizer step"] = 1
+    accumulate: Annotated[int, Range(1, 65536), "batches summed into one optimizer step"] = 1
     balance_tasks: Annotated[bool, "as many samples of each task, however long its demonstrations"] = False
     max_minutes: Annotated[
         float | None,
-        Range(0, open_low=True),
+        Range(0, 10**6, open_low=True),
         "a cap that ends the run before its budget; the learning rate does not follow it",
     ] = None
     precision: Annotated[str, Choices("auto", "fp32", "bf16"), "auto: whichever is faster here"] = "auto"
     compile: Annotated[str, Choices("auto", "on", "off"), "auto: on a GPU"] = "auto"
     device: Annotated[str, Choices("auto", "cpu", "cuda"), "auto: a GPU if there is one"] = "auto"
-    log_every_steps: Annotated[int, Range(1), "steps from one line of the log to the next"] = 20
-    validate_every_steps: Annotated[int, Range(1), "steps from one validation to the next"] = 500
-    validation_batches: Annotated[int, Range(1), "batches of a validation"] = 4
-    save_every_minutes: Annotated[float, Range(0), "minutes from one checkpoint to the next"] = 3.0
-    keep_checkpoints: Annotated[int, Range(-1), "newest checkpoints that are kept; -1: all"] = 2
+    log_every_steps: Annotated[int, Range(1, 10**9), "steps from one line of the log to the next"] = 20
+    validate_every_steps: Annotated[int, Range(1, 10**9), "steps from one validation to the next"] = 500
+    validation_batches: Annotated[int, Range(1, 10**6), "batches of a validation"] = 4
+    save_every_minutes: Annotated[float, Range(0, 10**6), "minutes from one checkpoint to the next"] = 3.0
+    keep_checkpoints: Annotated[int, Range(-1, 10**6), "newest checkpoints that are kept; -1: all"] = 2
     keep_best: Annotated[
         bool, "whether the one with the least held-out loss of actions is kept as checkpoints/best too"
     ] = True
     num_threads: Annotated[
-        int | None, Range(1), "of the CPU; null: one or all, whichever is faster at the moment"
+        int | None, Range(1, 256), "of the CPU; null: one or all, whichever is faster at the moment"
     ] = None
     resume: Annotated[
         str,
@@ -114,7 +118,9 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         check_attributes(self, where="trainer")
         if self.keep_checkpoints == 0:
-            raise SettingError("trainer.keep_checkpoints is 0; give at least 1, or -1 to keep all")
+            raise SettingError(
+                "trainer.keep_checkpoints is 0; it must be an integer in [1, 1000000], or -1 to keep all"
+            )
         per_step = self.batch_size * self.accumulate
         if self.num_samples < per_step:
             raise SettingError(

@@ -28,15 +28,17 @@ STATISTICS_OFF = 0.05  # of a channel's range
 class ExamineSettings:
     """How closely a recording is looked at."""
 
-    action_horizon: Annotated[int, Range(1), "control periods in a chunk of the policy to be trained"] = 8
-    max_tokens: Annotated[int, Range(1), "longest instruction of that policy, in tokens"] = 20
+    action_horizon: Annotated[
+        int, Range(1, 1024), "control periods in a chunk of the policy to be trained"
+    ] = 8
+    max_tokens: Annotated[int, Range(1, 1024), "longest instruction of that policy, in tokens"] = 20
     pictures: Annotated[
         str,
         Choices("none", "some", "all"),
         "whether to look at no picture, at a few of some episodes, or to decode every one",
     ] = "some"
     max_episodes: Annotated[
-        int, Range(1), "whose pictures are looked at with pictures=some, evenly spread"
+        int, Range(1, 10**6), "whose pictures are looked at with pictures=some, evenly spread"
     ] = 300
 
     def __post_init__(self) -> None:

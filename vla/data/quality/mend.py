@@ -46,7 +46,7 @@ KEPT_IDLE_S = 0.3  # of an idle end: coming to rest is part of the task
 class MendSettings:
     """What a mended copy leaves out, and what it changes."""
 
-    min_frames: Annotated[int, Range(1), "shorter episodes are dropped"] = 2
+    min_frames: Annotated[int, Range(1, 10**6), "shorter episodes are dropped"] = 2
     restore: Annotated[
         list[Annotated[str, Choices("channels", "cameras")]],
         "what to exchange back where it seems to be exchanged in some episodes; look at the report first",

@@ -41,7 +41,7 @@ class AutoregressiveHead(StepwiseHead):
         specs: ModelSpecs,
         backbone: Backbone,
         smoothing_bins: Annotated[
-            float, Range(0), "width of the Gaussian over neighboring bins in the targets"
+            float, Range(0, 256), "width of the Gaussian over neighboring bins in the targets"
         ] = 1.0,
     ) -> None:
         super().__init__()

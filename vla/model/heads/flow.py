@@ -36,8 +36,8 @@ class FlowHead(Head):
         specs: ModelSpecs,
         backbone: Backbone,
         num_steps: Annotated[int, Range(1, 10), "Euler steps from noise to actions"] = 5,
-        expert_width: Annotated[int, Range(4), "width of the expert's tokens"] = 128,
-        mlp_ratio: Annotated[int, Range(1), "width of its MLP as a multiple of that"] = 4,
+        expert_width: Annotated[int, Range(4, 16384), "width of the expert's tokens"] = 128,
+        mlp_ratio: Annotated[int, Range(1, 16), "width of its MLP as a multiple of that"] = 4,
     ) -> None:
         super().__init__()
         require_targets(specs, self.learns, head="flow", codecs="continuous")
