@@ -267,7 +267,8 @@ def train_policy(
             raise ValueError(f"metric={run.metric}, but nothing is held out; raise data.validation_share")
         processor = build_processor(run, train)
         seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
-        looks = {LOOKS: recorded_looks(datasets(run))}
+        recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
+        looks = {LOOKS: recorded_looks(recordings)}
         if is_simulated(run, processor.robot_spec):  # refused before training, if at all
             require_unseen_scenes(
                 seeds,

@@ -39,7 +39,7 @@ tr.total > * { border-top: 2px solid var(--line); }
 .bar u::before { left: 0; } .bar u::after { right: 0; }
 .bar b { position: absolute; top: -4px; bottom: -4px; width: 0; border-left: 2px dashed #8a93a3; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 20px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; max-width: 640px; }
 figcaption { font-weight: 550; margin-bottom: 4px; }
 .chart { width: 100%; height: auto; display: block; }
 .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
