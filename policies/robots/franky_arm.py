@@ -311,7 +311,7 @@ class FrankyArm:
 class Hand:
     """The Franka Hand, in a thread of its own: a command to it takes until the fingers have arrived.
 
-    The newest wish is carried out when the one before is; one in the other direction stops that first.
+    The newest wish is carried out when the one before is, or when the fingers are stopped by something.
     Fingers that are to close, or that are stopped by an object on their way, grasp with a force, which the
     hand keeps up by itself until a wish is wider than what it holds. A command that does not succeed is no
     failure: on an object of unknown size that is how a movement ends. What does fail is raised by the next
@@ -340,13 +340,11 @@ class Hand:
         self._wanted_m: float | None = None
         self._failure = ""
         self._width_m = float(gripper.state.width)
-        self._asked_m, self._begun_at_m = self._width_m, self._width_m  # the last command
+        self._asked_m = self._width_m  # the last command
         self._under_way: Any = None  # its future
         self._is_grasp = False  # whether it was a grasp that has not failed
-        self._moved_at_m, self._num_still = (
-            self._width_m,
-            0,
-        )  # for how many looks the fingers have stood there
+        self._moved_at_m, self._moved_at_s = self._width_m, 0.0  # where and, on the hand's clock, since when
+        self._is_stalled = False  # whether the fingers have stood still for a while
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="franka-hand", daemon=True)
         self._thread.start()
@@ -361,6 +359,8 @@ class Hand:
         with self._lock:
             if self._failure:
                 raise FrankaFault(f"the hand has failed: {self._failure}")
+            if not (self._thread.is_alive() or self._is_closed.is_set()):
+                raise FrankaFault("the hand's thread has ended by an unexpected error; see above")
             return float(np.clip(self._width_m / MAX_WIDTH_M, 0.0, 1.0))
 
     def move(self, opening: float) -> None:
@@ -384,12 +384,13 @@ class Hand:
 
     def _look(self) -> None:
         """Note where the fingers are and do what is to be done now."""
-        width = float(self._gripper.state.width)
+        state = self._gripper.state
+        width, now_s = float(state.width), float(state.time.to_sec())
         with self._lock:
             self._width_m, wanted = width, self._wanted_m
-        self._num_still += 1
         if abs(width - self._moved_at_m) > _STALLED_M:
-            self._moved_at_m, self._num_still = width, 0
+            self._moved_at_m, self._moved_at_s = width, now_s
+        self._is_stalled = now_s - self._moved_at_s >= _STALLED_S
         if self._under_way is not None and self._under_way.wait(0.0):
             self._end_command()
         if wanted is None:
@@ -397,22 +398,18 @@ class Hand:
         if self._is_grasp and wanted <= width + _GRIP_CHANGE_M / 2:
             return  # it holds, or is about to; a second grasp would be an error
         if abs(wanted - self._asked_m) > _GRIP_CHANGE_M:
-            turns_back = (wanted - width) * (self._asked_m - self._begun_at_m) < 0
-            if self._under_way is None or turns_back or self._is_stalled:
-                self._begin(wanted, width, is_grasp=wanted <= _CLOSED_M)
+            if self._under_way is None or self._is_stalled:
+                self._begin(wanted, is_grasp=wanted <= _CLOSED_M)
         elif self._asked_m < width - _GRIP_CHANGE_M and self._is_stalled:
-            self._begin(wanted, width, is_grasp=True)  # there is an object in the way
+            self._begin(wanted, is_grasp=True)  # there is an object in the way
 
-    @property
-    def _is_stalled(self) -> bool:
-        return self._num_still * _GRIPPER_POLL_S >= _STALLED_S
-
-    def _begin(self, wanted: float, width: float, *, is_grasp: bool) -> None:
+    def _begin(self, wanted: float, *, is_grasp: bool) -> None:
         """Send a command, after stopping what the hand does."""
         if self._under_way is not None or self._is_grasp:
             self._stop()
-        self._asked_m, self._begun_at_m, self._is_grasp = wanted, width, is_grasp
-        self._moved_at_m, self._num_still = width, 0
+        self._asked_m, self._is_grasp = wanted, is_grasp
+        state = self._gripper.state
+        self._moved_at_m, self._moved_at_s = float(state.width), float(state.time.to_sec())
         if is_grasp:
             self._under_way = self._gripper.grasp_async(
                 wanted, self._speed, self._force, epsilon_inner=wanted, epsilon_outer=MAX_WIDTH_M - wanted

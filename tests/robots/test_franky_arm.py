@@ -148,7 +148,8 @@ class FakeGripper:
         self.looks.release()
         if self.error:
             raise self.error
-        return SimpleNamespace(width=self.width)
+        now_s = time.monotonic()
+        return SimpleNamespace(width=self.width, time=SimpleNamespace(to_sec=lambda: now_s))
 
     def _note(self, *what):
         self.moves.append(what)
@@ -372,12 +373,16 @@ def test_the_hand_carries_out_the_newest_wish_when_the_one_before_is(hand):
     assert gripper.wait_for(2)[1:] == [(0.08, 0.1)]
 
 
-def test_a_wish_in_the_other_direction_stops_the_hand_first(hand):
+def test_a_wish_in_the_other_direction_waits_for_the_fingers_unless_they_are_stopped(monkeypatch, hand):
+    monkeypatch.setattr(franky_arm, "_STALLED_S", 0.2)
     gripper, one = hand
     one.grip(1.0)
     gripper.wait_for(1)
-    gripper.width = 0.06
     one.grip(0.0)
+    for step in range(8):
+        gripper.width = 0.05 + 0.001 * step
+        gripper.pass_looks(2)
+    assert gripper.moves == [(0.08, 0.1)]
     assert gripper.wait_for(3) == [(0.08, 0.1), ("stop",), GRASP]
 
 
@@ -434,7 +439,8 @@ def test_fingers_that_meet_an_object_on_their_way_grasp_it(monkeypatch, hand, en
     assert moves == [(0.02, 0.1), ("grasp", 0.02, 0.1, 30.0, pytest.approx(0.06))]
 
 
-def test_a_movement_that_never_ends_does_not_keep_the_hand_from_opening(hand):
+def test_a_movement_that_never_ends_does_not_keep_the_hand_from_opening(monkeypatch, hand):
+    monkeypatch.setattr(franky_arm, "_STALLED_S", 0.2)
     gripper, one = hand
     one.grip(0.25)
     gripper.wait_for(1)

@@ -48,9 +48,7 @@ class DemonstrationSource:
             Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
         ] = None,
         image_size: Annotated[
-            int | None,
-            Range(1, 2048),
-            "height and width of the frames that the policy sees; null: as recorded",
+            int | None, Range(1, 2048), "height and width of what the policy sees; null: as recorded"
         ] = None,
         resize: Annotated[
             str, Choices(*RESIZE_MODES), "to image_size: keeping the aspect ratio, or not"
@@ -68,9 +66,7 @@ class DemonstrationSource:
             "of the choice of these episodes; runs with the same one hold out the same",
         ] = 0,
         max_windows: Annotated[
-            int | None,
-            Range(1, 10**9),
-            "train and validate on this many windows only: to learn them by heart",
+            int | None, Range(1, 10**9), "train and validate on these alone: to learn them by heart"
         ] = None,
         augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
