@@ -60,11 +60,7 @@ class DemonstrationSource:
         validation_share: Annotated[
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
-        split_seed: Annotated[
-            int,
-            Range(0, 2**32 - 1),
-            "of the choice of these episodes; runs with the same one hold out the same",
-        ] = 0,
+        split_seed: Annotated[int, Range(0, 2**32 - 1), "of the choice of these episodes"] = 0,
         max_windows: Annotated[
             int | None, Range(1, 10**9), "train and validate on these alone: to learn them by heart"
         ] = None,
@@ -72,10 +68,9 @@ class DemonstrationSource:
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
         """Open recordings, and decode what is not decoded yet.
 
-        Besides the settings, whose annotations say what they are, it takes `dataset`, the directory of the
-        recording; `action_horizon`, control periods in a chunk; `frame_offsets`, which frames a policy looks
-        at, in control periods before now, oldest first; and the `robot_spec`, for recordings that do not
-        say what their numbers mean or in place of what they say.
+        Besides the settings it takes `dataset`, the directory of the recording; `action_horizon`, control
+        periods in a chunk; `frame_offsets`, the frames that a policy looks at, in control periods before now,
+        oldest first; and the `robot_spec`, what the numbers mean, in place of what the recording says.
 
         Returns:
             A source for training and one that is held out, which share no episode.
