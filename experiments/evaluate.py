@@ -32,6 +32,7 @@ from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
+from experiments.objective import objective, require_metric, success_rates
 from experiments.offline import OfflineEvaluation, evaluate_offline, unseen_episodes
 from experiments.recorded_look import require_recorded_look
 from experiments.recorded_seeds import require_unseen_scenes
@@ -88,11 +89,12 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy, load_policy_checkpoint
+        from vla.model.checkpoint import which_checkpoint
         from vla.training.distributed import local_device
 
         loaded = load_policy_checkpoint(path, head=head)
         chosen = str(local_device(device, key="evaluation.device"))
-        print(f"evaluating {loaded.path} on {chosen}")
+        print(f"evaluating {which_checkpoint(loaded.path)}, on {chosen}")
         policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
         return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance, loaded.processor)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
@@ -194,9 +196,11 @@ def compare_with_recording(
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
-def main(config: DictConfig) -> None:
-    """Evaluate."""
+def main(config: DictConfig) -> float | None:
+    """Evaluate, and return what `metric` names."""
     run = schema.typed(config, schema.EvaluateRun)
+    modes = [] if run.dataset is not None else run.evaluation.instruction_modes
+    require_metric(run.metric, modes=modes, losses=())
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
     loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
@@ -210,7 +214,7 @@ def main(config: DictConfig) -> None:
             title=f"{cli.portable_path(run.path)} on {cli.portable_path(run.dataset)}",
             command=cli.typed_command("evaluate"),
         )
-        return
+        return None
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
@@ -232,6 +236,7 @@ def main(config: DictConfig) -> None:
             raise TorchImported("something imported torch; a bundle must not need it")
         print("torch was not imported")
     print(f"report: {run_dir / 'report.html'}")
+    return objective(run.metric, success_rates(results))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""One table of many runs: what each changed, how it did, and the difference to the first, episode by episode.
+"""One table of many runs: what each changed, how it did, and how it differs from a baseline by episodes.
 
     python -m experiments.train --multirun trainer.learning_rate=1e-3,2e-3 out_dir=outputs/train/rates
     python -m experiments.sweep_table runs=[outputs/train/rates]
 
 A run is a directory of `experiments.train` or `experiments.evaluate`; a sweep's directory stands for all its
-runs. The first run is what the others are compared with.
+runs. The first run is the baseline, with which the others are compared. Runs that were never evaluated are
+compared by their held-out numbers. Runs that differ in `seed` alone share a row of a second table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
+from experiments.sweep_seeds import SEED, seeds_table
 from vla.files import DamagedFile, read_json_object
 from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
 from vla.spec import RobotSpec
@@ -33,14 +35,18 @@ from vla.training.metrics import read_metrics
 
 schema.register("sweep_table")
 
+LOSS = "validation/action_loss"
 PICTURES = ("cameras", "image_size", "render_quality")  # of the same scene: such runs may be compared
 PLACES = ("out_dir", "dataset", "record", "data.cache_dir")  # overrides that say where, not what
+BASELINE = "(the baseline)"
+EVALUATED = ("success", "episodes", "difference", "p")  # columns of runs with an evaluation
 HEADER = [
-    *("changed", "success", "episodes", "difference to the first", "p", "steps", "held-out accuracy"),
+    *("changed", *EVALUATED, "steps", "held-out loss", "held-out accuracy"),
     *("samples/s", "ids per chunk", "jerk"),
 ]
 NOTE = (
-    "Brackets: Wilson's 95 % intervals, Tango's for differences in points; p: McNemar's exact test. "
+    "Brackets: Wilson's 95 % intervals, Tango's for differences to the baseline in points; p: McNemar's "
+    "exact test. Over seeds: Student's 95 % intervals over runs. Held-out loss: of actions. "
     "Samples/s: median of the training's log. Jerk: root mean square of the third derivative of what was "
     "commanded, of channels in m [m/s^3] or, without such, in rad [rad/s^3]."
 )
@@ -48,13 +54,14 @@ NOTE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepRow:
-    """A run of the table; `paired` is None for the first, training is None for a run that only evaluated."""
+    """A run of the table: what was not measured is None, and so is `paired` for the baseline."""
 
     path: Path
     changed: str
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     paired: PairedCounts | None
     steps: int | None
+    held_out_loss: float | None
     held_out_accuracy: float | None
     samples_per_s: float | None
     ids_per_chunk: float | None
@@ -65,13 +72,16 @@ class SweepRow:
         found = self.evaluation
         return [
             self.changed,
-            f"{100 * found.mean_success_rate:.1f} % {found.pooled_interval.in_percent()}",
-            str(len(found.rows)),
+            ""
+            if found is None
+            else f"{100 * found.mean_success_rate:.1f} % {found.pooled_interval.in_percent()}",
+            "" if found is None else str(len(found.rows)),
             ""
             if self.paired is None
             else f"{100 * self.paired.difference:+.1f} {self.paired.interval.in_percent('+.0f')}",
             "" if self.paired is None else f"{self.paired.p_value:.2g}",
             "" if self.steps is None else str(self.steps),
+            "" if self.held_out_loss is None else f"{self.held_out_loss:.3f}",
             "" if self.held_out_accuracy is None else f"{self.held_out_accuracy:.3f}",
             "" if self.samples_per_s is None else f"{self.samples_per_s:.0f}",
             "" if self.ids_per_chunk is None else f"{self.ids_per_chunk:.1f}",
@@ -80,25 +90,32 @@ class SweepRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON-ready data, the success of each task included."""
-        found, paired = self.evaluation, self.paired
+        paired = self.paired
         return {
             "path": cli.short_path(str(self.path)),
             "changed": self.changed,
-            "policy_id": found.policy_id,
-            "mean_success_rate": found.mean_success_rate,
-            "wilson_95": [found.pooled_interval.low, found.pooled_interval.high],
-            "episodes": len(found.rows),
-            "seeds": [min(row.seed for row in found.rows), max(row.seed for row in found.rows)],
-            "tasks": {task: [result.successes, result.episodes] for task, result in found.tasks.items()},
+            **({} if self.evaluation is None else _evaluation_json(self.evaluation)),
             "difference": None if paired is None else paired.difference,
             "difference_95": None if paired is None else [paired.interval.low, paired.interval.high],
             "p_value": None if paired is None else paired.p_value,
             "steps": self.steps,
+            "held_out_loss": self.held_out_loss,
             "held_out_accuracy": self.held_out_accuracy,
             "samples_per_s": self.samples_per_s,
             "ids_per_chunk": self.ids_per_chunk,
             "jerk": self.jerk,
         }
+
+
+def _evaluation_json(found: Evaluation) -> dict[str, Any]:
+    return {
+        "policy_id": found.policy_id,
+        "mean_success_rate": found.mean_success_rate,
+        "wilson_95": [found.pooled_interval.low, found.pooled_interval.high],
+        "episodes": len(found.rows),
+        "seeds": [min(row.seed for row in found.rows), max(row.seed for row in found.rows)],
+        "tasks": {task: [result.successes, result.episodes] for task, result in found.tasks.items()},
+    }
 
 
 def find_runs(paths: list[str]) -> list[Path]:
@@ -148,52 +165,74 @@ def _is_evaluated(run: Path, mode: str) -> bool:
     return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
 
 
+def _has_numbers(run: Path) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and _last(read_metrics(path), LOSS) is not None
+
+
 def split_unevaluated(runs: list[Path], mode: str) -> tuple[list[Path], list[Path]]:
     """Return the runs of a sweep that can be in its table, and those not evaluated to the end yet.
+
+    Where none has begun an evaluation, those with held-out numbers can be in it.
 
     Raises:
         ValueError: the first is among the latter.
     """
-    if not _is_evaluated(runs[0], mode):
-        others = [cli.short_path(str(run)) for run in runs[1:] if _is_evaluated(run, mode)]
+    is_evaluated = [_is_evaluated(run, mode) for run in runs]
+    begun = [run for run in runs if (evaluation_folder(_evaluation(run), mode) / "plan.json").exists()]
+    is_ready = is_evaluated if begun else [_has_numbers(run) for run in runs]
+    if not is_ready[0]:
+        others = [cli.short_path(str(run)) for run, ready in zip(runs, is_ready, strict=True) if ready]
+        what = f"no finished evaluation in the instruction mode {mode!r}" if begun else "no held-out numbers"
         raise ValueError(
-            f"{runs[0]}, which the others are compared with, has no finished evaluation in the instruction "
-            f"mode {mode!r}; did it fail? Repeat it with the command that began it, or give runs that begin "
-            f"with another: runs=[{','.join(others)}]"
+            f"{runs[0]}, which the others are compared with, has {what}; did it fail? Repeat it with the "
+            f"command that began it, or give runs that begin with another: runs=[{','.join(others)}]"
         )
-    waiting = [run for run in runs[1:] if not _is_evaluated(run, mode)]
-    return [run for run in runs if run not in waiting], waiting
+    ready = [run for run, one in zip(runs, is_ready, strict=True) if one]
+    return ready, [run for run in runs if run not in ready]
+
+
+def changes(given: Mapping[str, str], baseline: Mapping[str, str]) -> str:
+    """Return in which settings a run differs from the baseline."""
+    changed = [f"{key}={value}" for key, value in given.items() if baseline.get(key) != value]
+    changed += [f"{key} as by default" for key in baseline if key not in given]
+    return ", ".join(changed)
+
+
+def name_of_baseline(given: Sequence[Mapping[str, str]]) -> str:
+    """Return what distinguishes the first run from the others."""
+    keys = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
+    return " ".join([", ".join(f"{key}={given[0][key]}" for key in keys), BASELINE]).strip()
 
 
 def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
-    """Return one row per run.
+    """Return one row per run; where the first has no evaluation in this instruction mode, none is looked for.
 
     Raises:
-        FileNotFoundError: a run has no evaluation in this instruction mode.
+        FileNotFoundError: another run has no evaluation in this mode.
         ValueError: an evaluation is not finished, or two runs met other scenes.
     """
-    first, rows = overrides(runs[0]), list[SweepRow]()
-    for run in runs:
-        mine = overrides(run)
-        changed = [f"{key}={value}" for key, value in mine.items() if first.get(key) != value]
-        changed += [f"{key} as by default" for key in first if key not in mine]
-        evaluation = open_evaluation(_evaluation(run), mode)
+    given, rows = [overrides(run) for run in runs], list[SweepRow]()
+    is_evaluated = (evaluation_folder(_evaluation(runs[0]), mode) / "plan.json").exists()
+    for run, mine in zip(runs, given, strict=True):
+        evaluation = open_evaluation(_evaluation(run), mode) if is_evaluated else None
         paired = None
-        if rows:
+        if evaluation is not None and rows and rows[0].evaluation is not None:
             require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)
             paired = compare(evaluation.rows, rows[0].evaluation.rows).overall
         logged = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
         rows.append(
             SweepRow(
                 path=run,
-                changed=", ".join(changed) if rows else "(the first)",
+                changed=changes(mine, given[0]) if rows else name_of_baseline(given),
                 evaluation=evaluation,
                 paired=paired,
                 steps=logged[-1]["step"] if logged else None,
+                held_out_loss=_last(logged, LOSS),
                 held_out_accuracy=_last(logged, "validation/token_accuracy"),
                 samples_per_s=_median(logged, "samples_per_s"),
                 ids_per_chunk=_last(logged, "validation/ids_per_chunk"),
-                jerk=jerk_of(evaluation, run),
+                jerk=None if evaluation is None else jerk_of(evaluation, run),
             )
         )
     return rows
@@ -232,48 +271,97 @@ def jerk_of(evaluation: Evaluation, run: Path) -> float | None:
     return float(np.sqrt(np.concatenate(squares).mean()) * spec.control_hz**3)
 
 
-def success_chart(runs: Sequence[Path], rows: Sequence[SweepRow]) -> Chart | None:
-    """Return success over the one number in which all runs differ, or None if it is not one number."""
-    given = [overrides(run) for run in runs]
+def number_chart(
+    given: Sequence[Mapping[str, str]], rows: Sequence[SweepRow], over_seeds: Sequence[Mapping[str, Any]]
+) -> Chart | None:
+    """Return success, or held-out loss without it, over the one number in which all runs differ.
+
+    None if they do not differ in one number, their seed apart. With several seeds it shows means over them.
+    """
+    is_evaluated = rows[0].evaluation is not None
+    title = "success [%]" if is_evaluated else "held-out loss"
     keys = {key for one in given for key in one if any(other.get(key) != one[key] for other in given)}
+    keys -= {SEED}
     if len(keys) != 1:
         return None
     (key,) = keys
+    points: list[tuple[str | None, Sequence[float | None]]]
+    if over_seeds:
+        points = [(one["settings"].get(key), one["means"].get(title) or ()) for one in over_seeds]
+    else:
+        points = [(one.get(key), _with_interval(row)) for one, row in zip(given, rows, strict=True)]
     try:
-        points = sorted((float(one[key]), row.evaluation) for one, row in zip(given, rows, strict=True))
-    except (KeyError, ValueError):
+        known = sorted((float(x), y) for x, y in points if x is not None and y)
+    except ValueError:
         return None
-    x = [value for value, _ in points]
-    lines = {
-        "success": [found.mean_success_rate for _, found in points],
-        "95 % interval, low": [found.pooled_interval.low for _, found in points],
-        "95 % interval, high": [found.pooled_interval.high for _, found in points],
+    if len(known) < len(points):
+        return None
+    series = [
+        Series(
+            name=name,
+            x=[x for x, y in known if y[i] is not None],
+            y=[y[i] for _, y in known if y[i] is not None],
+        )
+        for i, name in enumerate((title, "95 % interval, low", "95 % interval, high"))
+    ]
+    series = [one for one in series if one.x]
+    return Chart(caption=f"{title} over {key}", series=series, x_label=key, y_label=title)
+
+
+def _with_interval(row: SweepRow) -> Sequence[float | None]:
+    found = row.evaluation
+    if found is None:
+        return [row.held_out_loss, None, None]
+    return [
+        100 * one for one in (found.mean_success_rate, found.pooled_interval.low, found.pooled_interval.high)
+    ]
+
+
+def over_seeds_columns(rows: Sequence[SweepRow]) -> dict[str, tuple[str, list[float | None]]]:
+    """Return what is averaged over seeds: by title the style of its numbers and the value of each run."""
+    success = [None if row.evaluation is None else 100 * row.evaluation.mean_success_rate for row in rows]
+    return {
+        "success [%]": (".1f", success),
+        "held-out loss": (".3f", [row.held_out_loss for row in rows]),
+        "held-out accuracy": (".3f", [row.held_out_accuracy for row in rows]),
     }
-    series = [Series(name=name, x=x, y=[100 * one for one in y]) for name, y in lines.items()]
-    return Chart(caption=f"success [%] over {key}", series=series, x_label=key, y_label="success [%]")
+
+
+def without_empty_columns(
+    header: Sequence[str], cells: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return a table without the columns, the first apart, in which no row has anything."""
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in cells)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in cells]
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep_table")
 def main(config: DictConfig) -> None:
     """Read, print, write."""
     run = schema.typed(config, schema.SweepTableRun)
-    evaluated, waiting = split_unevaluated(find_runs(run.runs), run.instruction_mode)
-    rows = read_rows(evaluated, run.instruction_mode)
+    ready, waiting = split_unevaluated(find_runs(run.runs), run.instruction_mode)
+    rows, given = read_rows(ready, run.instruction_mode), [overrides(one) for one in ready]
+    header, cells = without_empty_columns(HEADER, [row.cells() for row in rows])
+    seeds_header, seeds_cells, over_seeds = seeds_table(given, over_seeds_columns(rows))
+    tables = {"Runs": (header, cells), **({"Over seeds": (seeds_header, seeds_cells)} if seeds_cells else {})}
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    cells = [row.cells() for row in rows]
-    results = [row.to_json() for row in rows]
-    path = save_results(out_dir / "sweep", results=results, markdown=markdown_table(HEADER, cells) + "\n")
-    print(format_table(HEADER, cells))
+    path = save_results(
+        out_dir / "sweep",
+        results={"runs": [row.to_json() for row in rows], "over_seeds": over_seeds},
+        markdown="\n".join(f"{markdown_table(*table)}\n" for table in tables.values()),
+    )
+    for table in tables.values():
+        print(f"{format_table(*table)}\n")
+    print(f"baseline: {cli.short_path(str(ready[0]))}")
     if waiting:
         print(f"not evaluated yet, and so not in the table: {', '.join(map(str, waiting))}")
     print(NOTE)
     page = out_dir / "sweep.html"
     write_sweep_page(
         page,
-        header=HEADER,
-        rows=cells,
-        chart=success_chart(evaluated, rows),
-        note=NOTE,
+        tables=tables,
+        chart=number_chart(given, rows, over_seeds),
+        note=f"Baseline: {cli.short_path(str(ready[0]))}. {NOTE}",
         command=cli.typed_command("sweep_table"),
     )
     print(f"written to {path} and {page}")

@@ -11,16 +11,16 @@ import dataclasses
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.evaluation.results import format_table
+from envs.evaluation.results import Evaluation, format_table
 from envs.registry import make_env, probe_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
@@ -28,8 +28,10 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
+from experiments.objective import HELD_OUT, objective, require_metric, success_rates
 from experiments.recorded_look import LOOKS, recorded_looks
 from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
+from experiments.reports.training import write_training_page
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
@@ -54,6 +56,9 @@ from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from experiments.wandb_sink import WandbSink
+
 schema.register("train")
 
 BYTES_A_WEIGHT = 16  # fp32: weight, gradient and two moments
@@ -72,7 +77,6 @@ def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
         dataset=run.dataset,
         action_horizon=run.processor.action_horizon,
         frame_offsets=run.processor.frame_offsets,
-        seed=run.seed,
         robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
     )
 
@@ -195,31 +199,34 @@ def require_settings(run: schema.TrainRun) -> None:
         ValueError: they do not, or the runtime has no limits for the environment.
     """
     evaluation_limits(run.evaluation, run.env["family"])
+    require_metric(
+        run.metric,
+        modes=run.evaluation.instruction_modes,
+        losses=["action_loss", "loss", "token_accuracy", *(f"loss/{name}" for name in run.model.auxiliaries)],
+    )
     model = run.model
     ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
 
 
-def make_sinks(run: schema.TrainRun, run_dir: Path) -> list[MetricSink]:
-    """Return the metric sinks, apart from the JSON lines that the trainer always writes.
+def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
+    """Return where metrics go besides the JSON lines that the trainer always writes, if anywhere.
 
     Raises:
         ValueError: wandb is not installed.
     """
     if run.logger == "jsonl":
-        return []
+        return None
     try:
         from experiments.wandb_sink import WandbSink
     except ModuleNotFoundError as error:
         raise ValueError("logger=wandb needs wandb: run .venv/bin/pip install -e '.[wandb]'") from error
     run_id = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # a resumed run is the same run
-    return [
-        WandbSink(
-            run_dir=run_dir,
-            project=run.wandb_project or os.environ.get("WANDB_PROJECT") or "vla-stack",
-            config=cli.config_with_paths(run, cli.portable_path),
-            run_id=run_id,
-        )
-    ]
+    return WandbSink(
+        run_dir=run_dir,
+        settings=run.wandb,
+        config=cli.config_with_paths(run, cli.portable_path),
+        run_id=run_id,
+    )
 
 
 def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[str, Any]:
@@ -232,15 +239,20 @@ def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[
     }
 
 
-def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -> TrainingResult:
+def train_policy(
+    run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE, sinks: Sequence[MetricSink] = ()
+) -> TrainingResult:
     """Train, or continue, in `run_dir`, alone or together with the other processes of `torchrun`.
+
+    Metrics go to the sinks, of which the caller closes each, and into `metrics.jsonl`.
 
     Raises:
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
         SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
-        ValueError: the evaluation after training would show other pictures.
+        ValueError: the evaluation after training would show other pictures, or the run is to return a
+            held-out number and nothing is held out.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
@@ -251,9 +263,12 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
                 if note is not None:
                     print(note)
+        if run.metric is not None and run.metric.startswith(HELD_OUT) and validation.num_samples == 0:
+            raise ValueError(f"metric={run.metric}, but nothing is held out; raise data.validation_share")
         processor = build_processor(run, train)
         seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
-        looks = {LOOKS: recorded_looks(datasets(run))}
+        recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
+        looks = {LOOKS: recorded_looks(recordings)}
         if is_simulated(run, processor.robot_spec):  # refused before training, if at all
             require_unseen_scenes(
                 seeds,
@@ -269,7 +284,7 @@ def train_policy(run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE) -
             train=train,
             validation=validation,
             run_dir=run_dir,
-            sinks=make_sinks(run, run_dir) if ranks.is_main else [],
+            sinks=sinks,
             provenance={**provenance(run, train, validation), **seeds, **looks},
         )
         with contextlib.closing(trainer):
@@ -306,13 +321,16 @@ def record_if_asked(run: schema.TrainRun) -> None:
         ) from mismatch
 
 
-def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: Path) -> None:
-    """Measure the policy, if the run names any instruction mode, and print a table.
+def evaluate_checkpoint(
+    run: schema.TrainRun, result: TrainingResult, run_dir: Path
+) -> Mapping[str, Evaluation]:
+    """Measure the policy, if the run names any instruction mode, print a table, and return it by mode.
 
     In simulation in each of these modes; on held-out episodes where the robot is in no simulator.
     """
+    results: Mapping[str, Evaluation] = {}
     if not run.evaluation.instruction_modes:
-        return
+        return results
     loaded = load_policy("checkpoint", result.checkpoint, device=run.evaluation.device)
     if is_simulated(run, loaded.policy.robot_spec):
         results = evaluate_instruction_modes(
@@ -341,11 +359,35 @@ def evaluate_checkpoint(run: schema.TrainRun, result: TrainingResult, run_dir: P
     missing = shortfall(run_dir, budget=run.trainer.num_samples)
     if missing is not None:
         print(missing)
+    return results
+
+
+def finish(
+    run: schema.TrainRun, result: TrainingResult, run_dir: Path, *, sink: "WandbSink | None"
+) -> float | None:
+    """Write the page, evaluate, write the page again, and return what the run is to return.
+
+    Raises:
+        NoSuchMetric: the run did not measure that.
+    """
+    print(f"checkpoint {result.checkpoint}, {result.num_samples:,} samples, {result.elapsed_s / 60:.1f} min")
+    page, command = run_dir / "report.html", cli.typed_command("train")
+    write_training_page(page, result, run_dir=run_dir, results={}, command=command)
+    results = evaluate_checkpoint(run, result, run_dir)
+    write_training_page(page, result, run_dir=run_dir, results=results, command=command)
+    print(f"report: {page}")
+    if sink is not None and results:
+        sink.log_evaluation(result.step, results)
+    return objective(run.metric, {**result.metrics, **success_rates(results)})
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
-def main(config: DictConfig) -> None:
-    """Record if asked to, train, evaluate. Under torchrun, the first process alone records and evaluates."""
+def main(config: DictConfig) -> float | None:
+    """Record if asked to, train, evaluate. Under torchrun, the first process alone records and evaluates.
+
+    Returns:
+        What `metric` names, for a sweeper.
+    """
     run = schema.typed(config, schema.TrainRun)
     require_settings(run)
     device = local_device(run.trainer.device)
@@ -357,14 +399,14 @@ def main(config: DictConfig) -> None:
             if not ranks.is_alone:
                 open_data(run)  # decodes frames that are not decoded yet, for all
         wait_for_ranks(ranks)
-        result = train_policy(run, run_dir, ranks=ranks)
+        sink = make_sink(run, run_dir) if ranks.is_main else None
+        with contextlib.nullcontext() if sink is None else contextlib.closing(sink):
+            sinks = [] if sink is None else [sink]
+            result = train_policy(run, run_dir, ranks=ranks, sinks=sinks)
+            leave_ranks(ranks)
+            return finish(run, result, run_dir, sink=sink) if ranks.is_main else None
     finally:
         leave_ranks(ranks)
-    if ranks.is_main:
-        print(
-            f"checkpoint {result.checkpoint}, {result.num_samples:,} samples, {result.elapsed_s / 60:.1f} min"
-        )
-        evaluate_checkpoint(run, result, run_dir)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (
 130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import re
 import shlex
@@ -21,6 +23,7 @@ from typing import Any, NoReturn
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
@@ -43,9 +46,12 @@ RENAMED = {
     "time_budget_minutes": "num_samples, or max_minutes to end a run before them",
     "twin_share": "env.same_color_share, and collect.recording_same_color_share while recording",
     "colour": "color",
+    "wandb_project": "wandb.project",
     "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
     "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }
+_GROUPS, _GROUP_LINE = "== Configuration groups ==", re.compile(r"([\w/]+): .*")  # of Hydra's help
+_SECOND_CHOICE = re.compile(r"Multiple values for (\S+)\. To override a value use 'override \S+: ([^']+)'")
 _GROUP_TYPO = re.compile(r"Could not override '([^']+)'")
 _NO_SUCH_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -152,13 +158,43 @@ def require_our_configuration(found: Iterable[str]) -> None:
 
 
 def _call(main: Callable[[], object]) -> None:
-    """Call a Hydra main; after its `--help`, print the table of settings."""
-    try:
+    """Call a Hydra main; its `--help` shows this program's groups alone, and explains each setting."""
+    if not {"--help", "-h"} & set(sys.argv[1:]):
         main()
+        return
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            main()
     except SystemExit as end:
-        if end.code in (0, None) and {"--help", "-h"} & set(sys.argv[1:]):
-            print(f"== Settings ==\n{help_table(ROOTS.get(program_name()))}")
+        root = ROOTS.get(program_name())
+        print(of_used_groups(shown.getvalue(), CONF / f"{program_name()}.yaml"))
+        if end.code in (0, None):
+            print(f"== Settings ==\n{help_table(root)}")
         raise
+
+
+def of_used_groups(text: str, root: Path) -> str:
+    """Return Hydra's help without the groups that a program has nothing from.
+
+    Args:
+        text: of the help, which lists all groups below a heading, one in a line.
+        root: the file of the program, whose defaults name the groups.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.load(root))
+    assert isinstance(defaults, dict), root
+    named = [key for one in defaults["defaults"] if isinstance(one, dict) for key in one]
+    used = {str(key).split()[-1].split("@")[0] for key in named}
+    head, heading, rest = text.partition(_GROUPS)
+    groups, blanks, config = rest.partition("\n\n\n")
+    kept = [
+        line
+        for line in groups.splitlines()
+        if not (match := _GROUP_LINE.fullmatch(line)) or match[1].split("/")[0] in used
+    ]
+    if not used:
+        return head + config
+    return head + heading + "\n".join(kept) + blanks + config
 
 
 def program_name() -> str:
@@ -340,6 +376,10 @@ def explain_config_error(error: BaseException, *, program: type | None = None) -
     """
     text = "\n".join(_chain(error))
     unknown, group, gone = (pattern.search(text) for pattern in (_UNKNOWN_KEY, _GROUP_TYPO, _NO_SUCH_KEY))
+    second = _SECOND_CHOICE.search(text)
+    if second:
+        key, name = second.groups()
+        return f"+{key}={name} adds to the choice that is there already; type {key}={name}, which replaces it"
     if unknown:
         name, owner = unknown.groups()
         key, file = _FULL_KEY.search(text), _IN_FILE.search(text)

@@ -42,6 +42,10 @@ Results = Annotated[
 RobotFilePath = Annotated[
     str | None, FilePath(), "what the numbers of the recording mean; null: what it says of itself"
 ]
+Metric = Annotated[
+    str | None,
+    "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
+]
 Duration = Range(0, 10**6, open_low=True)
 
 
@@ -63,6 +67,17 @@ class CollectSettings:
         str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
     ] = "yuv420p"
     num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """What a run is called in Weights & Biases; what is null is taken from wandb's own variables."""
+
+    project: Annotated[str | None, "null: that of WANDB_PROJECT, else vla-stack"] = None
+    entity: Annotated[str | None, "user or team; null: that of WANDB_ENTITY, else that of the login"] = None
+    name: Annotated[str | None, "of the run; null: that of WANDB_NAME, else of out_dir"] = None
+    group: Annotated[str | None, "null: that of WANDB_RUN_GROUP, else of the sweep that it belongs to"] = None
+    tags: Annotated[list[str], "empty: those of WANDB_TAGS"] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +171,9 @@ class TrainRun(CollectRun):
     trainer: Annotated[TrainerSettings, "how the model is trained"]
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
-    wandb_project: Annotated[str | None, "null: that of WANDB_PROJECT, else vla-stack"] = None
-    seed: Annotated[
-        int, Range(0, GREATEST_SEED), "of the model's weights, of the order of samples, of what is held out"
-    ] = 0
+    wandb: Annotated[WandbSettings, "how logger=wandb names the run"] = field(default_factory=WandbSettings)
+    metric: Metric = None
+    seed: Annotated[int, Range(0, GREATEST_SEED), "of the model's weights and of the order of samples"] = 0
 
 
 @dataclass(kw_only=True)
@@ -168,6 +182,7 @@ class EvaluateRun(TaskProgram):
 
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
     path: Annotated[str, FilePath(), "of a checkpoint, of a training run, or of a bundle"]
+    metric: Metric = None
     head: HeadChanges = field(default_factory=dict)
     dataset: Annotated[
         str | None,

@@ -12,6 +12,7 @@ COLORS = ("#2457c5", "#d1741f", "#5b6472", "#1b8a5a", "#8a3ffc")
 _WIDTH, _HEIGHT = 560, 280  # of the drawing, in SVG units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 16, 44
 _MAX_POINTS = 400
+_MOST_DOTS = 20  # of a line; more are no longer seen one by one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +84,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
             f"{_thousands(tick)}</text>"
         )
     for index, (_, line) in enumerate(lines):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        parts.append(f'<polyline points="{path}" stroke="{COLORS[index % len(COLORS)]}"/>')
+        parts.append(_drawn([place(*point) for point in line], color=COLORS[index % len(COLORS)]))
     middle_y = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(
         f'<text class="label" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 6}">{html.escape(x_label)}</text>'
@@ -92,6 +92,15 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     turned = f'transform="translate(10 {middle_y}) rotate(-90)"'
     parts.append(f'<text class="label" {turned}>{html.escape(y_label)}</text></svg>')
     return "".join(parts) + (_legend([name for name, _ in lines]) if len(lines) > 1 else "")
+
+
+def _drawn(points: Sequence[tuple[float, float]], *, color: str) -> str:
+    """Return a line, with a dot at each of its points where they are few; a single one would show nothing."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dots = points if len(points) <= _MOST_DOTS else []
+    return f'<polyline points="{path}" stroke="{color}"/>' + "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in dots
+    )
 
 
 def _thousands(value: float) -> str:

@@ -32,6 +32,10 @@ from vla.provenance import software_versions
 from vla.training.metrics import read_metrics
 
 ORIGINAL_TARGET, SWAPPED_TARGET = 0.90, 0.35  # the aims of the quickstart: at least, at most
+TRAINING_NOTE = (
+    "Held-out: averaged weights on episodes that are never trained on. Training: the weights of that step, "
+    "on augmented images. Losses of further targets are not yet weighted."
+)
 TASK_TARGET = 0.80  # of every task with its original instruction
 
 
@@ -98,7 +102,10 @@ def _road_rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
 
 
 def training_section(metrics_path: Path) -> Charts:
-    """Return loss and, where ids are chosen, accuracy over training steps, held-out values next to them."""
+    """Return a chart of each loss over training steps, the held-out one next to it, and of the accuracy.
+
+    The sum of losses that was trained is left out where its parts are logged.
+    """
     rows = read_metrics(metrics_path)
 
     def series(name: str, key: str) -> Series:
@@ -112,8 +119,13 @@ def training_section(metrics_path: Path) -> Charts:
             caption=caption, series=[s for s in lines if s.points()], x_label="step", y_label=caption
         )
 
-    charts = [chart("loss", "loss"), chart("accuracy", "token_accuracy")]
-    return Charts(title="Training", charts=[one for one in charts if one.series])
+    parts = sorted({key for row in rows for key in row if key.startswith("loss/")})
+    charts = [
+        chart("loss of actions", "action_loss"),
+        *[chart(f"loss of {key.removeprefix('loss/').replace('_', ' ')}", key) for key in parts],
+        chart("accuracy", "token_accuracy"),
+    ]
+    return Charts(title="Training", charts=[one for one in charts if one.series], note=TRAINING_NOTE)
 
 
 def parity_rows(parity: str) -> list[list[str]]:
@@ -145,21 +157,25 @@ def write_evaluation_page(path: Path, results: Mapping[str, Evaluation], *, titl
 def write_sweep_page(
     path: Path,
     *,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
     chart: Chart | None,
     note: str,
     command: str,
 ) -> None:
-    """Write the table of a sweep, and its chart where the runs differ in one number."""
-    table = Table(title="Runs", header=header, rows=rows, note=note)
-    charts: list[Section] = [] if chart is None else [Charts(title="Success", charts=[chart])]
+    """Write the tables of a sweep, header and rows by title, and a chart if there is one."""
+    charts: list[Section] = [] if chart is None else [Charts(title=chart.y_label, charts=[chart])]
+    shown = [Table(title=title, header=header, rows=rows) for title, (header, rows) in tables.items()]
     write_report(
         path,
         title="A sweep",
         subtitle=machine(),
         headlines=[],
-        sections=[*charts, table, *closing_sections([(command, "this page")])],
+        sections=[
+            *charts,
+            *shown,
+            Text(title="How to read it", paragraphs=[note]),
+            *closing_sections([(command, "this page")]),
+        ],
     )
 
 

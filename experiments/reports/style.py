@@ -39,7 +39,7 @@ tr.total > * { border-top: 2px solid var(--line); }
 .bar u::before { left: 0; } .bar u::after { right: 0; }
 .bar b { position: absolute; top: -4px; bottom: -4px; width: 0; border-left: 2px dashed #8a93a3; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 20px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; max-width: 640px; }
 figcaption { font-weight: 550; margin-bottom: 4px; }
 .chart { width: 100%; height: auto; display: block; }
 .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -64,5 +64,8 @@ article p.note { margin: 2px 14px 0; }
 pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; flex: 1; min-width: 0;
   white-space: pre-wrap; overflow-wrap: anywhere; user-select: all;
   font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+pre .comment { color: var(--soft); }
 @media (max-width: 520px) { .charts { grid-template-columns: 1fr; } section { padding: 16px; } }
 """

@@ -1,5 +1,6 @@
 """The report is one page that needs nothing else and cannot be broken by what it quotes."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -19,6 +20,7 @@ from experiments.reports.html import (
     Videos,
     write_report,
 )
+from experiments.reports.pages import training_section
 
 VOID = {"meta", "img", "br", "line", "link"}
 
@@ -109,6 +111,33 @@ def test_charts_draw_finite_points_only(tmp_path):
     empty = Chart(caption="Loss", series=[Series(name="a", x=[], y=[])], x_label="step", y_label="loss")
     write_report(tmp_path / "r.html", title="t", sections=[Charts(title="Training", charts=[empty])])
     assert "svg" not in outline(tmp_path / "r.html").tags
+
+
+def test_a_point_that_stands_alone_is_seen():
+    lines = [Series(name="training", x=[1, 2, 3], y=[3, 2, 1]), Series(name="held out", x=[3], y=[2])]
+    assert line_chart(lines, x_label="step", y_label="loss").count("<circle") == 4
+    long = Series(name="long", x=list(range(100)), y=list(range(100)))
+    assert "<circle" not in line_chart([long], x_label="step", y_label="loss")
+
+
+def test_the_training_page_compares_like_with_like(tmp_path):
+    rows = [
+        {"step": 1, "loss": 4.0, "action_loss": 1.0, "loss/later_states": 3.0, "token_accuracy": 0.1},
+        {
+            "step": 1,
+            "validation/loss": 5.0,
+            "validation/action_loss": 1.5,
+            "validation/loss/later_states": 3.5,
+        },
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = {one.caption: [tuple(s.y) for s in one.series] for one in training_section(path).charts}
+    assert drawn == {
+        "loss of actions": [(1.0,), (1.5,)],
+        "loss of later states": [(3.0,), (3.5,)],
+        "accuracy": [(0.1,)],
+    }
 
 
 def test_long_series_are_thinned_and_keep_their_ends():

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 
 from experiments.config import cli, schema
 from vla.files import DirectoryInUse
@@ -226,3 +227,37 @@ def test_a_refusal_of_the_system_comes_with_a_way_out(capsys):
     message = capsys.readouterr().err.splitlines()[0]
     assert "/disk/file" in message
     assert "free space, or write elsewhere: out_dir" in message
+
+
+@pytest.mark.parametrize(
+    ("program", "has", "has_not"),
+    [
+        ("compare", [], ["== Configuration groups ==", "env:"]),
+        ("collect", ["collect: ", "env: "], ["model/head: "]),
+    ],
+)
+def test_help_shows_the_groups_of_the_program_alone(program, has, has_not, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", "--help"])
+    groups = ["collect: quickstart, tabletop", "env: metaworld, tabletop", "model/head: flow, parallel"]
+    shown = "\n".join(
+        ["What it is.", "", "== Configuration groups ==", "Compose", "", *groups, "", "", "== Config =="]
+    )
+
+    def helps():
+        print(shown)
+        sys.exit(0)
+
+    with pytest.raises(SystemExit):
+        cli.run(helps)
+    printed = capsys.readouterr().out
+    assert "What it is." in printed
+    assert "== Config ==" in printed
+    assert "== Settings ==\nout_dir " in printed  # each key with its help
+    assert [text for text in (*has, *has_not) if text in printed] == has
+
+
+def test_an_experiment_with_a_plus_says_what_to_type():
+    error = ConfigCompositionException(
+        "Multiple values for experiment. To override a value use 'override experiment: tabletop'"
+    )
+    assert "; type experiment=tabletop," in cli.explain_config_error(error)

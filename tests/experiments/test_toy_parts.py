@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 from experiments.config import schema
 from experiments.config.extensions import load_extensions
 from experiments.export import export_checkpoint
+from experiments.train import main as train_main
 from experiments.train import train_policy
 from policies.vla_policy import VLAPolicy, load_policy_checkpoint
 from vla.training.metrics import read_metrics
@@ -41,6 +44,26 @@ def train(run_dir, *overrides):
         config = compose("train", [*TINY, *overrides])
     run = schema.typed(config, schema.TrainRun)
     return train_policy(run, run_dir)
+
+
+def test_a_training_returns_the_number_that_a_sweeper_asks_for(tmp_path):
+    load_extensions(["toy_parts"])
+    schema.register("train")
+    given = [*TINY, *SCENE, f"out_dir={tmp_path}", "metric=validation/action_loss"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", given, return_hydra_config=True)
+    with open_dict(config.hydra):
+        config.hydra.runtime.output_dir = str(tmp_path)
+    HydraConfig.instance().set_config(config)
+    try:
+        with open_dict(config):
+            del config["hydra"]
+        returned = train_main.__wrapped__(config)
+    finally:
+        HydraConfig.instance().cfg = None
+    validated = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "validation/action_loss" in row]
+    assert returned == validated[-1]["validation/action_loss"]
+    assert "loss of actions" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,10 @@ def test_what_trains_is_what_the_batch_has_targets_for() -> None:
     batch = {**inputs(), "bins": some_bins(), "valid": torch.ones(3, 4, dtype=torch.bool)}
     later = {"later_states": torch.zeros(3, 1, 5)}
     whole, alone = model.loss({**batch, **later}), model.loss(batch)
-    assert set(whole) == {"loss", "token_accuracy", "loss/later"}
-    assert set(alone) == {"loss", "token_accuracy"}
+    assert set(whole) == {"loss", "action_loss", "token_accuracy", "loss/later"}
+    assert set(alone) == {"loss", "action_loss", "token_accuracy"}
     torch.testing.assert_close(whole["loss"], alone["loss"] + 3.0 * whole["loss/later"])
+    torch.testing.assert_close(whole["action_loss"], alone["loss"])
     assert set(model.loss({**inputs(), **later})) == {"loss", "loss/later"}
     with pytest.raises(ValueError, match="no targets that this model learns"):
         model.loss(inputs())

@@ -98,6 +98,7 @@ def train_for(
     max_committed: int = 0,
     validation_share: float = 0.2,
     augmentation: ImageAugmentation | None = AUGMENTATION,
+    auxiliaries: dict[str, dict[str, Any]] | None = None,
     **changes: float | str | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
@@ -119,7 +120,7 @@ def train_for(
     )
     trainer = Trainer(
         dataclasses.replace(settings, **changes),  # type: ignore[arg-type]
-        model=tiny_model(processor, width=width, head=head),
+        model=tiny_model(processor, width=width, head=head, auxiliaries=auxiliaries),
         processor=processor,
         train=train,
         validation=validation,

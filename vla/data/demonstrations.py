@@ -29,8 +29,9 @@ class DemonstrationSource:
         *,
         augmentation: ImageAugmentation | None = None,
         tasks: Sequence[str] | None = None,
+        split_seed: int = 0,
     ) -> None:
-        self.windows, self.augmentation = windows, augmentation
+        self.windows, self.augmentation, self.split_seed = windows, augmentation, split_seed
         self.tasks = None if tasks is None else sorted(tasks)
 
     @classmethod
@@ -40,7 +41,6 @@ class DemonstrationSource:
         dataset: str,
         action_horizon: int,
         frame_offsets: Sequence[int],
-        seed: int,
         robot_spec: RobotSpec | None,
         cache_dir: Annotated[str, FilePath(), "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], FilePath(), "further recordings of the same robot"] = (),
@@ -60,6 +60,7 @@ class DemonstrationSource:
         validation_share: Annotated[
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
+        split_seed: Annotated[int, Range(0, 2**32 - 1), "of the choice of these episodes"] = 0,
         max_windows: Annotated[
             int | None, Range(1, 10**9), "train and validate on these alone: to learn them by heart"
         ] = None,
@@ -67,10 +68,9 @@ class DemonstrationSource:
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
         """Open recordings, and decode what is not decoded yet.
 
-        Besides the settings, whose annotations say what they are, it takes `dataset`, the directory of the
-        recording; `action_horizon`, control periods in a chunk; `frame_offsets`, which frames a policy looks
-        at, in control periods before now, oldest first; the `seed` of the choice of held-out episodes; and
-        the `robot_spec`, for recordings that do not say what their numbers mean or in place of what they say.
+        Besides the settings it takes `dataset`, the directory of the recording; `action_horizon`, control
+        periods in a chunk; `frame_offsets`, the frames that a policy looks at, in control periods before now,
+        oldest first; and the `robot_spec`, what the numbers mean, in place of what the recording says.
 
         Returns:
             A source for training and one that is held out, which share no episode.
@@ -90,10 +90,11 @@ class DemonstrationSource:
         )
         if tasks is not None:
             windows = windows.of_tasks(tasks)
-        train, validation = windows.split_by_episode(validation_share=validation_share, seed=seed)
+        train, validation = windows.split_by_episode(validation_share=validation_share, seed=split_seed)
         if max_windows is not None:
             train = validation = train.subset(np.arange(min(max_windows, train.num_windows)))
-        return cls(train, augmentation=augmentation, tasks=tasks), cls(validation)
+        mine = cls(train, augmentation=augmentation, tasks=tasks, split_seed=split_seed)
+        return mine, cls(validation, tasks=tasks, split_seed=split_seed)
 
     @property
     def num_samples(self) -> int:
@@ -115,9 +116,9 @@ class DemonstrationSource:
         return f"{self.windows.num_windows:,} windows of {self.windows.num_episodes} episodes"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the augmentation and the choice of tasks."""
+        """Return the augmentation and the choice of tasks and of held-out episodes."""
         augmentation = None if self.augmentation is None else dict(vars(self.augmentation))
-        return {"augmentation": augmentation, "tasks": self.tasks}
+        return {"augmentation": augmentation, "tasks": self.tasks, "split_seed": self.split_seed}
 
     def fingerprints(self) -> list[str]:
         """Return a hash of states and actions for each episode."""

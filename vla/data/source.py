@@ -16,8 +16,9 @@ class Source(Protocol):
     """A set of training samples, numbered from 0.
 
     Besides what stands here, a source has a class method ``open(*, dataset, action_horizon, frame_offsets,
-    seed, robot_spec, ...)`` that returns one for training and one that is held out; its further arguments,
-    annotated with `Annotated`, are its settings.
+    robot_spec, ...)`` that returns one for training and one that is held out; its further arguments,
+    annotated with `Annotated`, are its settings. What is held out must not depend on the seed of a run, or
+    runs with different seeds could not be compared.
     """
 
     @property

@@ -200,6 +200,27 @@ def read_state(directory: Path) -> dict[str, Any]:
     return read_json_object(directory / STATE_NAME)
 
 
+def best_directory(run_dir: Path) -> Path:
+    """Return where a run keeps its checkpoint with the least held-out loss, which cannot be resumed from."""
+    return run_dir / "checkpoints" / "best"
+
+
+def which_checkpoint(chosen: Path) -> str:
+    """Return in a line which of a run's checkpoints this is, and which other one there is.
+
+    Args:
+        chosen: the directory of a checkpoint.
+    """
+    best = best_directory(chosen.parent.parent)
+    text = f"{chosen}, step {read_state(chosen).get('step')}"
+    if chosen.name == best.name or not (best / STATE_NAME).is_file():
+        return text
+    found = read_state(best)
+    if found.get("step") == read_state(chosen).get("step"):
+        return f"{text}, which has the least held-out loss too"
+    return f"{text}; the one with the least held-out loss is {best}, step {found.get('step')}"
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return the published checkpoints of a run, oldest first."""
     return sorted(path.parent for path in (run_dir / "checkpoints").glob(f"step_*/{MANIFEST_NAME}"))

@@ -126,9 +126,10 @@ class VLAModel(nn.Module):
         return {name: part for name, part in self.auxiliaries.items() if isinstance(part, AuxiliaryTarget)}
 
     def loss(self, batch: Tensors, shares: Tensors | None = None) -> dict[str, Tensor]:
-        """Return the `loss` of a batch and what else is worth a curve, each a scalar.
+        """Return the `loss` of a batch, its parts, and what else is worth a curve, each a scalar.
 
-        What trains is what the batch has targets for.
+        The parts are `action_loss`, that of the head, and `loss/<name>` of each auxiliary target, not yet
+        weighted. What trains is what the batch has targets for.
 
         Args:
             batch: inputs, targets, `valid` and noise.
@@ -143,6 +144,7 @@ class VLAModel(nn.Module):
             values = self.head.loss(self.backbone, prefix, batch)
             if shares is not None:
                 values = {name: value * shares["loss"] for name, value in values.items()}
+            values["action_loss"] = values["loss"]
             losses.append(values["loss"])
         for name, part in self.auxiliary_targets().items():
             if set(part.learns) <= set(batch):

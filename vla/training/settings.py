@@ -22,6 +22,7 @@ MAY_CHANGE = (
             "validation_batches",
             "save_every_minutes",
             "keep_checkpoints",
+            "keep_best",
             "resume",
         }
     )
@@ -101,6 +102,9 @@ class TrainerSettings:
     validation_batches: Annotated[int, Range(1, 10**6), "batches of a validation"] = 4
     save_every_minutes: Annotated[float, Range(0, 10**6), "minutes from one checkpoint to the next"] = 3.0
     keep_checkpoints: Annotated[int, Range(-1, 10**6), "newest checkpoints that are kept; -1: all"] = 2
+    keep_best: Annotated[
+        bool, "whether the one with the least held-out loss of actions is kept as checkpoints/best too"
+    ] = True
     num_threads: Annotated[
         int | None, Range(1, 256), "of the CPU; null: one or all, whichever is faster at the moment"
     ] = None

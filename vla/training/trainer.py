@@ -23,7 +23,14 @@ from vla.data.sampler import EpochSampler
 from vla.data.source import Source
 from vla.interface import Observation
 from vla.model.attention import fuse_attention
-from vla.model.checkpoint import CheckpointError, list_checkpoints, load_averaged, load_weights, read_state
+from vla.model.checkpoint import (
+    CheckpointError,
+    best_directory,
+    list_checkpoints,
+    load_averaged,
+    load_weights,
+    read_state,
+)
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, BatchMaker, Prefetcher, to_device
@@ -71,7 +78,7 @@ from vla.training.settings import (
 )
 from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
-from vla.training.validation import validate
+from vla.training.validation import HELD_OUT_LOSS, validate, validation_batches
 
 _STEPS_BEFORE_FORECAST = 20
 NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
@@ -133,10 +140,12 @@ class Trainer:
         self.sampler_state: dict[str, Any] | None = None  # at the first sample
         self.metrics: dict[str, float] = {}
         self.validated_step: int | None = None  # at which `metrics` were measured
+        self.best: dict[str, Any] | None = None  # step and loss of the least held-out loss so far
         self._resume()
-        self.sinks: list[MetricSink] = list(sinks)
-        if self.ranks.is_main:
-            self.sinks.append(JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step))
+        self.log = (
+            JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step) if self.ranks.is_main else None
+        )
+        self.sinks: list[MetricSink] = [*sinks, *([] if self.log is None else [self.log])]
         self.prefetcher = self._open_prefetcher(train)
         self.validation_set = self._validation_set(validation)
         self.golden = golden_moments(validation if validation.num_samples else train)
@@ -221,12 +230,12 @@ class Trainer:
                     self._validate()
                     mark = (time.monotonic(), self.step)
                 if time.monotonic() - saved_at > 60 * self.settings.save_every_minutes:
-                    self._save()
+                    self._save_newest()
                     saved_at = time.monotonic()
                     mark = (saved_at, self.step)
         if self.validated_step != self.step:
             self._validate()
-        path = self._save()
+        path = self._save_newest()
         return TrainingResult(
             checkpoint=path,
             step=self.step,
@@ -259,10 +268,10 @@ class Trainer:
         return INTERRUPTED
 
     def close(self) -> None:
-        """Stop the batch thread, close the sinks, leave the process group."""
+        """Stop the batch thread, close the log, leave the process group; sinks are their makers' to close."""
         self.prefetcher.close()
-        for sink in self.sinks:
-            sink.close()
+        if self.log is not None:
+            self.log.close()
         leave_ranks(self.ranks)
 
     def _timed_step(self, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> dict[str, float]:
@@ -413,18 +422,13 @@ class Trainer:
                 "share, and a task needs two episodes for it"
             )
             return []
-        rng = np.random.default_rng(self.settings.seed)
-        count = min(self.settings.validation_batches * self.settings.batch_size, validation.num_samples)
-        chosen = rng.permutation(validation.num_samples)[:count].astype(np.int64)
-        maker = BatchMaker(
+        return validation_batches(
+            self.model,
+            self.processor,
             validation,
-            processor=self.processor,
-            requests={},
-            noise=self.model.noise_specs(training=True),
-            seed=None,
+            batch_size=self.settings.batch_size,
+            most=self.settings.validation_batches,
         )
-        parts = np.array_split(chosen, max(1, count // self.settings.batch_size))
-        return [maker.make(part, number=0) for part in parts]
 
     def _validate(self) -> None:
         """Measure the averaged weights on held-out episodes, if there are any."""
@@ -447,6 +451,10 @@ class Trainer:
         self._say(f"step {self.step}: held-out {shown}")
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
+        loss = self.metrics[HELD_OUT_LOSS]
+        if self.settings.keep_best and (self.best is None or loss < self.best["loss"]):
+            self.best = {"step": self.step, "loss": loss}
+            self._save(best_directory(self.run_dir), training={})
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -458,11 +466,18 @@ class Trainer:
         finally:
             load_weights(self.model, raw, source=self.run_dir)
 
-    def _save(self) -> Path:
-        """Write a checkpoint of this step from the main process and return its directory."""
+    def _save_newest(self) -> Path:
+        """Write a checkpoint of this step, remove those that are too many, and return its directory."""
         directory = checkpoint_directory(self.run_dir, self.step)
+        self._save(directory, training=pack_training(self.model, self.optimizers))
+        if self.ranks.is_main:
+            prune_checkpoints(self.run_dir, keep=self.settings.keep_checkpoints)
+        return directory
+
+    def _save(self, directory: Path, *, training: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint from the main process; without `training` nothing can be resumed from it."""
         if not self.ranks.is_main:
-            return directory
+            return
         state = {
             "step": self.step,
             "num_samples": self.num_samples,
@@ -474,6 +489,7 @@ class Trainer:
             "average_updates": self.average.num_updates,
             "metrics": self.metrics,
             "validated_step": self.validated_step,
+            "best": self.best,
             "settings": self._settings_to_keep(),
         }
         save_checkpoint(
@@ -481,13 +497,11 @@ class Trainer:
             model=self.model,
             processor=self.processor,
             averaged=self.average.weights(),
-            training=pack_training(self.model, self.optimizers),
+            training=training,
             golden=self.golden,
             state=state,
             provenance={**self.provenance, "step": self.step, "elapsed_s": self.elapsed_s},
         )
-        prune_checkpoints(self.run_dir, keep=self.settings.keep_checkpoints)
-        return directory
 
     def _newest_state(self) -> dict[str, Any]:
         """Return the state of the newest checkpoint of the run directory, empty if there is none.
@@ -568,7 +582,7 @@ class Trainer:
         self.average.load(load_averaged(found[-1]), num_updates=state["average_updates"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.sampler_state, self.metrics = state["sampler"], state["metrics"]
-        self.validated_step = state["validated_step"]
+        self.validated_step, self.best = state["validated_step"], state.get("best")
         self._say(f"resuming from {found[-1]}")
 
     def _say(self, text: str) -> None:

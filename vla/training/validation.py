@@ -6,11 +6,33 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vla.data.source import Source
 from vla.interface import NOTHING, Arrays, ArraySpec
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
-from vla.training.batches import Batch, to_device
+from vla.training.batches import Batch, BatchMaker, to_device
 from vla.training.step import shares_of_terms
+
+HELD_OUT_LOSS = "validation/action_loss"  # by which checkpoints are told apart: that of the head alone
+
+
+def validation_batches(
+    model: VLAModel, processor: Processor, validation: Source, *, batch_size: int, most: int
+) -> list[Batch]:
+    """Return at most `most` batches of a held-out source, the same for every seed of a run.
+
+    They have the targets of all parts of the model, so that each loss of training has its held-out one.
+    """
+    count = min(most * batch_size, validation.num_samples)
+    chosen = np.random.default_rng(0).permutation(validation.num_samples)[:count].astype(np.int64)
+    maker = BatchMaker(
+        validation,
+        processor=processor,
+        requests=model.requests(),
+        noise=model.noise_specs(training=True),
+        seed=None,
+    )
+    return [maker.make(part, number=0) for part in np.array_split(chosen, max(1, count // batch_size))]
 
 
 @torch.no_grad()
