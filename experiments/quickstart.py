@@ -123,7 +123,7 @@ class Quickstart:
             *overrides({"tasks": self.run.tasks}),
             *overrides({"env": self.run.env["family"]}),
             *overrides(settings, prefix="env."),
-            *overrides({"extensions": self.run.extensions}),
+            *overrides({"plugins": self.run.plugins}),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
         if subprocess.run(command, check=False, env=cli.child_environment()).returncode != 0:

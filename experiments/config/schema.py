@@ -17,7 +17,7 @@ from envs.episode_request import INSTRUCTION_MODES
 from envs.evaluation.results import GREATEST_SEED, EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
 from experiments.config.declared import schema_node
-from experiments.config.extensions import load_extensions, offer_parts
+from experiments.config.plugins import load_plugins, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
 from experiments.config.run_record import register_resolvers
 from policies.runtime.chunking import SCHEDULES
@@ -108,8 +108,8 @@ class Program:
     """What every program accepts."""
 
     out_dir: Annotated[str, FilePath(), "where it writes; the same one continues what was interrupted"]
-    extensions: Annotated[list[str], "modules of yours that add parts: experiments/config/extensions.py"] = (
-        field(default_factory=list)
+    plugins: Annotated[list[str], "modules of yours that add parts, by name or path of a file"] = field(
+        default_factory=list
     )
 
 
@@ -356,7 +356,7 @@ def typed(config: DictConfig, program: type[Run]) -> Run:
         omegaconf.errors.OmegaConfBaseException: a value without default is missing.
     """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    load_extensions(values["extensions"])
+    load_plugins(values["plugins"])
     return checked(values, program)
 
 

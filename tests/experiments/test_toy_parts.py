@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
-from experiments.config.extensions import load_extensions
+from experiments.config.plugins import load_plugins
 from experiments.export import export_checkpoint
 from experiments.train import train_policy
 from policies.vla_policy import VLAPolicy, load_policy_checkpoint
@@ -17,7 +17,7 @@ from vla.training.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))  # where a user's modules would be on PYTHONPATH
 
 TINY = [
-    "extensions=[toy_parts]",
+    "plugins=[toy_parts]",
     "data=toy_points",
     "model.auxiliaries.later_states=null",
     "processor.inputs.text.vocab_size=260",
@@ -35,7 +35,7 @@ FLAT = ["model/backbone=toy_flat", "model.backbone.width=8"]
 
 
 def train(run_dir, *overrides):
-    load_extensions(["toy_parts"])
+    load_plugins(["toy_parts"])
     schema.register("train")
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", [*TINY, *overrides])
