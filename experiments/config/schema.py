@@ -49,9 +49,9 @@ Duration = Range(0, 10**6, open_low=True)
 class CollectSettings:
     """How demonstrations are recorded."""
 
-    episodes_per_task: Annotated[int, Range(1, 10**5), "successful ones"]
+    episodes_per_task: Annotated[int, Range(1, 10**5), "successful ones"] = 50
     disturbance: Annotated[Disturbance, "of the expert"]
-    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"]
+    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "image"
     first_seed: FirstSeed = 0
     extra_steps: Annotated[
         int, Range(0, 10**4), "control periods recorded after success: what to do right at the goal"
