@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 from envs.base import ManipulationEnv
 from envs.opengl import backend
 from envs.registry import ENVIRONMENTS
+from vla.disk_faults import DiskFault
+from vla.errors import VLAError
 
 MAKE_ENV = "envs.registry:make_env"
 STALL_TIMEOUT_S = 600.0  # no answer from any worker for this long is an error, not patience
@@ -36,7 +38,7 @@ _PROGRAM = "import sys, envs.workers; envs.workers.main(sys.argv[1:])"
 
 
 class WorkerError(RuntimeError):
-    """A job failed in a worker, or the worker died; the message tells which job, and the traceback."""
+    """A job failed in a worker, or it died; the message tells which job, and the traceback of a bug."""
 
 
 class Workspace:
@@ -275,7 +277,8 @@ def _receive_all(worker: _Worker) -> list[Completed]:
             job = worker.pending.pop(slot)
             if failure is not None:
                 number = worker.process.pid
-                raise WorkerError(f"{job.describe()} failed in worker process {number}:\n{failure}")
+                gap = "\n" if "\n" in failure else " "
+                raise WorkerError(f"{job.describe()} failed in worker process {number}:{gap}{failure}")
             done.append(Completed(slot, job, result))
     except (EOFError, ConnectionResetError):
         raise worker.failure() from None
@@ -307,6 +310,9 @@ def _serve(connection: Connection, workspace: Workspace) -> None:
         slot, job = connection.recv()
         try:
             result = job.run(workspace, slot)
+        except (VLAError, DiskFault) as error:  # says all by itself
+            connection.send((slot, None, str(error)))
+            raise SystemExit(1) from error
         except Exception as error:
             connection.send((slot, None, traceback.format_exc()))
             raise SystemExit(1) from error

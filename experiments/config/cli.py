@@ -218,7 +218,8 @@ def as_value(text: str) -> str:
     """
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
-        is_plain = not override.is_sweep_override() and override.value() == text
+        is_whole = not override.is_sweep_override() and override.value() == text
+        is_plain = is_whole and not text.endswith("\\")  # in a list, it would take the comma with it
     except HydraException:
         is_plain = False
     return text if is_plain else QuotedString(text=text, quote=Quote.single).with_quotes()

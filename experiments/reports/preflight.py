@@ -1,9 +1,15 @@
 """The page and the table of a dry run of `control`: a green, yellow or red line for each check."""
 
+import base64
 import html
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from experiments.reports.charts import Series
 from experiments.reports.html import Chart, Charts, Headline, write_report
@@ -33,6 +39,28 @@ class CheckLines:
             for one in self.checks
         )
         return f'<div class="wide"><table>{head}{rows}</table></div>'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """The newest picture of each camera, to be compared by eye with the recording."""
+
+    title: str
+    by_camera: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+
+    def to_html(self) -> str:
+        """Return them side by side."""
+        figures = []
+        for name, picture in self.by_camera.items():
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, format="PNG")
+            data = base64.b64encode(file.getvalue()).decode()
+            figures.append(
+                f"<figure><figcaption>{html.escape(name)}</figcaption>"
+                f'<img src="data:image/png;base64,{data}" alt="" style="max-width:100%;min-width:192px">'
+                "</figure>"
+            )
+        return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def check_lines(found: Sequence[Check]) -> str:
@@ -80,6 +108,7 @@ def write_preflight_page(
         headlines=headlines,
         sections=[
             CheckLines(title="Checks", checks=sorted(found, key=lambda one: order.index(one.level))),
+            *([Pictures(title="Cameras", by_camera=seen.readings[-1].images)] if seen.readings else []),
             Charts(title="State, while nothing was sent", charts=states),
             *closing_sections([(command, "this dry run")]),
         ],

@@ -222,7 +222,7 @@ def _states(seen: Seen, spec: RobotSpec, stream: StreamLimits) -> list[Check]:
     found = []
     for column, channel in enumerate(spec.state):
         low, high = float(states[:, column].min()), float(states[:, column].max())
-        span = channel.high - channel.low
+        span, unit = channel.high - channel.low, "" if channel.unit == "1" else f" {channel.unit}"
         is_out = low < channel.low or high > channel.high
         is_far = low < channel.low - span / 2 or high > channel.high + span / 2
         has_jumped = jumps[column] > stream.state_jump * span
@@ -235,8 +235,8 @@ def _states(seen: Seen, spec: RobotSpec, stream: StreamLimits) -> list[Check]:
             Check(
                 level=BAD if is_far or has_jumped else DOUBTFUL if is_out else GOOD,
                 what=f"state {channel.name}",
-                found=f"{low:.4g} to {high:.4g} {channel.unit}" + (", with a jump" if has_jumped else ""),
-                wanted=f"in [{channel.low:g}, {channel.high:g}] {channel.unit}",
+                found=f"{low:.4g} to {high:.4g}{unit}" + (", with a jump" if has_jumped else ""),
+                wanted=f"in [{channel.low:g}, {channel.high:g}]{unit}",
                 advice=advice,
             )
         )

@@ -4,6 +4,7 @@ Frames carry numbers: pixel (0, 0) holds the red goal (x, y) and the step, pixel
 fake policy can see where to go and tests can see which step a frame shows.
 """
 
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import time
 import numpy as np
 
 from envs.base import ManipulationEnv
+from vla.disk_faults import DiskFault
 from vla.interface import Observation
 from vla.spec import CameraSpec, Channel, RobotSpec
 
@@ -38,6 +40,8 @@ class PointEnv(ManipulationEnv):
 
     def start_episode(self, *, seed=None, options=None):
         self.seed = seed
+        if self.broken == "disk" and seed == 7:
+            raise DiskFault(errno.ENOSPC, "No space left on device", "videos/7.mp4")
         if self.broken == "reset" and seed == 7:
             raise RuntimeError("the table fell over")
         super().start_episode(seed=seed, options=options)

@@ -194,6 +194,12 @@ def test_an_exception_in_an_environment_names_task_seed_and_place():
         run(PointPolicy(), requests(12, broken="reset"))
 
 
+def test_a_full_disk_in_a_worker_is_one_line_with_the_way_out():
+    with pytest.raises(WorkerError, match=r"task point, seed 7.*videos/7\.mp4.*free space") as caught:
+        run(PointPolicy(), requests(12, broken="disk"))
+    assert "Traceback" not in str(caught.value)
+
+
 def test_a_dying_worker_is_reported_and_nothing_hangs():
     with pytest.raises(WorkerError, match=r"killed by SIGKILL.*task point, seed 7"):
         run(PointPolicy(), requests(8, broken="die"), num_workers=1, envs_per_worker=1)

@@ -22,6 +22,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from network_fixtures import ServerProcess, free_port
 
+from policies.runtime.limits import SafetyLimits
+from policies.runtime.recorder import audit_recording, read_recording
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 
@@ -152,6 +155,14 @@ def summary_of(out_dir):
     return json.loads((out_dir / "summary.json").read_text())
 
 
+def require_within_limits(out_dir):
+    """Hold every command of a recording against the limits in its header."""
+    recording = read_recording(out_dir)
+    limits = SafetyLimits.from_json(recording.about["limits"])
+    assert any(one.commanded for one in recording.periods)
+    assert audit_recording(recording, limits) == []
+
+
 def test_a_paused_terminal_holds_no_command_and_ctrl_c_still_stops(server_url, counter, tmp_path):
     with on_terminal(command_of(server_url, counter, tmp_path)) as terminal:
         counter.commands(10)
@@ -162,6 +173,7 @@ def test_a_paused_terminal_holds_no_command_and_ctrl_c_still_stops(server_url, c
         terminal.type(b"\x11")  # Ctrl-Q
         assert terminal.wait() == 3
     assert summary_of(tmp_path)["state"] == "STOPPED"
+    require_within_limits(tmp_path)
     assert b"emergency stop" in terminal.shown
 
 
@@ -174,6 +186,7 @@ def test_a_terminal_that_is_closed_stops_the_robot(server_url, counter, tmp_path
     counter.drain()
     assert "command" not in counter.seen[counter.seen.index("stop") :]
     assert summary_of(tmp_path)["state"] == "STOPPED"
+    require_within_limits(tmp_path)
 
 
 @pytest.mark.parametrize("presses", [1, 5])
@@ -185,6 +198,7 @@ def test_ctrl_c_however_often_leaves_a_whole_record(server_url, counter, tmp_pat
             time.sleep(0.1)
         assert terminal.wait() == 3
     assert summary_of(tmp_path)["state"] == "STOPPED"
+    require_within_limits(tmp_path)
     assert (tmp_path / "report.html").exists()
 
 
@@ -235,6 +249,7 @@ def test_an_error_of_a_driver_stops_the_robot_and_is_told(server_url, counter, t
     assert ended.returncode == code, ended.stderr
     assert counter.seen[-1] == "stop"
     assert summary_of(tmp_path)["state"] == "FAULT"
+    require_within_limits(tmp_path)
     assert reason in summary_of(tmp_path)["end"]
     assert (tmp_path / "report.html").exists()
 
@@ -257,6 +272,7 @@ def test_a_loop_that_hangs_is_stopped_by_another_thread_and_left_by_ctrl_c(serve
         terminal.type(b"\x03")
         assert terminal.wait() == 3
     assert summary_of(tmp_path)["state"] == "STOPPED"
+    require_within_limits(tmp_path)
 
 
 def test_a_full_disk_stops_the_robot_first(server_url, counter, tmp_path):
@@ -275,6 +291,7 @@ def test_a_full_disk_stops_the_robot_first(server_url, counter, tmp_path):
     assert counter.seen[-1] == "stop"
     assert f"{tmp_path / 'recording.jsonl'} cannot be written" in out
     assert summary_of(tmp_path)["state"] == "STOPPED"
+    require_within_limits(tmp_path)
     assert "periods not on the disk" in out
 
 

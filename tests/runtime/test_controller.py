@@ -8,7 +8,7 @@ from runtime_fixtures import arm_spec
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
 from policies.runtime.observation_buffer import BadInstruction, checked_instruction
-from policies.runtime.recorder import read_recording
+from policies.runtime.recorder import audit_recording, read_recording
 from policies.runtime.states import State
 
 
@@ -99,6 +99,21 @@ def test_the_emergency_stop_works_in_every_state_and_twice(tmp_path, state):
     assert len(run.arm.commands) == commands, "the robot was commanded after an emergency stop"
     assert run.state in (State.STOPPED, State.FAULT)
     assert run.arm.num_stops == 1
+    assert run.violations() == []
+
+
+def test_an_emergency_stop_within_a_period_keeps_its_command_from_being_sent(tmp_path):
+    run = Harness(tmp_path).started()
+    commands = len(run.arm.commands)
+
+    def pressed_meanwhile(reading):
+        run.controller.press_emergency_stop()
+        return reading
+
+    run.arm.edit = pressed_meanwhile
+    run.steps(1)
+    assert run.state is State.STOPPED
+    assert (len(run.arm.commands), run.arm.num_stops) == (commands, 1)
     assert run.violations() == []
 
 
@@ -241,7 +256,9 @@ def test_whatever_ends_the_loop_stops_the_robot_first(tmp_path, error, where):
     is_person = isinstance(error, KeyboardInterrupt | SystemExit)
     assert run.state is (State.STOPPED if is_person else State.FAULT)
     run.recorder.close()
-    assert read_recording(tmp_path).periods[-1].state == run.state.value
+    recording = read_recording(tmp_path)
+    assert recording.periods[-1].state == run.state.value
+    assert audit_recording(recording, run.limits) == []
 
 
 def test_an_error_before_the_robot_was_commanded_stops_nothing(tmp_path):

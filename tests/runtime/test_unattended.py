@@ -10,7 +10,7 @@ from policies.runtime.background import BackgroundWorker
 from policies.runtime.clock import MonotonicClock
 from policies.runtime.controller import ArmingRefused
 from policies.runtime.hang_guard import HangGuard
-from policies.runtime.recorder import Recorder, read_recording
+from policies.runtime.recorder import Recorder, audit_recording, read_recording
 from policies.runtime.states import State
 from vla.files import JsonLinesAppender
 
@@ -71,7 +71,9 @@ def test_a_full_disk_stops_the_robot_and_the_rest_stays_in_memory(tmp_path, monk
     assert "No space left on device" in run.controller.reason
     run.steps(20)
     run.recorder.close()
-    assert [one.index for one in run.recorder.recording().periods] == list(range(len(run.records)))
+    recording = run.recorder.recording()
+    assert [one.index for one in recording.periods] == list(range(len(run.records)))
+    assert audit_recording(recording, run.limits) == []
     assert run.recorder.num_unwritten > 0
 
 

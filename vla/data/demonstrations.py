@@ -48,9 +48,7 @@ class DemonstrationSource:
             Sequence[str] | None, "the policy sees these of those recorded; null: all of them"
         ] = None,
         image_size: Annotated[
-            int | None,
-            Range(1, 2048),
-            "height and width of the frames that the policy sees; null: as recorded",
+            int | None, Range(1, 2048), "height and width of what the policy sees; null: as recorded"
         ] = None,
         resize: Annotated[
             str, Choices(*RESIZE_MODES), "to image_size: keeping the aspect ratio, or not"
@@ -63,9 +61,7 @@ class DemonstrationSource:
             float, Range(0, 1, open_high=True), "of the episodes; they are never trained on"
         ] = 0.02,
         max_windows: Annotated[
-            int | None,
-            Range(1, 10**9),
-            "train and validate on this many windows only: to learn them by heart",
+            int | None, Range(1, 10**9), "train and validate on these alone: to learn them by heart"
         ] = None,
         augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
