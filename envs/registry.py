@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from envs.opengl import require_importable
 from vla.errors import did_you_mean
 from vla.registry import Registry
@@ -96,7 +98,8 @@ def probe_env(configs: Mapping[str, Mapping[str, Any]]) -> RobotSpec:
         The robot of these environments.
 
     Raises:
-        ValueError: a task or a setting is wrong.
+        ValueError: a task or a setting is wrong, or a picture, the state or the expert's action has another
+            form than the robot spec says.
         NoOpenGL: nothing can draw here.
         NotInstalled: as in `make_env`.
     """
@@ -107,10 +110,32 @@ def probe_env(configs: Mapping[str, Mapping[str, Any]]) -> RobotSpec:
     env = make_env(next(iter(configs.values())))
     try:
         env.start_episode(seed=0)
-        env.render_camera(env.robot_spec.camera_names[0])
+        _require_true_spec(env)
         return env.robot_spec
     finally:
         env.close()
+
+
+def _require_true_spec(env: "envs.base.ManipulationEnv") -> None:
+    """Check what an environment, which may be a plug-in's, shows, measures and demonstrates."""
+    spec = env.robot_spec
+    made = {f"render_camera({camera.name!r})": env.render_camera(camera.name) for camera in spec.cameras}
+    wanted = {
+        f"render_camera({camera.name!r})": f"uint8{[camera.height, camera.width, 3]}"
+        for camera in spec.cameras
+    }
+    made |= {"read_state()": env.read_state(), "expert_action()": np.asarray(env.expert_action(), np.float32)}
+    wanted |= {
+        "read_state()": f"float32{[len(spec.state)]}",
+        "expert_action()": f"float32{[len(spec.action)]}",
+    }
+    for call, array in made.items():
+        found = f"{array.dtype}{list(array.shape)}"
+        if found != wanted[call]:
+            cls = f"{type(env).__module__}.{type(env).__qualname__}"
+            raise ValueError(
+                f"{cls}.{call} returns {found}; its robot spec says {wanted[call]}. Correct either"
+            )
 
 
 def make_env(config: Mapping[str, Any]) -> "envs.base.ManipulationEnv":

@@ -1,7 +1,7 @@
 """The command `vla`: `vla train experiment=tabletop` is `python -m experiments.train experiment=tabletop`.
 
 A `conf` or `envs` in the working directory hides nothing of ours here: our packages are imported before
-Python looks there, for modules that `extensions=[...]` names.
+Python looks there, for modules that `plugins=[...]` names.
 
     eval "$(vla --completion bash)"      # completes programs, keys and the options of groups
 """
@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
 from experiments.config import cli, schema
-from experiments.config.extensions import extensions_in, load_extensions
+from experiments.config.plugins import load_plugins, plugins_in
 from vla.errors import did_you_mean
 
 OURS = ("conf", "vla", "envs", "policies", "experiments")
@@ -107,7 +107,7 @@ def candidates(line: str) -> list[str]:
     program = words[1]
     if program not in schema.ROOTS.names():
         return []
-    load_extensions(extensions_in(words[2:]))
+    load_plugins(plugins_in(words[2:]))
     schema.register(program)
     with initialize_config_module("conf", version_base="1.3"):
         completion = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())

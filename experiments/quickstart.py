@@ -124,7 +124,7 @@ class Quickstart:
             *overrides({"tasks": self.run.tasks}),
             *overrides({"env": self.run.env["family"]}),
             *overrides(settings, prefix="env."),
-            *overrides({"extensions": self.run.extensions}),
+            *overrides({"plugins": self.run.plugins}),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
         places = [path or str(Path.cwd()) for path in sys.path]  # not its own folder first

@@ -25,6 +25,7 @@ from envs.registry import make_env, probe_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
+from experiments.config.plugins import recorded_plugins
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
@@ -39,6 +40,7 @@ from vla.data.source import Source
 from vla.files import DirectoryLock
 from vla.model.checkpoint import read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
+from vla.plugins import PLUGINS
 from vla.processing.processor import Processor
 from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
@@ -235,6 +237,7 @@ def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[
         "command": cli.typed_command("train"),
         "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
+        PLUGINS: recorded_plugins(run.plugins),
         "episodes": {"trained": train.fingerprints(), "held_out": validation.fingerprints()},
     }
 

@@ -29,8 +29,10 @@ from vla.files import (
     write_manifest,
 )
 from vla.interface import Arrays, Observation, ObservationError
+from vla.plugins import missing_plugin, require_versions
 from vla.processing.golden import observation_arrays, observations_from, read_arrays, write_observations
 from vla.processing.processor import Processor
+from vla.registry import UnknownPart
 from vla.spec import RobotSpec, SpecMismatch
 
 SCHEMA_VERSION = 1
@@ -100,6 +102,7 @@ def read_bundle(directory: Path) -> Bundle:
     Raises:
         BundleError: a file is damaged, missing or extra, the schema version is another one, or the files do
             not fit one another; the message lists what is wrong.
+        PluginError: a plug-in that it needs was not passed, or has another version.
     """
     try:
         manifest = verify_manifest(directory, schema_version=SCHEMA_VERSION)
@@ -107,10 +110,13 @@ def read_bundle(directory: Path) -> Bundle:
         raise BundleError(f"no usable bundle: {error}") from error
     if set(manifest["files"]) != set(FILE_NAMES):
         raise BundleError(f"{directory} lists {sorted(manifest['files'])}; a bundle has {sorted(FILE_NAMES)}")
+    require_versions(manifest["provenance"], source=directory)
     try:
         processor = Processor.from_json(read_json_object(directory / PROCESSOR_NAME))
         spec = RobotSpec.from_json(read_json_object(directory / SPEC_NAME))
         spec.require_same(processor.robot_spec, mine=SPEC_NAME, theirs=PROCESSOR_NAME)
+    except UnknownPart as error:
+        raise missing_plugin(error, manifest["provenance"], source=directory) from error
     except SpecMismatch as error:
         raise BundleError(f"bundle {directory} contradicts itself; export it again: {error}") from error
     except (ValueError, TypeError, KeyError) as error:

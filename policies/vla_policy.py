@@ -12,8 +12,10 @@ from vla.interface import Arrays, Observation
 from vla.model.attention import fuse_attention
 from vla.model.checkpoint import CheckpointError, ModelCheckpoint, load_checkpoint
 from vla.model.vla import VLAModel
+from vla.plugins import missing_plugin
 from vla.processing.golden import observations_from, read_arrays
 from vla.processing.processor import Processor
+from vla.registry import UnknownPart
 
 
 class VLAPolicy(ModelPolicy):
@@ -94,12 +96,15 @@ def load_policy_checkpoint(path: Path | str, *, head: Mapping[str, Any] | None =
     Raises:
         CheckpointError: there is none at `path`, it is of another version, or its weights do not fit.
         ManifestError: a file of it is damaged.
+        PluginError: a plug-in that it needs was not passed, or has another version.
         ValueError: a setting in `head` does not exist, or weights depend on it.
     """
     loaded: ModelCheckpoint = load_checkpoint(Path(path), head=head)
     try:
         processor = Processor.from_json(loaded.processor_json)
         _require_fitting(loaded.model, processor)
+    except UnknownPart as error:
+        raise missing_plugin(error, loaded.provenance, source=loaded.path) from error
     except ValueError as error:
         raise CheckpointError(f"the processor of {loaded.path} cannot be used: {error}") from error
     golden = observations_from(

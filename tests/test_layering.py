@@ -39,6 +39,7 @@ GROUND_FLOOR = (
     "vla.interface",
     "vla.files",
     "vla.registry",
+    "vla.plugins",
     "vla.resize",
 )
 
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "vla.spec": ("vla.errors",),
     "vla.interface": ("vla.errors", "vla.spec"),
     "vla.registry": ("vla.errors",),
+    "vla.plugins": ("vla.errors", "vla.registry"),
     "vla.resize": ("vla.errors", "vla.registry"),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,

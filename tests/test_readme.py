@@ -18,7 +18,10 @@ from vla.data.lerobot_v3 import Dataset
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 FOLDERS = ("vla", "envs", "policies", "experiments")
-NAMES = ("README.md", *(f"{folder}/README.md" for folder in (*FOLDERS, "experiments/results")))
+NAMES = (
+    "README.md",
+    *(f"{folder}/README.md" for folder in (*FOLDERS, "experiments/results", "experiments/plugins")),
+)
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 MOST_LINES, FIRST_CODE_BEFORE_LINE = 180, 30  # of README.md
 
@@ -38,12 +41,15 @@ def typed_lines(text):
 
 
 def commands():
-    """Return page and command of each call of a program; those with placeholders are left out."""
+    """Return page and command of each call of a program; those with placeholders are left out.
+
+    Those with plug-ins too, which tests/plugins carries out.
+    """
     return [
         (name, re.sub("^vla ", "python -m experiments.", line))
         for name, text in PAGES.items()
         for line in typed_lines(text)
-        if line.startswith(("python -m experiments.", "vla ")) and "<" not in line
+        if line.startswith(("python -m experiments.", "vla ")) and "<" not in line and "plugins=" not in line
     ]
 
 

@@ -134,7 +134,7 @@ def test_the_command_vla_works_in_a_folder_with_a_conf_of_its_own(installed, own
     code, output = vla(installed, "serve", "--help", cwd=own_folder)
     assert code == 0, output
     assert "== Settings ==" in output
-    arguments = ("serve", f"bundle={BUNDLE}", "extensions=[my_lab]", "--cfg", "job")
+    arguments = ("serve", f"bundle={BUNDLE}", "plugins=[my_lab]", "--cfg", "job")
     code, output = vla(installed, *arguments, cwd=own_folder)
     assert code == 0, output
     assert "my_lab was imported" in output

@@ -23,6 +23,7 @@ import importlib
 import inspect
 import math
 import numbers
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,10 @@ _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "t
 
 class SettingError(VLAError):
     """A setting is unknown, missing, or has a value that its declaration does not allow."""
+
+
+class UnknownPart(SettingError):
+    """A name stands for no part here; a plug-in that was not passed may add it, see vla/plugins.py."""
 
 
 class NotInstalled(RuntimeError):
@@ -227,6 +232,7 @@ class Registry(Constraint, Generic[T]):
         self._entries: dict[str, str] = {}
         for name, target in entries.items():
             self.add(name, target)
+        self._ours = frozenset(self._entries)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all entries, in the order in which they were added."""
@@ -255,15 +261,21 @@ class Registry(Constraint, Generic[T]):
         """Import and return an entry.
 
         Raises:
-            ValueError: there is no such entry; the message names the nearest and all that exist.
+            UnknownPart: there is no such entry; the message names the nearest and all that exist.
             NotInstalled: it needs a package of one of our extras; the message says what to run.
-            ImportError: its module cannot be imported, or does not define it.
+            SettingError: a plug-in's module cannot be imported, or does not define it.
+            ImportError: one of our modules cannot be imported, or does not define it.
         """
         if name not in self._entries:
-            raise ValueError(f"{self._what} {name!r} is unknown; {did_you_mean(name, self._entries)}")
+            raise UnknownPart(f"{self._what} {name!r} is unknown; {did_you_mean(name, self._entries)}")
         module_name, _, attribute = self._entries[name].partition(":")
+        is_ours = name in self._ours
         try:
-            module = importlib.import_module(module_name)
+            module = (
+                importlib.import_module(module_name)
+                if is_ours
+                else import_plugin(module_name, wanted_by=f"{self._what} {name!r}")
+            )
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in EXTRA_OF:
@@ -273,7 +285,12 @@ class Registry(Constraint, Generic[T]):
                 f"run pip install -e '.[{EXTRA_OF[package]}]' where vla-stack lies"
             ) from error
         if attribute not in vars(module):
-            raise ImportError(f"{self._what} {name!r}: module {module_name} defines no {attribute}")
+            message = f"{self._what} {name!r}: module {module_name} defines no {attribute}"
+            if is_ours:
+                raise ImportError(message)
+            raise SettingError(
+                f"{message}; define it in {module.__file__}, or mend the line that adds {name!r}"
+            )
         return vars(module)[attribute]
 
     def settings(self, name: str) -> tuple[Setting, ...]:
@@ -311,7 +328,7 @@ class Registry(Constraint, Generic[T]):
         name = config[self.key]
         if name not in self._entries:
             hint = did_you_mean(name, self._entries)
-            raise SettingError(f"{_key(where, self.key)} is {name!r}; {hint}")
+            raise UnknownPart(f"{_key(where, self.key)} is {name!r}; {hint}")
         settings = {key: value for key, value in config.items() if key != self.key}
         return check_settings(self.made_by(name), settings, where=where)
 
@@ -323,6 +340,40 @@ class Registry(Constraint, Generic[T]):
         """
         entry = self.get(name)
         return entry if self._maker is None else getattr(entry, self._maker)
+
+
+def import_plugin(module_name: str, *, wanted_by: str) -> types.ModuleType:
+    """Import a module of the user, whose faults are the user's to mend.
+
+    Args:
+        module_name: as Python imports it.
+        wanted_by: what needs it, for errors: ``plugins``.
+
+    Raises:
+        ModuleNotFoundError: it needs a package of one of our extras, or is not there itself.
+        SettingError: it raised something; the message names the line.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a module may raise
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        if missing and (missing.partition(".")[0] in EXTRA_OF or f"{module_name}.".startswith(f"{missing}.")):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"{wanted_by} needs module {module_name!r}, which raised {reason} at {_place_of(error)}; mend "
+            "that line, or leave the plug-in out"
+        ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the file and line that raised, outside of this module and of Python's import machinery."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (__file__, "importlib", "site-packages")
+    theirs = [frame for frame in frames if not any(other in frame.filename for other in others)] or frames
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else "an unknown line"
 
 
 def shown(value: Any) -> str:

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
-from experiments.config.extensions import CONF, extensions_in, load_extensions
+from experiments.config.plugins import CONF, load_plugins, plugins_in
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
@@ -47,6 +47,7 @@ RENAMED = {
     "twin_share": "env.same_color_share, and collect.recording_same_color_share while recording",
     "colour": "color",
     "wandb_project": "wandb.project",
+    "extensions": "plugins",
     "conditions": "instruction_modes ([original, swapped, blank]; original was called right)",
     "condition": "instruction_mode (original, which was called right, swapped or blank)",
 }
@@ -107,7 +108,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     try:
         require_our_configuration(conf.__path__)
         require_readable(sys.argv[1:])
-        load_extensions(extensions_in(sys.argv[1:]))
+        load_plugins(plugins_in(sys.argv[1:]))
         if program_name() in ROOTS.names():
             sys.argv[1:] = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
         _call(main)

@@ -4,7 +4,7 @@ Leaving the program lets no arm fall: where the robot's configuration has `disab
 is false unless `settings` say otherwise, and a printed line says what the motors will do.
 
 LeRobot is not a dependency: install it into the environment that controls the robot (Python 3.12 or newer).
-Robots of packages named `lerobot_robot_*`, and those that a module among `extensions` registers, are found
+Robots of packages named `lerobot_robot_*`, and those that a module among `plugins` registers, are found
 too.
 """
 

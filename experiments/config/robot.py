@@ -1,7 +1,7 @@
 """The robots that programs can drive, by name: what each needs to know, and how it is opened.
 
 To add one, write a dataclass like `SimulatedRobot` (simulated_robot.py) and add it to `ROBOTS`, from a module
-of your own that `extensions` names. This module needs no simulator, so that a robot's computer needs none.
+of your own that `plugins` names. This module needs no simulator, so that a robot's computer needs none.
 """
 
 import abc

@@ -17,7 +17,7 @@ from envs.episode_request import INSTRUCTION_MODES
 from envs.evaluation.results import GREATEST_SEED, EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
 from experiments.config.declared import schema_node
-from experiments.config.extensions import load_extensions, offer_parts
+from experiments.config.plugins import load_plugins, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
 from experiments.config.run_record import register_resolvers
 from policies.runtime.chunking import SCHEDULES
@@ -53,9 +53,9 @@ Duration = Range(0, 10**6, open_low=True)
 class CollectSettings:
     """How demonstrations are recorded."""
 
-    episodes_per_task: Annotated[int, Range(1, 10**5), "successful ones"]
+    episodes_per_task: Annotated[int, Range(1, 10**5), "successful ones"] = 50
     disturbance: Annotated[Disturbance, "of the expert"]
-    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"]
+    storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "image"
     first_seed: FirstSeed = 0
     extra_steps: Annotated[
         int, Range(0, 10**4), "control periods recorded after success: what to do right at the goal"
@@ -123,8 +123,8 @@ class Program:
     """What every program accepts."""
 
     out_dir: Annotated[str, FilePath(), "where it writes; the same one continues what was interrupted"]
-    extensions: Annotated[list[str], "modules of yours that add parts: experiments/config/extensions.py"] = (
-        field(default_factory=list)
+    plugins: Annotated[list[str], "modules of yours that add parts, by name or path of a file"] = field(
+        default_factory=list
     )
 
 
@@ -371,7 +371,7 @@ def typed(config: DictConfig, program: type[Run]) -> Run:
         omegaconf.errors.OmegaConfBaseException: a value without default is missing.
     """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    load_extensions(values["extensions"])
+    load_plugins(values["plugins"])
     return checked(values, program)
 
 

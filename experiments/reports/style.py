@@ -64,8 +64,5 @@ article p.note { margin: 2px 14px 0; }
 pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; flex: 1; min-width: 0;
   white-space: pre-wrap; overflow-wrap: anywhere; user-select: all;
   font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-pre .comment { color: var(--soft); }
 @media (max-width: 520px) { .charts { grid-template-columns: 1fr; } section { padding: 16px; } }
 """

@@ -26,7 +26,7 @@ def trial(bundle: Path, robot_file: Path, out_dir: Path, seed: int) -> dict:
     log = out_dir / "robot.json"
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(HERE)]))
     command = [
-        *(sys.executable, "-m", "experiments.control", f"bundle={bundle}", "extensions=[sim_so101]"),
+        *(sys.executable, "-m", "experiments.control", f"bundle={bundle}", "plugins=[sim_so101]"),
         *("robot=lerobot", "robot.type=sim_so101", f"robot.robot_file={robot_file}"),
         f"robot.settings={{log: {log}, seed: {seed}, sentence: {SENTENCE}}}",
         *(f"instruction='{SENTENCE}'", f"max_seconds={SECONDS}", f"out_dir={out_dir}"),

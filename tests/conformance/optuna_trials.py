@@ -24,7 +24,7 @@ SEARCH = [
     f"{RATE}=tag(log,interval(1e-4,3e-2))",
 ]
 TOY = [
-    *("extensions=[toy_parts]", "data=toy_points", "model.auxiliaries.later_states=null"),
+    *("plugins=[toy_parts]", "data=toy_points", "model.auxiliaries.later_states=null"),
     *("model.backbone.width=16", "model.backbone.depth=1", "model.backbone.num_heads=2"),
     *("model.backbone.stem_channels=[4,8]", "model.backbone.patch_size=16"),
     *("processor.inputs.text.vocab_size=260", "evaluation.instruction_modes=[]"),

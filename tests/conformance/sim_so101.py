@@ -1,6 +1,6 @@
 """A simulated SO-101 on LeRobot's own `Robot` base class: joints that follow their targets, drawn cameras.
 
-For `experiments.control robot=lerobot robot.type=sim_so101 extensions=[sim_so101]`; its scene is that of
+For `experiments.control robot=lerobot robot.type=sim_so101 plugins=[sim_so101]`; its scene is that of
 make_so101.py. On disconnecting it writes what happened to `log`.
 """
 

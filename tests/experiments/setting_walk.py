@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.config import schema
-from experiments.config.extensions import GROUPS
+from experiments.config.plugins import GROUPS
 from experiments.config.robot_file import RobotFile
 from tests.test_conf import build
 from vla.data.hdf5 import Hdf5Mapping

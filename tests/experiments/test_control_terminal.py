@@ -79,7 +79,7 @@ def counter():
 
 def command_of(url, counter, out_dir, *overrides):
     return [
-        *(sys.executable, "-m", "experiments.control", "extensions=[counted_robot]", "robot=counted"),
+        *(sys.executable, "-m", "experiments.control", "plugins=[counted_robot]", "robot=counted"),
         *(f"robot.port={counter.port}", f"server={url}", f"out_dir={out_dir}", "max_seconds=600"),
         "watchdog.missed_stop_share=1",  # a busy machine is another test's subject
         "watchdog.underrun_stop_s=30",

@@ -71,7 +71,7 @@ def test_a_robot_is_driven_by_a_bundle_and_by_a_server_without_any_extra(tmp_pat
             found = re.search(r"openpi +(ws://\S+)", read_until(server, "vla-eval  "))
             policy = f"server={found[1]}"
         driving = (
-            "extensions=[toy_robot]",
+            "plugins=[toy_robot]",
             "robot=toy",
             "robot.num_commands=7",
             f"out_dir={tmp_path}",
@@ -92,7 +92,7 @@ def test_a_simulated_robot_says_what_to_install(tmp_path):
 
 
 def test_a_task_needs_a_scene(tmp_path):
-    arguments = ("extensions=[toy_robot]", "robot=toy", "task=reach", f"bundle={BUNDLE}")
+    arguments = ("plugins=[toy_robot]", "robot=toy", "task=reach", f"bundle={BUNDLE}")
     with without_extras("control", *arguments, f"out_dir={tmp_path}") as control:
         output = control.communicate(timeout=120)[0]
     assert control.returncode == 1

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from experiments.config import schema
-from experiments.config.extensions import load_extensions
+from experiments.config.plugins import load_plugins
 from experiments.export import export_checkpoint
 from experiments.train import main as train_main
 from experiments.train import train_policy
@@ -20,7 +20,7 @@ from vla.training.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))  # where a user's modules would be on PYTHONPATH
 
 TINY = [
-    "extensions=[toy_parts]",
+    "plugins=[toy_parts]",
     "data=toy_points",
     "model.auxiliaries.later_states=null",
     "processor.inputs.text.vocab_size=260",
@@ -38,7 +38,7 @@ FLAT = ["model/backbone=toy_flat", "model.backbone.width=8"]
 
 
 def train(run_dir, *overrides):
-    load_extensions(["toy_parts"])
+    load_plugins(["toy_parts"])
     schema.register("train")
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", [*TINY, *overrides])
@@ -47,7 +47,7 @@ def train(run_dir, *overrides):
 
 
 def test_a_training_returns_the_number_that_a_sweeper_asks_for(tmp_path):
-    load_extensions(["toy_parts"])
+    load_plugins(["toy_parts"])
     schema.register("train")
     given = [*TINY, *SCENE, f"out_dir={tmp_path}", "metric=validation/action_loss"]
     with initialize_config_module("conf", version_base="1.3"):

@@ -33,6 +33,8 @@ from vla.files import (
 )
 from vla.interface import ModelSpecs
 from vla.model.vla import ModelConfig, VLAModel
+from vla.plugins import missing_plugin, require_versions
+from vla.registry import UnknownPart
 
 WEIGHTS_NAME, MODEL_NAME, PROCESSOR_NAME = "model.safetensors", "model.json", "processor.json"
 GOLDEN_NAME, STATE_NAME = "golden.npz", "state.json"
@@ -79,13 +81,18 @@ def load_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None) -> Mod
     Raises:
         CheckpointError: there is none at `path`, it is of another version, or its weights do not fit.
         ManifestError: a file of it is damaged.
+        PluginError: a plug-in that it needs was not passed, or has another version.
         ValueError: a setting in `head` does not exist, or weights depend on it.
     """
     directory = resolve_checkpoint(path)
     manifest = verify_manifest(directory)
+    require_versions(manifest["provenance"], source=directory)
     specs, config = read_model_json(directory)
     weights = load_averaged(directory)
-    _require_buildable(specs, config, weights, source=directory)
+    try:
+        _require_buildable(specs, config, weights, source=directory)
+    except UnknownPart as error:
+        raise missing_plugin(error, manifest["provenance"], source=directory) from error
     model = VLAModel(specs=specs, config=config.with_head(head or {}))
     load_weights(model, weights, source=directory)
     return ModelCheckpoint(
@@ -143,6 +150,8 @@ def _require_buildable(
     try:
         with torch.device("meta"):
             sketch = VLAModel(specs=specs, config=config)
+    except UnknownPart:
+        raise
     except MALFORMED as error:
         raise _no_model(source, error) from error
     _require_same_weights(sketch, weights, source=source)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vla.interface import Arrays, ArraySpec, ModelSpecs, Moments, Observation, ObservationError
-from vla.processing.checks import require_keys
+from vla.interface import Arrays, ArraySpec, DecodeError, ModelSpecs, Moments, Observation, ObservationError
+from vla.processing.checks import require_form, require_keys
 from vla.processing.codec import ActionCodec
 from vla.processing.images import ImageInput
 from vla.processing.moments import Demonstrations, InputEncoder, moments_of
@@ -109,7 +109,7 @@ class Processor:
         """
         spec = demonstrations.robot_spec
         _require_channels(demonstrations)
-        return cls(
+        processor = cls(
             robot_spec=spec,
             inputs={
                 name: INPUTS.build(config, demonstrations=demonstrations, frame_offsets=frame_offsets)
@@ -125,6 +125,18 @@ class Processor:
             frame_offsets=frame_offsets,
             max_committed=max_committed,
         )
+        processor._require_true_specs(demonstrations.chunks[:2])
+        return processor
+
+    def _require_true_specs(self, chunks: Float32[np.ndarray, "sample time action"]) -> None:
+        """Try the codec, which may be a plug-in's, on some chunks before anything is trained on it."""
+        arrays = self.codec.encode(chunks, np.ones(chunks.shape[:2], bool))
+        require_form(arrays, self.codec.specs(), num_samples=len(chunks), made_by=self.codec)
+        if self.max_committed:
+            committed = self.codec.encode_committed(chunks, np.zeros(len(chunks), np.int64))
+            specs = self.codec.committed_specs()
+            require_form(committed, specs, num_samples=len(chunks), made_by=self.codec)
+        self.decode(arrays)
 
     @property
     def action_horizon(self) -> int:
@@ -155,7 +167,9 @@ class Processor:
         """
         arrays: dict[str, np.ndarray] = {}
         for encoder in self.inputs.values():
-            arrays |= encoder.encode(moments)
+            made = encoder.encode(moments)
+            require_form(made, encoder.specs(), num_samples=len(moments.state), made_by=encoder)
+            arrays |= made
         return {**arrays, **self._encode_committed(moments.committed, moments.num_committed)}
 
     def _encode_committed(
@@ -195,7 +209,15 @@ class Processor:
         Raises:
             DecodeError: the answer stands for no chunk; the message says why.
         """
-        return self.codec.decode(outputs)
+        actions = self.codec.decode(outputs)
+        wanted = (self.action_horizon, self.codec.action_dim)
+        if actions.ndim != 3 or actions.shape[1:] != wanted or actions.dtype != np.float32:
+            codec = f"{type(self.codec).__module__}.{type(self.codec).__qualname__}"
+            raise DecodeError(
+                f"{codec}.decode returns {actions.dtype}{list(actions.shape)}; float32[batch, {wanted[0]}, "
+                f"{wanted[1]}] is needed. Correct it; hold the last command"
+            )
+        return actions
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data from which `from_json` makes a processor with equal outputs."""

@@ -43,6 +43,7 @@ from vla.model.checkpoint import (
     read_state,
 )
 from vla.model.vla import VLAModel
+from vla.plugins import require_versions
 from vla.processing.golden import write_observations
 from vla.processing.processor import Processor
 
@@ -196,7 +197,7 @@ def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ManifestError: a file is damaged.
         DamagedFile: the state has not the numbers that resuming needs.
     """
-    verify_manifest(directory)
+    require_versions(verify_manifest(directory)["provenance"], source=directory)
     state = read_state(directory)
     numbers = [state.get(key) for key in ("step", "num_samples", "elapsed_s", "average_updates")]
     if not all(isinstance(number, int | float) and number >= 0 for number in numbers):

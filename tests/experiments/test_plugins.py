@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.extensions import extensions_in, load_extensions
+from experiments.config.plugins import load_plugins, plugins_in
 from vla.data.reader import Dataset
 from vla.registry import SettingError
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 BUNDLE = ROOT / "tests" / "golden" / "bundle_v1"
-COLLECT = ["extensions=[toy_env]", "env=toy", "collect.episodes_per_task=2", "collect.storage=image"]
+COLLECT = ["plugins=[toy_env]", "env=toy", "collect.episodes_per_task=2", "collect.storage=image"]
 
 
 def program(verb, *arguments):
@@ -56,7 +56,7 @@ def test_its_settings_are_checked(tmp_path, overrides, message):
 
 
 def test_its_settings_are_in_the_help():
-    result = program("collect", "--help", "extensions=[toy_env]")
+    result = program("collect", "--help", "plugins=[toy_env]")
     assert result.returncode == 0
     assert "env.speed (toy)" in result.stdout
     assert "of the point, a period" in result.stdout
@@ -64,7 +64,7 @@ def test_its_settings_are_in_the_help():
 
 def test_a_robot_is_one_file_and_a_line(tmp_path):
     result = program(
-        *("control", "extensions=[toy_robot]", "robot=toy", "robot.num_commands=7"),
+        *("control", "plugins=[toy_robot]", "robot=toy", "robot.num_commands=7"),
         *(f"bundle={BUNDLE}", f"out_dir={tmp_path}"),
     )
     assert result.returncode == 0, result.stderr
@@ -72,15 +72,15 @@ def test_a_robot_is_one_file_and_a_line(tmp_path):
 
 
 def test_a_module_that_is_not_there_is_named():
-    with pytest.raises(SettingError, match="extensions names 'no_such_toy', but there is no module"):
-        load_extensions(["no_such_toy"])
-    result = program("collect", "extensions=[no_such_toy]")
+    with pytest.raises(SettingError, match="plugins names 'no_such_toy', but there is no module"):
+        load_plugins(["no_such_toy"])
+    result = program("collect", "plugins=[no_such_toy]")
     assert result.returncode == 2
-    assert result.stderr.startswith("extensions names 'no_such_toy'")
+    assert result.stderr.startswith("plugins names 'no_such_toy'")
 
 
 def test_the_command_line_names_modules():
-    assert extensions_in(["env=toy", "extensions=[a,b.c]"]) == ["a", "b.c"]
-    assert extensions_in(["env=toy"]) == []
-    with pytest.raises(SettingError, match=r"extensions=\[my_module\]"):
-        extensions_in(["extensions=a"])
+    assert plugins_in(["env=toy", "plugins=[a,b.c]"]) == ["a", "b.c"]
+    assert plugins_in(["env=toy"]) == []
+    with pytest.raises(SettingError, match=r"plugins=\[my_module\]"):
+        plugins_in(["plugins=a"])
