@@ -9,10 +9,11 @@
 
 `dry_run=true` does everything but send, and says in `dry_run.html` what is not in order (code 1).
 
-Writes `recording.jsonl`, `summary.json` and `report.html`. Ctrl-C presses the emergency stop. Ends with
-code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED (watchdog, Ctrl-C, SIGTERM,
-SIGHUP), with 4 in FAULT, also by an error of any part; with 1 or 2 (cli.py) if it never began. Knows how to
-build and report a run; what surrounds its loop is in controlled_run.py, the controller in `policies/runtime`.
+Writes `recording.jsonl`, `summary.json`, `film.mp4` (what the cameras saw) and `report.html`. Ctrl-C presses
+the emergency stop. Ends with code 0 if the run came to its end, goal reached or not; with 3 if it was STOPPED
+(watchdog, Ctrl-C, SIGTERM, SIGHUP), with 4 in FAULT, also by an error of any part; with 1 or 2 (cli.py) if it
+never began. Knows how to build and report a run; what surrounds its loop is in controlled_run.py, the
+controller in `policies/runtime`.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ from experiments.config.control_setup import (
 from experiments.config.robot import TaskRobot
 from experiments.config.schema import ControlRun
 from experiments.controlled_run import Outcome, StopSignals, drive_recorded, require_no_recording
-from experiments.reports.control import summarize, write_control_page
+from experiments.reports.control import GOAL_WORDS, summarize, write_control_page, write_film
 from experiments.reports.preflight import check_lines, write_preflight_page
 from policies.runtime.clock import Clock, MonotonicClock, SimulatedClock
 from policies.runtime.inference import ThreadedInference
@@ -46,6 +47,7 @@ from policies.runtime.recorder import Recorder, audit_recording, read_recording,
 from policies.runtime.states import State
 from vla.files import DirectoryLock, atomic_write_json
 from vla.interface import Policy
+from vla.spec import RobotSpec
 
 schema.register("control")
 
@@ -103,7 +105,8 @@ def _drive_in_scene(
         policy = SlowedPolicy(policy, delay_s=run.inference_delay_s)
     limits = run.robot.limits
     instruction = robot.instruction if run.instruction is None else run.instruction
-    about = {"instruction": instruction, "schedule": run.schedule, "limits": limits.to_json()}
+    goal = robot.instruction if run.env else None  # a robot that stands in no scene has none
+    about = {"instruction": instruction, "goal": goal, "schedule": run.schedule, "limits": limits.to_json()}
     inference = ThreadedInference(policy=policy, clock=clock)
     with Recorder(run_dir, spec=robot.robot_spec, about=about) as recorder, closing(inference):
         controller = build_controller(
@@ -121,8 +124,8 @@ def _drive_in_scene(
             clock=clock,
             recorder=recorder,
         )
-        scene = f"{chosen_task(run)}, seed {run.seed}" if run.env else robot.robot_spec.name
-        print(f"{scene}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
+        title = _title(run, robot.robot_spec)
+        print(f"{title}: {instruction!r}; schedule {run.schedule}; Ctrl-C stops the robot", flush=True)
         return drive_recorded(
             controller,
             recorder,
@@ -132,6 +135,11 @@ def _drive_in_scene(
             is_over=lambda: robot.is_over,
             max_seconds=run.max_seconds,
         )
+
+
+def _title(run: ControlRun, spec: RobotSpec) -> str:
+    """Return task and seed of the scene, or the name of a robot that stands in none."""
+    return f"{chosen_task(run)}, seed {run.seed}" if run.env else spec.name
 
 
 def dry_run(run: ControlRun, run_dir: Path) -> str:
@@ -210,19 +218,26 @@ def report(
     run: ControlRun, run_dir: Path, outcome: Outcome, is_reached: bool | None, *, wall_s: float
 ) -> None:
     """Write summary and page of a run, and print the table; what cannot be written is said, and no more."""
-    title = chosen_task(run) if run.env else outcome.recording.robot_spec.name
     summary = summarize(outcome.recording)
     results = {"goal_reached": is_reached, **summary.to_json(), "state": outcome.state.value}
     problems = list(outcome.notes)
+    film = run_dir / "film.mp4"
+
+    def write_film_or_note(path: Path) -> None:
+        problems.extend(filter(None, [write_film(path, outcome.film)]))
+
     for name, write in (
+        ("film.mp4", write_film_or_note),
         ("summary.json", lambda path: atomic_write_json(path, results)),
         (
             "report.html",
             lambda path: write_control_page(
                 path,
                 outcome.recording,
-                title=f"Control: {title}, schedule {run.schedule}",
+                title=f"Control: {_title(run, outcome.recording.robot_spec)}, schedule {run.schedule}",
                 command=cli.typed_command("control"),
+                is_reached=is_reached,
+                film=film if film.exists() else None,
             ),
         ),
     ):
@@ -233,7 +248,7 @@ def report(
         except KeyboardInterrupt:
             problems.append(f"{run_dir / name} was not written, as you interrupted it")
     rows = [
-        ["goal", {True: "reached", False: "not reached", None: "not judged"}[is_reached]],
+        ["goal", GOAL_WORDS[is_reached]],
         *summary.rows(),
         ["wall time", f"{wall_s:.1f} s"],
     ]

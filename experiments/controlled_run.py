@@ -9,12 +9,15 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 from experiments.config import cli
 from experiments.config.control_setup import drive
@@ -139,6 +142,7 @@ class Outcome:
     """How a run ended, and its record."""
 
     recording: Recording
+    film: Sequence[tuple[float, UInt8[np.ndarray, "_ _ 3"]]] = ()  # frames, and when each was captured [s]
     failure: BaseException | None = None  # what ended the run, if it did not end by itself
     notes: tuple[str, ...] = ()  # what of the record is missing
 
@@ -210,6 +214,7 @@ def drive_recorded(
         "lines not shown, as the terminal did not take them": line.num_dropped,
         "periods not on the disk, as it did not take them": recorder.num_unwritten,
         "times that the frames before a stop were not kept": recorder.num_dropped_dumps,
+        "frames of the film that were not kept": recorder.film.num_dropped,
     }
     notes = tuple(f"{count} {what}" for what, count in counts.items() if count)
-    return Outcome(recording=recorder.recording(), failure=failure, notes=notes)
+    return Outcome(recording=recorder.recording(), film=recorder.film.frames, failure=failure, notes=notes)

@@ -130,12 +130,13 @@ def evaluate_instruction_modes(
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
     probe_env(configs)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
+    num_control_videos = min(1, settings.videos_per_task)
     plans = {
         mode: EvaluationPlan(
             env_configs=configs,
             instruction_mode=mode,
             limits=limits,
-            **(shared if mode == "original" else {**shared, "videos_per_task": 0}),
+            **(shared if mode == "original" else {**shared, "videos_per_task": num_control_videos}),
         )
         for mode in settings.instruction_modes
     }

@@ -7,6 +7,7 @@ bundle is evaluated in a process of its own, which proves that it needs no torch
 """
 
 import dataclasses
+import os
 import shlex
 import shutil
 import subprocess
@@ -118,7 +119,7 @@ class Quickstart:
         """
         settings = {key: value for key, value in self.run.env.items() if key != "family"}
         command = [
-            *(sys.executable, "-m", "experiments.evaluate", "policy=bundle"),
+            *(sys.executable, "-P", "-m", "experiments.evaluate", "policy=bundle"),
             *overrides({"path": self.out_dir / "bundle", "out_dir": self.out_dir / "bundle_evaluation"}),
             *overrides({"tasks": self.run.tasks}),
             *overrides({"env": self.run.env["family"]}),
@@ -126,7 +127,9 @@ class Quickstart:
             *overrides({"extensions": self.run.extensions}),
             *overrides(dataclasses.asdict(self.run.bundle_evaluation), prefix="evaluation."),
         ]
-        if subprocess.run(command, check=False, env=cli.child_environment()).returncode != 0:
+        places = [path or str(Path.cwd()) for path in sys.path]  # not its own folder first
+        environment = cli.child_environment() | {"PYTHONPATH": os.pathsep.join(places)}
+        if subprocess.run(command, check=False, env=environment).returncode != 0:
             raise BundleEvaluationFailed("the evaluation of the bundle failed; its messages are above")
 
     def results(self, folder: str, modes: list[str]) -> dict[str, Evaluation]:

@@ -37,6 +37,25 @@ class VLAPolicy(ModelPolicy):
         self.model, self._device = model.to(device).eval(), torch.device(device)
         fuse_attention(model, self._device)
 
+    @classmethod
+    def load(
+        cls, path: Path | str, *, device: str = "cpu", head: Mapping[str, Any] | None = None
+    ) -> "VLAPolicy":
+        """Load the policy of a checkpoint, or of the newest one of a training run.
+
+        Args:
+            path: of either.
+            device: `cpu`, `cuda` or another of torch's.
+            head: settings of the head that no weight depends on, in place of those of training.
+
+        Raises:
+            CheckpointError: there is none at `path`, it is of another version, or its weights do not fit.
+            ManifestError: a file of it is damaged.
+            ValueError: a setting in `head` does not exist, or weights depend on it.
+        """
+        loaded = load_policy_checkpoint(path, head=head)
+        return cls(model=loaded.model, processor=loaded.processor, device=device)
+
     def run_model(self, inputs: Arrays) -> Arrays:
         """Run the model on its device."""
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
@@ -65,7 +84,7 @@ class PolicyCheckpoint:
     path: Path
 
 
-def load_policy_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None) -> PolicyCheckpoint:
+def load_policy_checkpoint(path: Path | str, *, head: Mapping[str, Any] | None = None) -> PolicyCheckpoint:
     """Load a checkpoint, or the newest one of a run directory.
 
     Args:
@@ -77,7 +96,7 @@ def load_policy_checkpoint(path: Path, *, head: Mapping[str, Any] | None = None)
         ManifestError: a file of it is damaged.
         ValueError: a setting in `head` does not exist, or weights depend on it.
     """
-    loaded: ModelCheckpoint = load_checkpoint(path, head=head)
+    loaded: ModelCheckpoint = load_checkpoint(Path(path), head=head)
     try:
         processor = Processor.from_json(loaded.processor_json)
         _require_fitting(loaded.model, processor)

@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),
     "policies": (*GROUND_FLOOR, "vla.processing"),
     "policies.vla_policy": (*GROUND_FLOOR, "policies", "vla.processing", "vla.model", "torch"),
+    "policies.attention_map": (*GROUND_FLOOR, "policies", "vla.model"),
     "policies.export": (
         *GROUND_FLOOR,
         "policies",

@@ -40,10 +40,10 @@ def typed_lines(text):
 def commands():
     """Return page and command of each call of a program; those with placeholders are left out."""
     return [
-        (name, line)
+        (name, re.sub("^vla ", "python -m experiments.", line))
         for name, text in PAGES.items()
         for line in typed_lines(text)
-        if line.startswith("python -m experiments.") and "<" not in line
+        if line.startswith(("python -m experiments.", "vla ")) and "<" not in line
     ]
 
 

@@ -115,6 +115,62 @@ def test_every_program_explains_itself_from_the_wheel(installed, tmp_path):
     assert output.splitlines()[-1] == f"from {installed / 'conf'} {installed / 'envs'}"
 
 
+@pytest.fixture
+def own_folder(tmp_path):
+    """A project of somebody else's, with folders named as ours and a module that adds a codec."""
+    for name in ("conf", "envs", "experiments"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "my_lab.py").write_text("print('my_lab was imported')\n")
+    return tmp_path
+
+
+def vla(installed, *arguments, cwd):
+    """What the command `vla` prints, and its exit code."""
+    return output_of(str(installed / "bin" / "vla"), *arguments, cwd=cwd, path=installed)
+
+
+def test_the_command_vla_works_in_a_folder_with_a_conf_of_its_own(installed, own_folder):
+    code, output = vla(installed, "serve", "--help", cwd=own_folder)
+    assert code == 0, output
+    assert "== Settings ==" in output
+    arguments = ("serve", f"bundle={BUNDLE}", "extensions=[my_lab]", "--cfg", "job")
+    code, output = vla(installed, *arguments, cwd=own_folder)
+    assert code == 0, output
+    assert "my_lab was imported" in output
+    assert f"bundle: {BUNDLE}" in output
+
+
+def test_the_command_vla_names_its_programs_and_the_nearest(installed, own_folder):
+    code, output = vla(installed, cwd=own_folder)
+    assert code == 0, output
+    for program in schema.ROOTS.names():
+        assert f"\n  {program} " in output
+    code, output = vla(installed, "trian", cwd=own_folder)
+    assert code == 2
+    assert output.startswith("there is no program 'trian'; did you mean 'train'?")
+
+
+def test_a_shell_completes_programs_keys_and_options(installed, own_folder):
+    script = (
+        'vla() { "$PYTHON" "$VLA" "$@"; }\neval "$(vla --completion bash)"\n'
+        'for COMP_LINE in "vla swee" "vla train experiment=tab" "vla train trainer.learn"; do\n'
+        "COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _vla\n"
+        'printf "<%s>" "${COMPREPLY[@]}"; done\n'
+    )
+    places = {"PYTHON": sys.executable, "VLA": str(installed / "bin" / "vla"), "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=own_folder,
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert done.stdout == "<sweep_table ><experiment=tabletop><trainer.learning_rate=>", done.stderr
+
+
 def test_a_bundle_is_served_from_the_wheel(installed, tmp_path):
     (tmp_path / "conf").mkdir()  # somebody else's: without Python files it hides nothing here
     arguments = ("-m", "experiments.serve", f"bundle={BUNDLE}", "port=0", "out_dir=out")

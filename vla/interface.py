@@ -112,6 +112,44 @@ class Observation:
     committed: Float32[np.ndarray, "committed action"]
     stamp: float
 
+    @classmethod
+    def of(
+        cls,
+        observation: Mapping[str, Any],
+        instruction: str,
+        *,
+        committed: Float32[np.ndarray, "committed action"] | None = None,
+        stamp: float = 0.0,
+    ) -> "Observation":
+        """Return what an observation of Gymnasium and a sentence make.
+
+        Args:
+            observation: ``{"images": {camera: uint8[h w 3]}, "state": float32[state]}``, as our environments
+                return it; other keys are not looked at. For a policy that looks at several frames, an image
+                is [frames h w 3], oldest first.
+            instruction: what to do, in words.
+            committed: actions that will be executed whatever the policy predicts; None for none.
+            stamp: when it was captured, monotonic clock [s].
+
+        Raises:
+            ObservationError: `images` or `state` is missing. Whether all cameras are there, in the right
+                form, a policy says, which knows its robot.
+        """
+        missing = [key for key in ("images", "state") if key not in observation]
+        if missing or not isinstance(observation["images"], Mapping):
+            raise ObservationError(
+                f"an observation needs 'images', by camera, and 'state'; this one has {sorted(observation)}. "
+                "Give what env.reset() and env.step() return without a wrapper around the observation"
+            )
+        images = {name: np.asarray(image) for name, image in observation["images"].items()}
+        return cls(
+            images={name: image[None] if image.ndim == 3 else image for name, image in images.items()},
+            state=np.asarray(observation["state"], dtype=np.float32),
+            instruction=instruction,
+            committed=np.zeros((0, 0), dtype=np.float32) if committed is None else committed,
+            stamp=stamp,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moments:

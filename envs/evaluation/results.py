@@ -45,7 +45,9 @@ class EvaluationSettings:
     ] = None
     num_workers: Annotated[int, Range(1, 256), "processes with environments"] = 2
     envs_per_worker: Annotated[int, Range(1, 64), "episodes that one process plays at a time"] = 4
-    videos_per_task: Annotated[int, Range(0, 1000), "episodes filmed afterward, failures first"] = 2
+    videos_per_task: Annotated[
+        int, Range(0, 1000), "episodes filmed afterward, failures first; at most one each if swapped or blank"
+    ] = 2
 
     def __post_init__(self) -> None:
         check_attributes(self, where="evaluation")

@@ -153,7 +153,7 @@ def require_our_configuration(found: Iterable[str]) -> None:
     if CONF.absolute() not in folders:
         raise SettingError(
             f"the folder {', '.join(map(str, folders))} hides the configuration of this program, {CONF}; "
-            "start it from another folder, or rename that one"
+            "type `vla <program>`, which looks there last, start it from another folder, or rename that one"
         )
 
 
@@ -279,7 +279,13 @@ def child_environment() -> dict[str, str]:
 
 def typed_command(program: str) -> str:
     """Return what was typed to start a program, as it was."""
-    return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
+    return shlex.join([*_start_of(program), *sys.argv[1:]])
+
+
+def _start_of(program: str) -> list[str]:
+    """Return how a program is started: the command `vla`, where that was typed, or its module."""
+    is_console = [Path(word).name for word in sys.orig_argv[1:3]] == ["vla", program]
+    return ["vla", program] if is_console else ["python", "-m", f"experiments.{program}"]
 
 
 def portable_command(program: str) -> str:
@@ -287,7 +293,7 @@ def portable_command(program: str) -> str:
 
     An absolute path outside of the working directory becomes `.../` and its last part.
     """
-    return shlex.join(["python", "-m", f"experiments.{program}", *map(_without_place, sys.argv[1:])])
+    return shlex.join([*_start_of(program), *map(_without_place, sys.argv[1:])])
 
 
 def _without_place(argument: str) -> str:

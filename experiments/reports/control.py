@@ -1,5 +1,7 @@
 """Summarizes a recording: numbers for the terminal and one HTML page. Reads recordings, drives nothing."""
 
+import importlib
+import importlib.util
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -8,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from experiments.reports.charts import Series
-from experiments.reports.html import Chart, Charts, Headline, Section, Table, write_report
+from experiments.reports.html import Chart, Charts, Film, Headline, Section, Table, write_report
 from experiments.reports.pages import closing_sections, machine
 from policies.runtime.clock import MISSED_WINDOW_S
 from policies.runtime.limits import SafetyLimits, Violation
@@ -18,6 +21,8 @@ from policies.runtime.recorder import PeriodRecord, Recording, audit_recording
 from policies.runtime.states import LATCHED, State
 
 _MAX_EVENTS = 60
+_FEWEST_FRAMES, _MOST_FPS, _LEAST_SIZE = 2, 60.0, 64  # of a film, its frames in pixels
+GOAL_WORDS = {True: "reached", False: "not reached", None: "not judged"}
 _AT_REST = 1e-6  # change of a commanded position in a period, as a share of its range
 _LATCHED = tuple(state.value for state in LATCHED)
 _HELD = (State.HOLD.value, *_LATCHED)
@@ -323,16 +328,82 @@ def _events(recording: Recording) -> list[list[str]]:
     return rows
 
 
-def write_control_page(path: Path, recording: Recording, *, title: str, command: str) -> None:
+def write_film(path: Path, frames: Sequence[tuple[float, UInt8[np.ndarray, "_ _ 3"]]]) -> str:
+    """Write the film of a run, as fast as it was.
+
+    Args:
+        path: of the MP4 file.
+        frames: and when each was captured [s].
+
+    Returns:
+        Why there is none, or nothing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if len(frames) < _FEWEST_FRAMES:
+        return f"the cameras showed {len(frames)} frames, too few for a film"
+    if importlib.util.find_spec("av") is None:
+        return "there is no film, as PyAV is not installed: pip install 'vla-stack[data]'"
+    film_files = importlib.import_module("envs.film_files")
+    stamps = [stamp for stamp, _ in frames]
+    fps = (len(frames) - 1) / max(stamps[-1] - stamps[0], 1e-3)
+    size = -(-_LEAST_SIZE // min(frames[0][1].shape[:2]))  # encoders take no tiny frames
+    enlarged = (frame.repeat(size, axis=0).repeat(size, axis=1) for _, frame in frames)
+    film_files.write_video(path, enlarged, fps=min(fps, _MOST_FPS))
+    return ""
+
+
+def _tiles(summary: ControlSummary, *, instruction: str | None, is_reached: bool | None) -> list[Headline]:
+    broken = len(summary.violations)
+    return [
+        Headline(label="goal", value=GOAL_WORDS[is_reached], note=instruction or "", met=is_reached),
+        Headline(
+            label="limits broken", value=str(broken), met=broken == 0, note="by sent commands; aim: none"
+        ),
+        Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
+        Headline(
+            label="inference, median",
+            value=f"{summary.inference_ms[0]:.0f} ms",
+            note=f"{summary.chunks} chunks",
+        ),
+        Headline(label="rate", value=f"{summary.rate_hz:.1f} Hz", note=summary.end),
+    ]
+
+
+def write_control_page(
+    path: Path,
+    recording: Recording,
+    *,
+    title: str,
+    command: str,
+    is_reached: bool | None = None,
+    film: Path | None = None,
+) -> None:
     """Write the page of one run; it needs no other file.
+
+    Args:
+        path: of the page.
+        recording: of the run.
+        title: of the page.
+        command: that made the run.
+        is_reached: whether the goal was reached; None where nobody judges it.
+        film: of the run, an MP4 file, if there is one.
 
     Raises:
         ValueError: there is nothing in the recording.
     """
     summary = summarize(recording)
-    broken = len(summary.violations)
+    instruction, goal = recording.about.get("instruction"), recording.about.get("goal")
+    films = [] if film is None else [Film(title="Film", path=film, note="What the policy's cameras saw.")]
+    asked = [
+        ["instruction", "not recorded" if instruction is None else f"{instruction!r}"],
+        ["goal of the scene", "none: no scene judges this run" if goal is None else f"{goal!r}"],
+        ["goal reached", GOAL_WORDS[is_reached]],
+    ]
     sections: list[Section] = [
-        Table(title="The run", header=["what", ""], rows=summary.rows()),
+        *films,
+        Table(title="The run", header=["what", ""], rows=[*asked, *summary.rows()]),
         Charts(
             title="Commanded and measured",
             charts=_motion_charts(recording),
@@ -352,18 +423,7 @@ def write_control_page(path: Path, recording: Recording, *, title: str, command:
         Table(title="Events", header=["time [s]", "event"], rows=_events(recording)),
         *closing_sections([(command, "this run")]),
     ]
-    headlines = [
-        Headline(
-            label="limits broken", value=str(broken), met=broken == 0, note="by sent commands; aim: none"
-        ),
-        Headline(label="missed deadlines", value=str(summary.missed), note=f"of {summary.periods} periods"),
-        Headline(
-            label="inference, median",
-            value=f"{summary.inference_ms[0]:.0f} ms",
-            note=f"{summary.chunks} chunks",
-        ),
-        Headline(label="rate", value=f"{summary.rate_hz:.1f} Hz", note=summary.end),
-    ]
+    headlines = _tiles(summary, instruction=instruction, is_reached=is_reached)
     write_report(path, title=title, subtitle=machine(), headlines=headlines, sections=sections)
 
 

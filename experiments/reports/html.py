@@ -17,6 +17,10 @@ from experiments.reports.charts import COLORS, Series, line_chart, rate_bar
 from experiments.reports.style import STYLE
 from vla.files import atomic_write_text
 
+_COPY = (
+    """<button type="button" onclick="navigator.clipboard.writeText(this.previousSibling.textContent)"""
+    """.then(() => { this.textContent = 'copied' })">copy</button>"""
+)
 _MODE_COLORS = {"original": COLORS[0], "swapped": COLORS[1], "blank": COLORS[2]}
 
 
@@ -86,19 +90,18 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commands:
-    """Commands as typed, each with what it does."""
+    """Commands as typed, each with what it does; a click selects one, a button copies it."""
 
     title: str
     commands: Sequence[tuple[str, str]]  # command, comment
 
     def to_html(self) -> str:
-        """Return them in a block to copy from."""
-        lines = (
-            (f'<span class="comment"># {html.escape(comment)}</span>\n' if comment else "")
-            + html.escape(line)
+        """Return a block for each."""
+        return "".join(
+            f'<p class="note">{html.escape(comment)}</p><div class="command"><pre>{html.escape(line)}</pre>'
+            f"{_COPY}</div>"
             for line, comment in self.commands
         )
-        return "<pre>" + "\n".join(lines) + "</pre>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +218,20 @@ class Videos:
             return "<p>No episode was filmed.</p>"
         cards = "".join(_card(self.evaluation.run_dir, record) for record in records)
         return f'<div class="cards">{cards}</div>{_note(self.note)}'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Film:
+    """One video."""
+
+    title: str
+    path: Path
+    note: str = ""
+
+    def to_html(self) -> str:
+        """Return the video, embedded."""
+        video = _embedded(self.path, "video/mp4")
+        return f'<video class="film" controls loop muted playsinline src="{video}"></video>{_note(self.note)}'
 
 
 def _card(run_dir: Path, record: VideoRecord) -> str:

@@ -80,7 +80,11 @@ def success_sections(results: Mapping[str, Evaluation]) -> list[Section]:
         Table(title="Runtime", header=["instruction mode", "measured in"], rows=_road_rows(named)),
     ]
     sections += [
-        Videos(title=f"Episodes, {name}", evaluation=evaluation, note="Failures first.")
+        Videos(
+            title=f"Episodes, {name}",
+            evaluation=evaluation,
+            note="Failures first. Quoted: what the policy was given; goal: what decides about success.",
+        )
         for name, evaluation in named.items()
         if evaluation.videos
     ]

@@ -57,6 +57,13 @@ article p.note { margin: 2px 14px 0; }
 .badge { display: inline-block; border-radius: 4px; padding: 0 7px; font-size: 13px; font-weight: 600;
   color: #fff; background: var(--good); }
 .failure .badge { background: var(--bad); }
+.film { width: 100%; max-width: 720px; display: block; background: #000; image-rendering: pixelated; }
+.command { display: flex; gap: 10px; align-items: start; margin-top: 6px; }
+.command button { font: inherit; font-size: 13px; padding: 6px 12px; border: 1px solid var(--line);
+  border-radius: 8px; background: var(--paper); cursor: pointer; }
+pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; flex: 1; min-width: 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; user-select: all;
+  font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 pre { background: #f1f3f7; border-radius: 8px; padding: 14px 16px; margin: 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 pre .comment { color: var(--soft); }

@@ -22,6 +22,7 @@ import numpy as np
 from policies.runtime.background import BackgroundWorker
 from policies.runtime.chunking import PlannedAction
 from policies.runtime.clock import Clock
+from policies.runtime.film import Film
 from policies.runtime.limits import SafetyLimits, Violation, audit
 from policies.runtime.safety import SafeCommand
 from vla.disk_faults import DiskFault
@@ -124,6 +125,7 @@ class Recorder:
         max_unwritten: periods that may wait in memory for a disk that stalls, about 2 kB each.
 
     Attributes:
+        film: small frames of the whole run, in memory.
         num_dropped_dumps: times that the frames of the last seconds were not kept, as the disk stalled.
 
     Raises:
@@ -141,6 +143,7 @@ class Recorder:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.film = Film()
         self.num_dropped_dumps = 0
         self._readings: deque[SensorReading] = deque(maxlen=max(1, round(dump_s * spec.control_hz)))
         self._unwritten: deque[PeriodRecord] = deque()
@@ -171,8 +174,9 @@ class Recorder:
         self._worker.offer(self._write_oldest)
 
     def see(self, reading: SensorReading) -> None:
-        """Keep a new reading for a later `dump`."""
+        """Keep a new reading for a later `dump`, and some for the film."""
         self._readings.append(reading)
+        self.film.see(reading)
 
     def dump(self, name: str) -> None:
         """Have the frames and states of the last seconds written to ``<name>.npz``, if there are any."""
@@ -191,6 +195,7 @@ class Recorder:
         if self._is_closed:
             return
         self._is_closed = True
+        self.film.close()
         self._worker.offer(self._log.close)
         if not self._worker.close(timeout_s=_CLOSE_S) and self._worker.failure is not None:
             with contextlib.suppress(OSError):  # the disk that failed before; `problem` names it

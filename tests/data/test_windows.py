@@ -313,3 +313,29 @@ def test_windows_may_show_some_of_the_cameras_in_any_order(two_datasets):
 def test_cameras_that_were_not_recorded_are_refused(two_datasets, cameras):
     with pytest.raises(ValueError, match="must be some of those"):
         open_all(two_datasets, action_horizon=2, cameras=cameras)
+
+
+def test_windows_are_a_map_style_dataset(two_datasets):
+    windows, episodes = open_all(two_datasets, action_horizon=4)
+    assert len(windows) == sum(len(episode.states) for episode in episodes)
+    last = len(episodes[0].states) - 1
+    window = windows[last]
+    np.testing.assert_array_equal(window["state"], episodes[0].states[last])
+    np.testing.assert_array_equal(window["actions"], np.stack([episodes[0].actions[last]] * 4))
+    assert window["valid"].tolist() == [True, False, False, False]
+    assert window["images"]["wrist"].shape == (1, *windows.images(np.array([0]))["wrist"].shape[2:])
+    assert window["instruction"] == windows.instruction_texts(np.array([last]))[0]
+    np.testing.assert_array_equal(windows[-1]["state"], episodes[-1].states[-1])
+    with pytest.raises(IndexError, match=f"no window {len(windows)}; there are {len(windows)}"):
+        windows[len(windows)]
+    assert len(list(windows)) == len(windows)  # iteration ends where the windows do
+
+
+def test_torch_loads_batches_of_windows(two_datasets):
+    from torch.utils.data import DataLoader
+
+    windows, _ = open_all(two_datasets, action_horizon=4)
+    batch = next(iter(DataLoader(windows, batch_size=5)))
+    assert batch["actions"].shape == (5, 4, windows.actions.shape[1])
+    assert batch["images"]["exterior"].shape[:2] == (5, 1)
+    assert batch["instruction"] == [windows[i]["instruction"] for i in range(5)]

@@ -15,6 +15,7 @@ from envs.workers import WorkerError
 from experiments import control
 from experiments.config.control_setup import chosen_task, open_policy, task_config
 from experiments.config.simulated_robot import SimulatedRobot
+from experiments.controlled_run import StopSignals
 from experiments.delay_episode import Key, run_episode
 from experiments.delay_table import (
     play_in_workers,
@@ -74,7 +75,7 @@ def test_no_robot_is_touched_before_the_server_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(SimulatedRobot, "open", lambda *_, **__: pytest.fail("the robot was opened"))
     run = composed("control", f"server=ws://127.0.0.1:{port}", "server_wait_s=0.15")
     with pytest.raises(PolicyUnavailable, match="no connection"):
-        control.control_robot(run, tmp_path)
+        control.control_robot(run, tmp_path, StopSignals())
     assert list(tmp_path.iterdir()) == []
 
 

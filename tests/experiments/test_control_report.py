@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from program_fixtures import composed
 
 from envs.tabletop.env import TabletopEnv
 from experiments.config import cli
 from experiments.control import EXIT_FAULT, EXIT_STOPPED, exit_code
-from experiments.reports.control import summarize, write_control_page
+from experiments.reports.control import summarize, write_control_page, write_film
 from policies.runtime.recorder import PeriodRecord, Recorder, read_recording
 from policies.runtime.states import State
 
@@ -142,3 +143,43 @@ def test_a_command_that_broke_a_limit_shows_in_the_page(tmp_path):
     assert "tile missed" in page
     assert "<script>" not in page
     assert "tcp_x" in page
+
+
+def test_the_page_names_instruction_and_goal_and_shows_the_film(tmp_path):
+    one = recording(tmp_path, [record(index) for index in range(8)])
+    one = dataclasses.replace(one, about={**one.about, "instruction": "", "goal": "lift the <cube>"})
+    frames = [(0.2 * i, np.full((8, 16, 3), 20 * i, np.uint8)) for i in range(6)]
+    assert write_film(tmp_path / "film.mp4", frames) == ""
+    command = "python -m experiments.control " + "bundle=somewhere/far/away " * 20
+    write_control_page(
+        tmp_path / "report.html",
+        one,
+        title="a run",
+        command=command,
+        is_reached=False,
+        film=tmp_path / "film.mp4",
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>instruction</td><td>&#x27;&#x27;</td>" in page
+    assert "&#x27;lift the &lt;cube&gt;&#x27;" in page
+    assert "<td>goal reached</td><td>not reached</td>" in page
+    assert page.count("data:video/mp4;base64,") == 1
+    assert f"<pre>{command}</pre><button" in page
+    assert "white-space: pre-wrap" in page
+
+
+def test_a_run_without_a_scene_is_judged_by_nobody(tmp_path):
+    one = recording(tmp_path, [record(0)])
+    write_control_page(tmp_path / "report.html", one, title="a run", command="c")
+    page = (tmp_path / "report.html").read_text()
+    assert "none: no scene judges this run" in page
+    assert "<td>goal reached</td><td>not judged</td>" in page
+    assert "<video" not in page
+
+
+def test_a_film_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
+    frame = (0.0, np.zeros((8, 16, 3), np.uint8))
+    assert "1 frames, too few" in write_film(tmp_path / "film.mp4", [frame])
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install 'vla-stack[data]'" in write_film(tmp_path / "film.mp4", [frame, frame])
+    assert not (tmp_path / "film.mp4").exists()

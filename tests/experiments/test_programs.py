@@ -69,7 +69,7 @@ def test_the_report_needs_no_other_file(quickstart):
         "Versions",
     ):
         assert expected in page
-    assert 'src="data:video/mp4;base64,' in page
+    assert page.count('src="data:video/mp4;base64,') == 3  # original, swapped and blank instruction
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
@@ -110,6 +110,23 @@ def test_a_capped_quickstart_says_that_its_promise_does_not_hold_and_goes_on_wit
     assert whole.stdout.count("done before") == 1
     assert "480 samples in 60 steps" in whole.stdout
     assert "does not hold" not in whole.stdout + (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.timeout(1200)
+def test_the_page_about_python_is_so(quickstart, tmp_path, monkeypatch):
+    for place, what in (("outputs/train", "train"), ("outputs/datasets", "dataset")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "mine").symlink_to(quickstart[0] / what)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "policies" / "README.md").read_text()
+    section = page.split("## Use a policy from Python\n")[1].split("\n## ")[0]
+    names = {"__name__": "readme"}
+    for snippet in re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert len(names["ids"]) == 57
+    assert f"There are {len(names['ids'])} ids" in section
+    assert len(names["windows"]) == Dataset("outputs/datasets/mine").num_frames
+    assert {path.name for path in Path("outputs").iterdir()} >= {"episode.mp4", "attention.png"}
 
 
 @pytest.mark.timeout(1200)

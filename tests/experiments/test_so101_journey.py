@@ -181,6 +181,13 @@ def test_control_drives_it_once_a_person_has_confirmed_the_limits(journey, tmp_p
     robot_file.write_text(re.sub(r"velocity: [\d.]+", "velocity: 5000", confirmed))  # it has learned nothing
     printed = program("control", *arguments, cwd=home)
     assert re.search(r"goal +not judged", printed)
+    page = (tmp_path / "run" / "report.html").read_text()
+    (title,) = re.findall("<h1>(.*?)</h1>", page)
+    assert title.startswith("Control: so101")  # no task and no seed: nothing is simulated
+    assert "seed" not in title
+    assert "pick up the red cube" in page
+    assert "none: no scene judges this run" in page
+    assert "data:video/mp4;base64," in page
     sent = [json.loads(line) for line in log.read_text().splitlines()]
     assert sent[-1] == {"torque off": False}
     assert "stand_in_arm: when this program ends its motors go on holding" in printed

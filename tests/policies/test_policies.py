@@ -12,11 +12,13 @@ import torch
 from policy_fixtures import tiny_observations, tiny_processor
 from policy_models import tiny_model
 
+from policies.attention_map import attention_map
 from policies.conformance import compare_policies
 from policies.exported import BundlePolicy
 from policies.vla_policy import VLAPolicy
-from vla.interface import DecodeError, ObservationError, Policy
+from vla.interface import DecodeError, Observation, ObservationError, Policy
 from vla.processing.processor import Processor
+from vla.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,3 +168,62 @@ def test_frames_of_a_history_are_asked_for(processor):
     assert policy.predict(tiny_observations(2, num_frames=2)).shape == (2, 4, 3)
     with pytest.raises(ObservationError, match="frames"):
         policy.predict(tiny_observations(2, num_frames=1))
+
+
+def gymnasium_observation(observation):
+    """What an environment would have returned."""
+    return {
+        "images": {name: frames[-1] for name, frames in observation.images.items()},
+        "state": observation.state,
+    }
+
+
+def test_an_observation_of_gymnasium_and_a_sentence_are_enough(policy, observations):
+    made = [Observation.of(gymnasium_observation(one), one.instruction) for one in observations]
+    np.testing.assert_array_equal(policy.predict(made), policy.predict(observations))
+
+
+def test_an_observation_without_images_is_refused():
+    flat = {"image_wrist": np.zeros((32, 32, 3), np.uint8), "state": np.zeros(3, np.float32)}
+    with pytest.raises(ObservationError, match=r"needs 'images'.*has \['image_wrist', 'state'\]"):
+        Observation.of(flat, "lift")
+    with pytest.raises(ObservationError, match="needs 'images', by camera"):
+        Observation.of({"images": np.zeros((32, 32, 3), np.uint8), "state": flat["state"]}, "lift")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_checkpoint_is_loaded_by_its_path(kind, processor, observations, tmp_path):
+    model = tiny_model(processor)
+    directory = tmp_path / "checkpoints" / "step_00000001"
+    save_checkpoint(
+        directory,
+        model=model,
+        processor=processor,
+        averaged=dict(model.named_parameters()),
+        training={},
+        golden=observations,
+        state={},
+        provenance={},
+    )
+    expected = VLAPolicy(model=model, processor=processor).predict(observations)
+    for path in (directory, tmp_path):
+        np.testing.assert_array_equal(VLAPolicy.load(kind(path)).predict(observations), expected)
+
+
+@pytest.mark.parametrize("head", ["parallel", "autoregressive"])
+def test_attention_is_shown_and_changes_nothing(head, observations):
+    processor = tiny_processor(frame_offsets=(2, 0))
+    policy = VLAPolicy(model=tiny_model(processor, head=head), processor=processor)
+    (observation,) = tiny_observations(1, num_frames=2)
+    before = policy.predict([observation])
+    looks = attention_map(policy, observation)
+    for _, weights in looks.weights:
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert {name: shares.shape for name, shares in looks.patches.items()} == dict.fromkeys(
+        ("exterior", "wrist"), (2, 2, 2)
+    )
+    assert 0 < sum(shares.sum() for shares in looks.patches.values()) < 1
+    np.testing.assert_array_equal(looks.frames["wrist"], observation.images["wrist"][-1])
+    assert looks.picture().shape == (2 * 32 * 4, 2 * 32 * 4, 3)
+    np.testing.assert_array_equal(policy.predict([observation]), before)
+    assert all(module.observer is None for module in policy.model.modules() if hasattr(module, "observer"))

@@ -6,6 +6,7 @@ torch is not needed. Several datasets of one robot count as one.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -73,6 +74,8 @@ class Windows:
 
         episode of 5 frames, action_horizon 4, frame_offsets (2, 0), window at frame 3 and at frame 1
             action 3 4 4 4   valid 1 1 0 0   frames 1 3          action 1 2 3 4   valid 1 1 1 1   frames 0 1
+
+    It is a map-style dataset too, `len(windows)` and `windows[i]`, such as torch's `DataLoader` takes.
     """
 
     def __init__(
@@ -119,6 +122,32 @@ class Windows:
         self.task_names, self._episode_task, self._is_named = _name_tasks(datasets)
         self._digests = np.array(episode_digests(self.states, self.actions, starts=episode_starts))
         self._episode_scene = [scene for dataset in datasets for scene in _scenes(dataset)]
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a window as arrays; a negative index counts from the end.
+
+        Returns:
+            ``images`` by camera, uint8 [frames h w 3], oldest first; ``state``, float32 [state]; ``actions``,
+            float32 [time action], and ``valid``, bool [time], False behind the end of the episode;
+            ``instruction``. Units are those of `robot_spec`.
+
+        Raises:
+            IndexError: there is no such window.
+        """
+        if not -self.num_windows <= index < self.num_windows:
+            raise IndexError(f"there is no window {index}; there are {self.num_windows}")
+        one = np.array([index % self.num_windows])
+        actions, valid = self.chunks(one)
+        return {
+            "images": {name: frames[0] for name, frames in self.images(one).items()},
+            "state": self.state(one)[0],
+            "actions": actions[0],
+            "valid": valid[0],
+            "instruction": self.instruction_texts(one)[0],
+        }
 
     @property
     def num_windows(self) -> int:

@@ -5,6 +5,9 @@ On CPUs the fused attention of torch spends most of a bf16 training step in its 
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -32,6 +35,7 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = num_heads, head_dim or width // num_heads
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.fused = False
+        self.observer: Callable[[Tensor], None] | None = None  # gets the weights, unless fused
         self.qkv = nn.Linear(width, 3 * num_heads * self.head_dim, bias=False)
         self.out = nn.Linear(num_heads * self.head_dim, width, bias=False)
 
@@ -54,7 +58,10 @@ class Attention(nn.Module):
             scores = torch.matmul(q * self.scale, k.transpose(-2, -1))
             if bias is not None:
                 scores = scores + bias.to(scores.dtype)
-            mixed = torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
+            weights = scores.softmax(dim=-1)
+            if self.observer is not None:
+                self.observer(weights)
+            mixed = torch.matmul(weights.to(v.dtype), v)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)")), (k, v)
 
 
@@ -65,3 +72,32 @@ def fuse_attention(model: nn.Module, device: torch.device) -> str:
         if isinstance(module, Attention):
             module.fused = fused
     return "fused attention" if fused else "attention as plain matrix products"
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module,
+) -> Iterator[list[tuple[str, Float[Tensor, "_ _ _ _"]]]]:
+    """Collect the weights of every attention that runs meanwhile, in the order in which they run.
+
+    Keys are all tokens seen so far, the prefix first; the weights of each query sum to 1. As `Transformer`
+    skips the last block's work for the prefix, that block shows the action tokens' attention alone.
+    One thread at a time: the model keeps its ordinary way of attention only outside of this block.
+
+    Yields:
+        Name of the module, and its weights [batch heads queries keys].
+    """
+    found: list[tuple[str, Tensor]] = []
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    before = {name: module.fused for name, module in modules.items()}
+
+    def keep(name: str, weights: Tensor) -> None:
+        found.append((name, weights.detach()))
+
+    for name, module in modules.items():
+        module.fused, module.observer = False, partial(keep, name)
+    try:
+        yield found
+    finally:
+        for name, module in modules.items():
+            module.fused, module.observer = before[name], None
