@@ -296,15 +296,11 @@ def number_chart(
         return None
     if len(known) < len(points):
         return None
-    series = [
-        Series(
-            name=name,
-            x=[x for x, y in known if y[i] is not None],
-            y=[y[i] for _, y in known if y[i] is not None],
-        )
-        for i, name in enumerate((title, "95 % interval, low", "95 % interval, high"))
-    ]
-    series = [one for one in series if one.x]
+    series = []
+    for i, name in enumerate((title, "95 % interval, low", "95 % interval, high")):
+        line = [(x, value) for x, y in known if (value := y[i]) is not None]
+        if line:
+            series.append(Series(name=name, x=[x for x, _ in line], y=[value for _, value in line]))
     return Chart(caption=f"{title} over {key}", series=series, x_label=key, y_label=title)
 
 

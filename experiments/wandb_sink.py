@@ -25,7 +25,7 @@ _INIT_TIMEOUT_S = 10.0  # below the next, so that a server that is away is an er
 _CLOSE_TIMEOUT_S = 20.0
 _QUEUE_SIZE = 1000
 DEFAULT_PROJECT = "vla-stack"
-COLUMNS = ["instruction mode", "task", "successes", "episodes", "success", "low", "high"]
+COLUMNS = ("instruction mode", "task", "successes", "episodes", "success", "low", "high")
 
 
 def is_logged_in() -> bool:
@@ -157,4 +157,4 @@ def evaluation_values(results: Mapping[str, Evaluation]) -> dict[str, Any]:
         for record in found.videos
     }
     rates = {f"success/{mode}": found.mean_success_rate for mode, found in results.items()}
-    return {**rates, "success by task": wandb.Table(columns=COLUMNS, data=rows), **films}
+    return {**rates, "success by task": wandb.Table(columns=[*COLUMNS], data=rows), **films}
