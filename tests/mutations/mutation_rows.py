@@ -56,8 +56,8 @@ CONTROL_LOOP = [
     ),
     Mutation(
         _RUNTIME + "controller.py",
-        "        now = self.period_began = self._clock.now()\n        self._obey_emergency_stop()\n",
-        "        now = self.period_began = self._clock.now()\n",
+        "            if self._is_braking:  # stopped already, but gently\n                self._stop_robot()\n",
+        "",
         CONTROLLER,
     ),
     Mutation(

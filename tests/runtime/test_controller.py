@@ -150,6 +150,19 @@ def test_after_a_stop_only_an_operator_gets_the_robot_going(tmp_path):
     assert run.violations() == []
 
 
+def test_a_robot_that_is_still_coming_to_rest_is_not_armed(tmp_path):
+    run = Harness(tmp_path, acceleration=2.0).started()
+    run.policy.answer = lambda observation: np.tile(np.float32([0.02, 0.0, 1.0]), (8, 1))
+    run.steps(10)
+    run.controller.stop("enough")
+    run.steps(1)
+    with pytest.raises(ArmingRefused, match="still coming to rest"):
+        run.controller.rearm()
+    run.steps(20)
+    run.controller.rearm()
+    assert run.violations() == []
+
+
 def test_an_emergency_stop_during_a_gentle_stop_cuts_it_short(tmp_path):
     run = Harness(tmp_path, acceleration=2.0).started()
     run.policy.answer = lambda observation: np.tile(np.float32([0.02, 0.0, 1.0]), (8, 1))
