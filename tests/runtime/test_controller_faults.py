@@ -191,6 +191,17 @@ def test_a_chunk_that_comes_late_goes_on_where_the_robot_stands(tmp_path, schedu
     assert run.violations() == []
 
 
+def test_an_action_that_the_filter_refuses_holds_and_says_why(tmp_path):
+    arm = FakeArm(SimulatedClock(start_s=100.0), spec=arm_spec("joint_target"))
+    run = Harness(tmp_path, arm=arm, velocity=0.5)
+    run.policy.answer = lambda observation: np.tile(np.float32([0.0, 0.0, 1.0]), (8, 1))
+    run.started()
+    run.policy.answer = lambda observation: np.tile(np.float32([0.4, 0.0, 1.0]), (8, 1))  # in range, too fast
+    run.until(State.HOLD, at_most=8)
+    assert "x its velocity limit" in run.controller.reason
+    assert run.violations() == []
+
+
 @pytest.mark.parametrize("schedule", ["async", "ensemble", "rtc"])
 def test_one_failed_inference_makes_no_jump(tmp_path, schedule):
     run = Harness(tmp_path, schedule=schedule, delay_s=5 * DT, underrun_stop_s=5.0, failing_stop_s=5.0)
