@@ -107,7 +107,8 @@ def test_every_command_composes(page, command):
     program = words[2].removeprefix("experiments.")
     overrides = [word for word in words[3:] if word != "--multirun"]
     if "--multirun" in words:  # a sweep: each value by itself
-        overrides = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in overrides]
+        overrides = [re.sub(r"=([^\[(,]+),.*", r"=\1", word) for word in overrides]
+        overrides = [word for word in overrides if not re.search(r"sweeper|=tag\(|=interval\(", word)]
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         schema.typed(compose(program, overrides), schema.ROOTS.get(program))

@@ -104,7 +104,10 @@ cli.run(main)
 
 def start_sleeper(folder, *prefix):
     process = subprocess.Popen(
-        [*prefix, sys.executable, "-c", SLEEPER, str(folder)], stderr=subprocess.PIPE, text=True
+        [*prefix, sys.executable, "-c", SLEEPER, str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests ignore it
     )
     deadline = time.monotonic() + 150
     while not (folder / "started").exists():

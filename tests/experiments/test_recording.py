@@ -100,9 +100,8 @@ def test_a_recording_may_go_on_after_success(tmp_path):
 
 
 def test_a_wrong_task_leaves_no_dataset_behind(tmp_path):
-    run = tiny_run(tmp_path / "dataset", "tasks=[reach,lfit]")
     with pytest.raises(ValueError, match="lfit"):
-        record_if_asked(run)
+        record_if_asked(tiny_run(tmp_path / "dataset", "tasks=[reach,lfit]"))
     assert not (tmp_path / "dataset").exists()
 
 
@@ -160,7 +159,7 @@ def record_order(root, monkeypatch, *, most):
                 )
 
     monkeypatch.setattr("experiments.collect.collect_episodes", expert)
-    monkeypatch.setattr(Collection, "_probe", lambda self, tasks: SPEC)
+    monkeypatch.setattr("experiments.collect.probe_env", lambda configs: SPEC)
     settings = CollectSettings(episodes_per_task=4, disturbance=Disturbance(), storage="image")
     collection = Collection(
         root=root, env={"family": "tabletop"}, tasks=["reach", "lift", "push"], collect=settings

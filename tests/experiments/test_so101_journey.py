@@ -175,7 +175,7 @@ def test_control_drives_it_once_a_person_has_confirmed_the_limits(journey, tmp_p
         "max_seconds=2",
         f"out_dir={tmp_path / 'run'}",
     )
-    assert "nobody has confirmed" in program("control", *arguments, cwd=home, code=2)
+    assert "nobody has confirmed" in program("control", *arguments, cwd=home, code=1)
     assert not log.exists(), "something was sent under limits that nobody has confirmed"
     confirmed = robot_file.read_text().replace("limits_confirmed: false", "limits_confirmed: true")
     robot_file.write_text(re.sub(r"velocity: [\d.]+", "velocity: 5000", confirmed))  # it has learned nothing
@@ -193,6 +193,10 @@ def test_control_drives_it_once_a_person_has_confirmed_the_limits(journey, tmp_p
     assert "stand_in_arm: when this program ends its motors go on holding" in printed
     assert len(sent) > 30, "two seconds at 30 Hz"
     told = program(
-        "control", *[a.replace("stand_in_arm", "stand_in_am") for a in arguments], cwd=home, code=1
+        "control",
+        *[a.replace("stand_in_arm", "stand_in_am") for a in arguments[:-1]],
+        f"out_dir={tmp_path / 'another'}",
+        cwd=home,
+        code=1,
     )
     assert "'stand_in_arm'" in told

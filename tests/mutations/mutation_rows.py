@@ -56,8 +56,8 @@ CONTROL_LOOP = [
     ),
     Mutation(
         _RUNTIME + "controller.py",
-        "            if self._is_braking:  # stopped already, but gently\n                self._stop_robot()\n",
-        "",
+        "            if self._is_braking:  # stopped already, but gently\n",
+        "            if False:\n",
         CONTROLLER,
     ),
     Mutation(
