@@ -168,8 +168,12 @@ class ChunkQueue:
         # A chunk's time stands still with the robot: its next action is the one after the last executed.
         stood_s = max(0.0, min(now, self._stands_to) - max(chunk.stamp, self._stands_from))
         begins = chunk.stamp + stood_s
-        if not self._schedule.add(dataclasses.replace(chunk, actions=positions, stamp=begins), now):
-            age = now - chunk.stamp
+        age = now - chunk.stamp
+        # The robot may stand, but the scene goes on: a chunk older than it plans ahead is not believed.
+        is_old = age >= len(chunk.actions) * self._schedule.period_s
+        if (is_old and self._has_chunk and not self._schedule.waits) or not self._schedule.add(
+            dataclasses.replace(chunk, actions=positions, stamp=begins), now
+        ):
             raise BadResult("stale", f"chunk {chunk.seq} arrived {age:.2f} s after its observation")
         self._failing_since, self._has_chunk = None, True
         self.counts["chunks"] += 1

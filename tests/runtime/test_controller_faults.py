@@ -176,7 +176,7 @@ def test_a_chunk_that_comes_late_goes_on_where_the_robot_stands(tmp_path, schedu
 
     run.policy.answer = answer
     run.started()
-    run.delay_s = 9 * DT  # the horizon is 8, so that each chunk is used up before the next comes
+    run.delay_s = 7 * DT  # requested after 4 of 8 periods, so that each is used up before the next comes
     run.steps(60)
     assert run.controller.counts["times HOLD"] >= (0 if schedule == "sync" else 3)
     assert run.controller.counts["chunks"] >= 5
@@ -188,6 +188,15 @@ def test_a_chunk_that_comes_late_goes_on_where_the_robot_stands(tmp_path, schedu
     ]
     ahead = np.abs(np.subtract(wanted[1:], positions[:-1]))
     assert ahead.max() < 3.5 * step[0], "a chunk was taken up ahead of where the robot stood"
+    assert run.violations() == []
+
+
+def test_a_chunk_older_than_it_plans_ahead_is_dropped_by_its_age(tmp_path):
+    run = Harness(tmp_path, underrun_stop_s=5.0).started()
+    run.delay_s = 9 * DT  # the horizon is 8
+    run.steps(30)
+    assert run.controller.counts["stale answers"] >= 2
+    assert run.state is State.HOLD
     assert run.violations() == []
 
 
