@@ -26,6 +26,8 @@ SMALL = {  # what makes it quick, and changes nothing of the plug-in
 }
 MOST_LINES = 120  # of the environment
 
+pytestmark = pytest.mark.slow  # each collects, trains, exports and evaluates: a minute and more
+
 
 def section(heading):
     """Return the Python file and the commands of a section of the page."""
