@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import hydra
@@ -29,6 +29,7 @@ from omegaconf import DictConfig
 
 from experiments.config import cli, schema
 from experiments.config.control_setup import (
+    LoadedPolicy,
     SlowedPolicy,
     build_controller,
     chosen_task,
@@ -54,6 +55,19 @@ schema.register("control")
 EXIT_STOPPED, EXIT_FAULT = 3, 4
 
 
+def _policy_of(run: ControlRun) -> AbstractContextManager[LoadedPolicy]:
+    """Return the bundle or server of a run, to be entered; a server is waited for, and that is printed."""
+    if run.server is not None:
+        print(f"connecting to {run.server}, for at most {run.server_wait_s:g} s", flush=True)
+    return open_policy(
+        bundle=run.bundle,
+        server=run.server,
+        token_env=run.token_env,
+        num_threads=run.num_threads,
+        server_wait_s=run.server_wait_s,
+    )
+
+
 def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple[Outcome, bool | None]:
     """Drive the robot of a run to the end of its episode.
 
@@ -67,19 +81,10 @@ def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple
     """
     run.robot.require_confirmed()
     clock = MonotonicClock()
-    if run.server is not None:
-        print(f"connecting to {run.server}, for at most {run.server_wait_s:g} s", flush=True)
-    opened = open_policy(
-        bundle=run.bundle,
-        server=run.server,
-        token_env=run.token_env,
-        num_threads=run.num_threads,
-        server_wait_s=run.server_wait_s,
-    )
     outcome, is_reached = None, None
     try:
         with (
-            opened as (policy, max_committed),
+            _policy_of(run) as (policy, max_committed),
             run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
         ):
             robot.warm_up()
@@ -153,15 +158,8 @@ def dry_run(run: ControlRun, run_dir: Path) -> str:
         PolicyUnavailable: the policy server is not there.
     """
     clock = MonotonicClock()
-    opened = open_policy(
-        bundle=run.bundle,
-        server=run.server,
-        token_env=run.token_env,
-        num_threads=run.num_threads,
-        server_wait_s=run.server_wait_s,
-    )
     with (
-        opened as (policy, _),
+        _policy_of(run) as (policy, _),
         run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
     ):
         spec = robot.robot_spec

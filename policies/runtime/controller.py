@@ -43,10 +43,6 @@ ROBOT_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError) 
 _ACTIVE = (State.RUNNING, State.HOLD)
 
 
-def _level(verdict: Verdict) -> Level:
-    return verdict.level
-
-
 class ArmingRefused(ValueError):
     """The robot was not armed or started; the message states what to correct first."""
 
@@ -337,8 +333,8 @@ class Controller:
             verdict = assess(now, self._health(), self._watchdog)
         else:
             return False
-        if self._recorder is not None and self._recorder.problem:
-            verdict = max(verdict, Verdict(level=Level.STOP, reason=self._recorder.problem), key=_level)
+        if self._recorder is not None and self._recorder.problem and verdict.level < Level.STOP:
+            verdict = Verdict(level=Level.STOP, reason=self._recorder.problem)
         events = {Level.HOLD: Event.HOLD, Level.STOP: Event.STOP, Level.FAULT: Event.FAULT}
         if verdict.level in events:
             self._go(events[verdict.level], verdict.reason)

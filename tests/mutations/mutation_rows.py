@@ -98,8 +98,8 @@ CONTROL_LOOP = [
     ),
     Mutation(
         _RUNTIME + "controller.py",
-        "            verdict = max(verdict, Verdict(level=Level.STOP, reason=self._recorder.problem)",
-        "            verdict = max(verdict, Verdict(level=Level.OK, reason=self._recorder.problem)",
+        "            verdict = Verdict(level=Level.STOP, reason=self._recorder.problem)\n",
+        "            verdict = Verdict(level=Level.OK, reason=self._recorder.problem)\n",
         UNATTENDED,
     ),
     Mutation(
