@@ -99,7 +99,8 @@ class StopSignals:
     """What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do: stop the robot, and let the run end by itself.
 
     Entered before the robot is opened and left when the record of the run is whole: presses that come while
-    it is written change nothing, unless that takes longer than `PATIENCE_S`. A SIGHUP that was ignored when
+    it is written, or while the program ends after it, change nothing; a record that takes longer than
+    `PATIENCE_S` is given up for one. A SIGHUP that was ignored when
     the program began (nohup) stays so.
     """
 
@@ -120,8 +121,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        has_ended = self._ended_at is not None  # the program is about to, too: with the code of the run
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if has_ended else handler)
 
     def _press(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
