@@ -294,6 +294,35 @@ def test_answers_that_come_again_or_out_of_order_are_never_executed(tmp_path):
     assert run.violations() == []
 
 
+class Held:
+    """Keeps its answers back until it is released."""
+
+    def __init__(self, inner):
+        self._inner, self.is_released = inner, False
+        self.submit, self.close, self.has_died = inner.submit, inner.close, False
+
+    @property
+    def waiting_since(self):
+        return self._inner.waiting_since
+
+    def poll(self):
+        return self._inner.poll() if self.is_released else []
+
+
+def test_an_answer_requested_before_the_start_is_dropped(tmp_path):
+    run = Harness(tmp_path, make_inference=lambda run: Held(run.simulated_inference())).started()
+    run.controller.finish()
+    run.steps(2)
+    run.controller.arm()
+    run.controller.start()
+    run.inference.is_released = True
+    run.steps()
+    assert run.controller.counts["late answers"] == 1
+    run.steps(3)
+    assert run.controller.counts["chunks"] == 1
+    assert {one.chunk_seq for one in run.executed()} == {2}
+
+
 BAD_CHUNKS = {
     "nan": np.full((8, 3), np.nan, np.float32),
     "wrong size": np.zeros((8, 2), np.float32),
