@@ -27,7 +27,7 @@ CLOCK = ("tests/runtime/test_clock.py", "tests/runtime/test_controller.py")
 STATES = ("tests/runtime/test_states.py",)
 FILES = ("tests/test_files.py",)
 WIRE = ("tests/policies/test_wire.py",)
-TRAINER = ("tests/training/test_trainer.py", "tests/training/test_resume.py")
+TRAINER = ("tests/training/test_resume.py", "tests/training/test_trainer.py")
 BUNDLE = ("tests/policies/test_bundle.py",)
 TERMINAL = ("tests/experiments/test_control_terminal.py",)
 
