@@ -6,6 +6,7 @@ HG-DAgger, arXiv:1810.02890: whole stretches by the expert). Where the policy fa
 times, else once. An expert that does not reach the goal from there is counted and leaves nothing behind.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def plan_takeovers(evaluation: Evaluation, settings: CorrectionSettings) -> list
 
 
 def _pairs(edges: np.ndarray) -> list[tuple[float, float]]:
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def record_corrections(

@@ -88,7 +88,6 @@ class TrainerSettings:
     ] = 1.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True), "of the averaged weights, a step"] = 0.998
     accumulate: Annotated[int, Range(1, 65536), "batches summed into one optimizer step"] = 1
-    balance_tasks: Annotated[bool, "as many samples of each task, however long its demonstrations"] = False
     max_minutes: Annotated[
         float | None,
         Range(0, 10**6, open_low=True),

@@ -165,7 +165,7 @@ class Trainer:
         settings = self.settings
         sampler = EpochSampler(
             num_windows=train.num_samples,
-            groups=train.groups if settings.balance_tasks else None,
+            groups=train.groups,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=self.ranks.rank,
