@@ -24,12 +24,10 @@ from vla.data.source import Source
 from vla.interface import Observation
 from vla.model.attention import fuse_attention
 from vla.model.checkpoint import (
-    CheckpointError,
     best_directory,
     list_checkpoints,
     load_averaged,
     load_weights,
-    read_state,
 )
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
@@ -37,6 +35,7 @@ from vla.training.batches import Batch, BatchMaker, Prefetcher, to_device
 from vla.training.checkpoint import (
     checkpoint_directory,
     load_training,
+    newest_state,
     pack_training,
     prune_checkpoints,
     require_same_parts,
@@ -70,7 +69,6 @@ from vla.training.settings import (
     INTERRUPTED,
     MAY_CHANGE,
     OUT_OF_TIME,
-    BudgetSpent,
     NonFiniteLossError,
     TrainerSettings,
     TrainingResult,
@@ -504,35 +502,14 @@ class Trainer:
         )
 
     def _newest_state(self) -> dict[str, Any]:
-        """Return the state of the newest checkpoint of the run directory, empty if there is none.
-
-        Raises:
-            BudgetSpent: that checkpoint was trained for longer than this run may.
-            CheckpointError: it is of a version that did not count samples.
-        """
-        found = list_checkpoints(self.run_dir)
-        if not found:
-            return {}
-        state = read_state(found[-1])
-        if "settings" not in state:
-            raise CheckpointError(
-                f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated "
-                "and exported. Train in a new run directory"
-            )
-        self._require_same_settings(found[-1], state["settings"])
-        settings, minutes = self.settings, state["elapsed_s"] / 60
-        if state["num_samples"] > self.num_steps * self.samples_per_step:
-            raise BudgetSpent(
-                f"trainer.num_samples={settings.num_samples}, but {self.run_dir} was trained on "
-                f"{state['num_samples']} already; raise it, or train in a new run directory"
-            )
-        is_done = state["num_samples"] >= settings.num_samples
-        if settings.max_minutes is not None and not is_done and minutes >= settings.max_minutes:
-            raise BudgetSpent(
-                f"trainer.max_minutes={settings.max_minutes:g}, but {self.run_dir} was trained for "
-                f"{minutes:.1f} minutes already; raise it, or give trainer.max_minutes=null"
-            )
-        return state
+        """Return the state of the newest checkpoint of the run directory, empty if there is none."""
+        return newest_state(
+            self.run_dir,
+            settings=self.settings,
+            kept=self._settings_to_keep(),
+            most_samples=self.num_steps * self.samples_per_step,
+            report=self._say,
+        )
 
     def _settings_to_keep(self) -> dict[str, Any]:
         """Return the settings that shape what is learned, which a resumed run must not change unasked."""
@@ -542,24 +519,6 @@ class Trainer:
             **{f"data.{key}": value for key, value in self.source_settings.items()},
             "number of processes": self.ranks.world_size,
         }
-
-    def _require_same_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """Refuse, or with trainer.resume=override report, other settings than the checkpoint's."""
-        given = self._settings_to_keep()
-        changed = [
-            f"{key}={given.get(key)} (was {stored.get(key)})"
-            for key in sorted({*given, *stored})
-            if given.get(key) != stored.get(key)
-        ]
-        if not changed:
-            return
-        text = f"{checkpoint} was trained with other settings: {', '.join(changed)}"
-        if self.settings.resume != "override":
-            raise CheckpointError(
-                f"{text}. Give those of before, train in a new run directory, or continue with the new "
-                "ones by trainer.resume=override"
-            )
-        self._say(f"{text}; continuing with the new ones")
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint of the run directory, if there is one."""
