@@ -28,7 +28,13 @@ def recorded_seeds(scenes: Iterable[tuple[str, str, int]]) -> dict[str, dict[str
 
 
 def require_unseen_scenes(
-    provenance: Mapping[str, Any], *, family: str, tasks: Collection[str], first_seed: int, num_episodes: int
+    provenance: Mapping[str, Any],
+    *,
+    family: str,
+    tasks: Collection[str],
+    first_seed: int,
+    num_episodes: int,
+    key: str = "evaluation.first_seed",
 ) -> None:
     """Check that no episode of an evaluation is a scene that the policy was given a demonstration of.
 
@@ -38,6 +44,7 @@ def require_unseen_scenes(
         tasks: to evaluate.
         first_seed: of each task.
         num_episodes: of each task, with seeds that follow.
+        key: the setting that gives the first seed, for the message.
 
     Raises:
         SeedsWereRecorded: there is one; the message names task, seeds and the first seed that would do.
@@ -52,7 +59,7 @@ def require_unseen_scenes(
             raise SeedsWereRecorded(
                 f"the policy was given demonstrations of task {task!r} with seeds from {begin} to {end}, "
                 f"which this evaluation (seeds {first_seed} to {last}) asks for: it would be the success on "
-                f"scenes that it has seen. Give evaluation.first_seed={free} or more"
+                f"scenes that it has seen. Give {key}={free} or more"
             )
 
 

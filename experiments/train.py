@@ -28,6 +28,7 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.plugins import recorded_plugins
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
+from experiments.development import DevelopmentRollouts
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
 from experiments.objective import HELD_OUT, objective, require_metric, success_rates
 from experiments.recorded_look import LOOKS, recorded_looks
@@ -89,7 +90,7 @@ def datasets(run: schema.TrainRun) -> list[str]:
 
 
 def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
-    """Tell whether the policy will be rolled out after training, and check that this can be done.
+    """Tell whether the policy will be rolled out, after training or meanwhile, and check that it can be.
 
     It will if the recordings are of the environment's robot; else its actions are compared with held-out
     recorded ones.
@@ -103,7 +104,8 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
         SpecMismatch: it differs in something else.
         NoOpenGL: nothing can draw here.
     """
-    if not run.evaluation.instruction_modes or run.robot_file is not None:
+    is_rolled_out = bool(run.evaluation.instruction_modes) or run.trainer.rollout_every_samples is not None
+    if not is_rolled_out or run.robot_file is not None:
         return False
     configs = env_configs(run.env, run.tasks)
     env = make_env(next(iter(configs.values())))
@@ -242,6 +244,15 @@ def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[
     }
 
 
+def rollouts_of(
+    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], simulated: bool
+) -> DevelopmentRollouts | None:
+    """Return what measures success while the run trains, if it is to be measured."""
+    if run.trainer.rollout_every_samples is None:
+        return None
+    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=simulated)
+
+
 def train_policy(
     run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE, sinks: Sequence[MetricSink] = ()
 ) -> TrainingResult:
@@ -272,7 +283,8 @@ def train_policy(
         seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
         recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
         looks = {LOOKS: recorded_looks(recordings)}
-        if is_simulated(run, processor.robot_spec):  # refused before training, if at all
+        simulated = is_simulated(run, processor.robot_spec)
+        if simulated and run.evaluation.instruction_modes:  # refused before training, if at all
             require_unseen_scenes(
                 seeds,
                 family=run.env["family"],
@@ -288,6 +300,7 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
+            roll_out=rollouts_of(run, processor, seeds=seeds, simulated=simulated),
             provenance={**provenance(run, train, validation), **seeds, **looks},
         )
         with contextlib.closing(trainer):

@@ -46,6 +46,7 @@ Metric = Annotated[
     str | None,
     "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
 ]
+FIRST_REPORTED_SEED = 900_000  # conf/evaluation/reporting.yaml
 Duration = Range(0, 10**6, open_low=True)
 
 
@@ -106,6 +107,29 @@ class ProcessorConfig:
     inputs: Annotated[
         dict[str, Annotated[dict[str, Any], INPUTS]], "input encoders, by names of your choice"
     ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSettings:
+    """Which episodes measure success while a policy is trained, see `trainer.rollout_every_samples`.
+
+    Raises:
+        SettingError: they reach the seeds for reporting, on which no checkpoint is chosen.
+    """
+
+    episodes_per_task: Annotated[int, Range(1, 10**5), "episodes of every task"] = 5
+    first_seed: Annotated[int, Range(0, GREATEST_SEED), "of each task; below the seeds for reporting"] = (
+        500000
+    )
+
+    def __post_init__(self) -> None:
+        last = self.first_seed + self.episodes_per_task - 1
+        if last >= FIRST_REPORTED_SEED:
+            raise SettingError(
+                f"rollouts.first_seed={self.first_seed} with {self.episodes_per_task} episodes per task "
+                f"reaches seed {last}; seeds from {FIRST_REPORTED_SEED} on are for reporting, and no "
+                "checkpoint is chosen on them. Give rollouts.first_seed=500000, say"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +194,9 @@ class TrainRun(CollectRun):
     processor: Annotated[ProcessorConfig, "what a policy looks at and predicts"]
     trainer: Annotated[TrainerSettings, "how the model is trained"]
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
+    rollouts: Annotated[RolloutSettings, "episodes played meanwhile, see trainer.rollout_every_samples"] = (
+        field(default_factory=RolloutSettings)
+    )
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
     wandb: Annotated[WandbSettings, "how logger=wandb names the run"] = field(default_factory=WandbSettings)
     metric: Metric = None

@@ -14,6 +14,7 @@ from vla.data.writer import DatasetWriter
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import DEFAULT_INPUTS, Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
+from vla.training.best import RollOut
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
 
@@ -99,6 +100,7 @@ def train_for(
     validation_share: float = 0.2,
     augmentation: ImageAugmentation | None = AUGMENTATION,
     auxiliaries: dict[str, dict[str, Any]] | None = None,
+    roll_out: RollOut | None = None,
     **changes: float | str | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
@@ -125,6 +127,7 @@ def train_for(
         train=train,
         validation=validation,
         run_dir=run_dir,
+        roll_out=roll_out,
         provenance={"test": True},
     )
     try:

@@ -32,6 +32,7 @@ from vla.model.checkpoint import (
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, BatchMaker, Prefetcher, to_device
+from vla.training.best import DEVELOPMENT_SUCCESS, SUCCESS_HIGH, SUCCESS_LOW, BestSoFar, RollOut
 from vla.training.checkpoint import (
     checkpoint_directory,
     load_training,
@@ -76,7 +77,7 @@ from vla.training.settings import (
 )
 from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
-from vla.training.validation import HELD_OUT_LOSS, validate, validation_batches
+from vla.training.validation import validate, validation_batches
 
 _STEPS_BEFORE_FORECAST = 20
 NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
@@ -103,6 +104,7 @@ class Trainer:
         validation: Source,
         run_dir: Path,
         sinks: Sequence[MetricSink] = (),
+        roll_out: RollOut | None = None,
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
@@ -138,7 +140,12 @@ class Trainer:
         self.sampler_state: dict[str, Any] | None = None  # at the first sample
         self.metrics: dict[str, float] = {}
         self.validated_step: int | None = None  # at which `metrics` were measured
-        self.best: dict[str, Any] | None = None  # step and loss of the least held-out loss so far
+        self.best = BestSoFar(
+            settings,
+            roll_out=roll_out,
+            num_steps=self.num_steps,
+            samples_per_step=self.samples_per_step,
+        )
         self._resume()
         self.log = (
             JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step) if self.ranks.is_main else None
@@ -227,10 +234,15 @@ class Trainer:
                 if self.step % self.settings.validate_every_steps == 0:
                     self._validate()
                     mark = (time.monotonic(), self.step)
+                if self.best.is_due(self.step):
+                    self._measure_success(interruption)
+                    mark = (time.monotonic(), self.step)
                 if time.monotonic() - saved_at > 60 * self.settings.save_every_minutes:
                     self._save_newest()
                     saved_at = time.monotonic()
                     mark = (saved_at, self.step)
+            if self.best.lacks_last(self.step):
+                self._measure_success(interruption)
         if self.validated_step != self.step:
             self._validate()
         path = self._save_newest()
@@ -256,7 +268,7 @@ class Trainer:
 
     def _report_end(self, checkpoint: Path) -> str:
         """Return how the run ended; anything but the end of its budget is also printed."""
-        if self.step >= self.num_steps:
+        if self.step >= self.num_steps and not self.best.lacks_last(self.step):
             return FINISHED
         if self._is_out_of_time():
             self._say(out_of_time_message(self.num_samples, budget=self.settings.num_samples))
@@ -449,9 +461,28 @@ class Trainer:
         self._say(f"step {self.step}: held-out {shown}")
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
-        loss = self.metrics[HELD_OUT_LOSS]
-        if self.settings.keep_best and (self.best is None or loss < self.best["loss"]):
-            self.best = {"step": self.step, "loss": loss}
+        self._keep_if_best(self.metrics)
+
+    def _measure_success(self, interruption: Interruption) -> None:
+        """Roll the averaged weights out on development seeds, in the main process, unless interrupted."""
+        numbers: dict[str, float] | None = None
+        if self.ranks.is_main:
+            assert self.best.roll_out is not None, "nothing measures success"
+            with self._averaged_weights():
+                numbers = self.best.roll_out(self.model, should_stop=lambda: interruption.signal is not None)
+            self.model.train()
+        if largest_over_ranks(float(numbers is not None), self.ranks, self.device):
+            self.best.rolled_out_step = self.step
+        if numbers is not None:
+            rate, low, high = (numbers[name] for name in (DEVELOPMENT_SUCCESS, SUCCESS_LOW, SUCCESS_HIGH))
+            self._say(f"step {self.step}: success on development seeds {rate:.0%} [{low:.0%}, {high:.0%}]")
+            for sink in self.sinks:
+                sink.log(self.step, numbers)
+            self._keep_if_best(numbers)
+
+    def _keep_if_best(self, numbers: Mapping[str, float]) -> None:
+        """Keep a checkpoint apart if these numbers make it the best one so far."""
+        if self.best.take(numbers, step=self.step):
             self._save(best_directory(self.run_dir), training={})
 
     @contextmanager
@@ -487,7 +518,7 @@ class Trainer:
             "average_updates": self.average.num_updates,
             "metrics": self.metrics,
             "validated_step": self.validated_step,
-            "best": self.best,
+            **self.best.to_json(),
             "settings": self._settings_to_keep(),
         }
         save_checkpoint(
@@ -541,7 +572,8 @@ class Trainer:
         self.average.load(load_averaged(found[-1]), num_updates=state["average_updates"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.sampler_state, self.metrics = state["sampler"], state["metrics"]
-        self.validated_step, self.best = state["validated_step"], state.get("best")
+        self.validated_step = state["validated_step"]
+        self.best.load(state)
         self._say(f"resuming from {found[-1]}")
 
     def _say(self, text: str) -> None:
