@@ -1,5 +1,6 @@
 """Keeps the seeds of demonstrations with a policy, so that it is not evaluated on scenes that it has seen."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -25,6 +26,23 @@ def recorded_seeds(scenes: Iterable[tuple[str, str, int]]) -> dict[str, dict[str
     return {
         family: {task: _rows(found) for task, found in by_task.items()} for family, by_task in seeds.items()
     }
+
+
+def with_seeds_of(provenance: Mapping[str, Any], scenes: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
+    """Return as provenance the seeds of scenes, and those of what training began with.
+
+    Args:
+        provenance: of the latter; empty for random weights.
+        scenes: environment family, task and seed of each episode.
+    """
+    before = (
+        (family, task, seed)
+        for family, tasks in provenance.get(KEY, {}).items()
+        for task, rows in tasks.items()
+        for first, last in rows
+        for seed in range(first, last + 1)
+    )
+    return {KEY: recorded_seeds(itertools.chain(scenes, before))}
 
 
 def require_unseen_scenes(

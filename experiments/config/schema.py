@@ -193,6 +193,14 @@ class TrainRun(CollectRun):
     codec: Annotated[dict[str, Any], CODECS, "of actions"]
     processor: Annotated[ProcessorConfig, "what a policy looks at and predicts"]
     trainer: Annotated[TrainerSettings, "how the model is trained"]
+    init_from: Annotated[
+        str | None,
+        FilePath(),
+        "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
+    ] = None
+    init_statistics: Annotated[
+        str, Choices("data", "checkpoint"), "what scales state and action: the data's range, or init_from's"
+    ] = "data"
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
     rollouts: Annotated[RolloutSettings, "episodes played meanwhile, see trainer.rollout_every_samples"] = (
         field(default_factory=RolloutSettings)

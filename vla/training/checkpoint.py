@@ -247,7 +247,9 @@ def unpack_training(
     owners = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     left = {name for name in tensors if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
-        owner = owners[id(parameter)]
+        owner = owners.get(id(parameter))
+        if owner is None:
+            continue  # frozen
         wanted = MOMENTS[type(owner).__name__]
         if not {f"{key}.{name}" for key in wanted} <= left:
             continue  # this parameter was never stepped, or by another optimizer

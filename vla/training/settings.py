@@ -85,6 +85,13 @@ class TrainerSettings:
     ] = "muon"
     weight_decay: Annotated[float, Range(0, 100), "of the optimizer"] = 0.05
     betas: Annotated[tuple[float, float], Range(0, 1, open_high=True), "of adamw"] = (0.9, 0.98)
+    freeze: Annotated[
+        tuple[str, ...], "patterns of parameters that do not train, such as backbone.image_tokenizer.*"
+    ] = ()
+    learning_rate_scale: Annotated[
+        dict[str, Annotated[float, Range(0, 1000, open_low=True)]],
+        "times the learning rate, by such a pattern; of several that match, the last counts",
+    ] = dataclasses.field(default_factory=dict)
     max_grad_norm: Annotated[
         float, Range(0, 10**9, open_low=True), "gradients are scaled down to it; 1e9: never"
     ] = 1.0

@@ -64,7 +64,7 @@ from vla.training.hardware import (
 )
 from vla.training.interrupt import Interruption, interruptible
 from vla.training.metrics import JsonLinesSink, MetricSink
-from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
+from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers, set_learning_rate
 from vla.training.settings import (
     FINISHED,
     INTERRUPTED,
@@ -78,6 +78,7 @@ from vla.training.settings import (
 from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
 from vla.training.validation import validate, validation_batches
+from vla.training.warm_start import Start, begin
 
 _STEPS_BEFORE_FORECAST = 20
 NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
@@ -105,6 +106,7 @@ class Trainer:
         run_dir: Path,
         sinks: Sequence[MetricSink] = (),
         roll_out: RollOut | None = None,
+        start: Start | None = None,
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
@@ -113,6 +115,8 @@ class Trainer:
         self.ranks = join_ranks(self.device)
         self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
         self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
+        self.start = start
+        scales = begin(model, processor, settings, start=start, report=self._say)
         model.to(self.device)
         keep_freed_memory()
         if self.ranks.is_main:
@@ -134,6 +138,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             product_dtype=self.precision,
+            scales=scales,
         )
         self.average = WeightAverage(model, decay=settings.ema_decay)
         self.step, self.elapsed_s = 0, 0.0
@@ -302,9 +307,7 @@ class Trainer:
         rate = settings.learning_rate * learning_rate_factor(
             self._progress_after_step(), warmup=settings.warmup_share
         )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_learning_rate(self.optimizers, rate)
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         with self._timing("data"):
             drawn, shares = self._draw(batches)
@@ -519,6 +522,7 @@ class Trainer:
             "metrics": self.metrics,
             "validated_step": self.validated_step,
             **self.best.to_json(),
+            "init_from": None if self.start is None else self.start.to_json(),
             "settings": self._settings_to_keep(),
         }
         save_checkpoint(
@@ -544,7 +548,11 @@ class Trainer:
 
     def _settings_to_keep(self) -> dict[str, Any]:
         """Return the settings that shape what is learned, which a resumed run must not change unasked."""
-        trainer = {key: value for key, value in self.settings.to_json().items() if key not in MAY_CHANGE}
+        trainer = {
+            key: value
+            for key, value in self.settings.to_json().items()
+            if key not in MAY_CHANGE and value not in ([], {})  # as if it did not exist, as in older runs
+        }
         return {
             **{f"trainer.{key}": value for key, value in trainer.items()},
             **{f"data.{key}": value for key, value in self.source_settings.items()},
