@@ -39,7 +39,7 @@ from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
-from vla.model.checkpoint import list_checkpoints, read_state, resolve_checkpoint
+from vla.model.checkpoint import list_checkpoints, read_model_json, read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
 from vla.plugins import PLUGINS
 from vla.processing.processor import Processor
@@ -221,7 +221,8 @@ def require_settings(run: schema.TrainRun) -> None:
             "init_statistics=checkpoint needs init_from, the checkpoint that they are taken from"
         )
     if run.init_from is not None and not list_checkpoints(Path(run.out_dir)):
-        require_same_family(Path(run.init_from), config)
+        directory = resolve_checkpoint(Path(run.init_from))
+        require_same_family(config, read_model_json(directory)[1], source=directory)
 
 
 def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
@@ -248,7 +249,7 @@ def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
 def provenance(
     run: schema.TrainRun, train: Source, validation: Source, start: Start | None
 ) -> dict[str, Any]:
-    """Return what a checkpoint should tell of its origin; what its start was trained on, it was trained on."""
+    """Return what a checkpoint should tell of its origin; it was trained on what its start was trained on."""
     before = [] if start is None else start.provenance.get("episodes", {}).get("trained", [])
     trained = list(dict.fromkeys([*train.fingerprints(), *before]))
     begun = (

@@ -1,6 +1,7 @@
 """A tiny recorded dataset, a tiny model, and a short training run; shared by the tests of training."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vla.spec import CameraSpec, Channel, RobotSpec
 from vla.training.best import RollOut
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
+from vla.training.warm_start import open_start
 
 SPEC = RobotSpec(
     name="toy",
@@ -101,7 +103,8 @@ def train_for(
     augmentation: ImageAugmentation | None = AUGMENTATION,
     auxiliaries: dict[str, dict[str, Any]] | None = None,
     roll_out: RollOut | None = None,
-    **changes: float | str | None,
+    init_from: Path | None = None,
+    **changes: float | str | Sequence[str] | dict[str, float] | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
@@ -128,6 +131,7 @@ def train_for(
         validation=validation,
         run_dir=run_dir,
         roll_out=roll_out,
+        start=open_start(run_dir, None if init_from is None else str(init_from)),
         provenance={"test": True},
     )
     try:

@@ -20,9 +20,7 @@ from vla.model.checkpoint import (
     ModelCheckpoint,
     load_checkpoint,
     newest_whole_checkpoint,
-    read_model_json,
     read_state,
-    resolve_checkpoint,
 )
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.fast import FastCodec
@@ -126,28 +124,27 @@ def _is_same_start(began: Mapping[str, Any] | None, init_from: str | None) -> bo
     return load_checkpoint(Path(init_from)).checkpoint_id == began["checkpoint_id"]
 
 
-def require_same_family(path: Path, config: ModelConfig) -> None:
-    """Check before any work that a checkpoint has a model of the kind and size of the new one.
+def require_same_family(config: ModelConfig, theirs: ModelConfig, *, source: Path) -> None:
+    """Check that a trained model is of the kind and size of a new one.
 
     Args:
-        path: of a checkpoint or a run directory.
         config: of the new model.
+        theirs: of the trained one.
+        source: its checkpoint, for messages.
 
     Raises:
         CheckpointError: it has not; the message names both kinds or sizes, and the keys to give.
     """
-    directory = resolve_checkpoint(path)
-    _, theirs = read_model_json(directory)
     for part, mine, old in (
         ("backbone", config.backbone, theirs.backbone),
         ("head", config.head, theirs.head),
     ):
         if mine["kind"] != old["kind"]:
             raise CheckpointError(
-                f"{directory} has a model of another family: its {part} is {old['kind']!r}, that of the new "
+                f"{source} has a model of another family: its {part} is {old['kind']!r}, that of the new "
                 f"model is {mine['kind']!r}. Give model/{part}={old['kind']}, or leave out init_from"
             )
-    _require_same_sizes(config.backbone, theirs.backbone, part="backbone", source=directory)
+    _require_same_sizes(config.backbone, theirs.backbone, part="backbone", source=source)
 
 
 def _require_same_sizes(
@@ -281,7 +278,7 @@ def take_weights(model: VLAModel, processor: Processor, source: ModelCheckpoint)
         CheckpointError: the models are of different kinds or sizes.
         SpecMismatch: the robots are of different kinds.
     """
-    require_same_family(source.path, model.config)
+    require_same_family(model.config, source.model.config, source=source.path)
     old = Processor.from_json(source.processor_json)
     require_same_kind_of_robot(processor, old, source=source.path)
     weights = _comparable_weights(model.config, source.model)
