@@ -28,22 +28,24 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.plugins import recorded_plugins
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
+from experiments.development import DevelopmentRollouts
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
 from experiments.objective import HELD_OUT, objective, require_metric, success_rates
 from experiments.recorded_look import LOOKS, recorded_looks
-from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
+from experiments.recorded_seeds import require_unseen_scenes, with_seeds_of
 from experiments.reports.training import write_training_page
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
-from vla.model.checkpoint import read_state, resolve_checkpoint
+from vla.model.checkpoint import list_checkpoints, read_model_json, read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig, VLAModel
 from vla.plugins import PLUGINS
 from vla.processing.processor import Processor
 from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
+from vla.registry import SettingError
 from vla.spec import RobotSpec, SpecMismatch
 from vla.training.distributed import (
     ALONE,
@@ -57,6 +59,7 @@ from vla.training.distributed import (
 from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
+from vla.training.warm_start import Start, open_start, require_same_family, with_statistics_of
 
 if TYPE_CHECKING:
     from experiments.wandb_sink import WandbSink
@@ -89,7 +92,7 @@ def datasets(run: schema.TrainRun) -> list[str]:
 
 
 def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
-    """Tell whether the policy will be rolled out after training, and check that this can be done.
+    """Tell whether the policy will be rolled out, after training or meanwhile, and check that it can be.
 
     It will if the recordings are of the environment's robot; else its actions are compared with held-out
     recorded ones.
@@ -103,7 +106,8 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
         SpecMismatch: it differs in something else.
         NoOpenGL: nothing can draw here.
     """
-    if not run.evaluation.instruction_modes or run.robot_file is not None:
+    is_rolled_out = bool(run.evaluation.instruction_modes) or run.trainer.rollout_every_samples is not None
+    if not is_rolled_out or run.robot_file is not None:
         return False
     configs = env_configs(run.env, run.tasks)
     env = make_env(next(iter(configs.values())))
@@ -132,15 +136,18 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
     return True
 
 
-def build_processor(run: schema.TrainRun, train: Source) -> Processor:
-    """Fit input encoders and action codec on the training samples."""
-    return Processor.fit(
+def build_processor(run: schema.TrainRun, train: Source, start: Start | None = None) -> Processor:
+    """Fit input encoders and action codec on the training samples, or take their constants from a start."""
+    processor = Processor.fit(
         train.demonstrations(),
         codec=run.codec,
         inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
         max_committed=run.processor.max_committed,
     )
+    if start is None or run.init_statistics == "data":
+        return processor
+    return with_statistics_of(processor, Processor.from_json(start.processor_json), source=Path(start.given))
 
 
 def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
@@ -198,6 +205,7 @@ def require_settings(run: schema.TrainRun) -> None:
     """Check before anything is recorded that the model's parts go together, and the evaluation's runtime.
 
     Raises:
+        CheckpointError: `init_from` has no checkpoint, or one of another model family or size.
         ValueError: they do not, or the runtime has no limits for the environment.
     """
     evaluation_limits(run.evaluation, run.env["family"])
@@ -207,7 +215,14 @@ def require_settings(run: schema.TrainRun) -> None:
         losses=["action_loss", "loss", "token_accuracy", *(f"loss/{name}" for name in run.model.auxiliaries)],
     )
     model = run.model
-    ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    if run.init_from is None and run.init_statistics != "data":
+        raise SettingError(
+            "init_statistics=checkpoint needs init_from, the checkpoint that they are taken from"
+        )
+    if run.init_from is not None and not list_checkpoints(Path(run.out_dir)):
+        directory = resolve_checkpoint(Path(run.init_from))
+        require_same_family(config, read_model_json(directory)[1], source=directory)
 
 
 def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
@@ -231,15 +246,35 @@ def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
     )
 
 
-def provenance(run: schema.TrainRun, train: Source, validation: Source) -> dict[str, Any]:
-    """Return what a checkpoint should tell of its origin."""
+def provenance(
+    run: schema.TrainRun, train: Source, validation: Source, start: Start | None
+) -> dict[str, Any]:
+    """Return what a checkpoint should tell of its origin; it was trained on what its start was trained on."""
+    before = [] if start is None else start.provenance.get("episodes", {}).get("trained", [])
+    trained = list(dict.fromkeys([*train.fingerprints(), *before]))
+    begun = (
+        {} if start is None else {"init_from": {**start.to_json(), "given": cli.portable_path(start.given)}}
+    )
     return {
+        **begun,
         "command": cli.typed_command("train"),
         "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
         PLUGINS: recorded_plugins(run.plugins),
-        "episodes": {"trained": train.fingerprints(), "held_out": validation.fingerprints()},
+        "episodes": {
+            "trained": trained,
+            "held_out": [one for one in validation.fingerprints() if one not in set(before)],
+        },
     }
+
+
+def rollouts_of(
+    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], simulated: bool
+) -> DevelopmentRollouts | None:
+    """Return what measures success while the run trains, if it is to be measured."""
+    if run.trainer.rollout_every_samples is None:
+        return None
+    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=simulated)
 
 
 def train_policy(
@@ -268,11 +303,15 @@ def train_policy(
                     print(note)
         if run.metric is not None and run.metric.startswith(HELD_OUT) and validation.num_samples == 0:
             raise ValueError(f"metric={run.metric}, but nothing is held out; raise data.validation_share")
-        processor = build_processor(run, train)
-        seeds = {KEY: recorded_seeds(recorded_scenes(train) | recorded_scenes(validation))}
+        start = open_start(run_dir, run.init_from)
+        processor = build_processor(run, train, start)
+        seeds = with_seeds_of(
+            {} if start is None else start.provenance, recorded_scenes(train) | recorded_scenes(validation)
+        )
         recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
         looks = {LOOKS: recorded_looks(recordings)}
-        if is_simulated(run, processor.robot_spec):  # refused before training, if at all
+        simulated = is_simulated(run, processor.robot_spec)
+        if simulated and run.evaluation.instruction_modes:  # refused before training, if at all
             require_unseen_scenes(
                 seeds,
                 family=run.env["family"],
@@ -288,7 +327,9 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
-            provenance={**provenance(run, train, validation), **seeds, **looks},
+            roll_out=rollouts_of(run, processor, seeds=seeds, simulated=simulated),
+            start=start,
+            provenance={**provenance(run, train, validation, start), **seeds, **looks},
         )
         with contextlib.closing(trainer):
             result = trainer.fit()

@@ -46,6 +46,7 @@ Metric = Annotated[
     str | None,
     "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
 ]
+FIRST_REPORTED_SEED = 900_000  # conf/evaluation/reporting.yaml
 Duration = Range(0, 10**6, open_low=True)
 
 
@@ -109,6 +110,29 @@ class ProcessorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSettings:
+    """Which episodes measure success while a policy is trained, see `trainer.rollout_every_samples`.
+
+    Raises:
+        SettingError: they reach the seeds for reporting, on which no checkpoint is chosen.
+    """
+
+    episodes_per_task: Annotated[int, Range(1, 10**5), "episodes of every task"] = 5
+    first_seed: Annotated[int, Range(0, GREATEST_SEED), "of each task; below the seeds for reporting"] = (
+        500000
+    )
+
+    def __post_init__(self) -> None:
+        last = self.first_seed + self.episodes_per_task - 1
+        if last >= FIRST_REPORTED_SEED:
+            raise SettingError(
+                f"rollouts.first_seed={self.first_seed} with {self.episodes_per_task} episodes per task "
+                f"reaches seed {last}; seeds from {FIRST_REPORTED_SEED} on are for reporting, and no "
+                "checkpoint is chosen on them. Give rollouts.first_seed=500000, say"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRunSettings(EvaluationSettings):
     """How a policy is measured: each instruction mode is an evaluation."""
 
@@ -169,7 +193,18 @@ class TrainRun(CollectRun):
     codec: Annotated[dict[str, Any], CODECS, "of actions"]
     processor: Annotated[ProcessorConfig, "what a policy looks at and predicts"]
     trainer: Annotated[TrainerSettings, "how the model is trained"]
+    init_from: Annotated[
+        str | None,
+        FilePath(),
+        "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
+    ] = None
+    init_statistics: Annotated[
+        str, Choices("data", "checkpoint"), "what scales state and action: the data's range, or init_from's"
+    ] = "data"
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
+    rollouts: Annotated[RolloutSettings, "episodes played meanwhile, see trainer.rollout_every_samples"] = (
+        field(default_factory=RolloutSettings)
+    )
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
     wandb: Annotated[WandbSettings, "how logger=wandb names the run"] = field(default_factory=WandbSettings)
     metric: Metric = None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vla.interface import ArraySpec, ModelSpecs
-from vla.model.interface import AuxiliaryTarget, Backbone, Head, Tensors
+from vla.model.interface import AuxiliaryTarget, AxisLabels, AxisNames, Backbone, Head, Part, Tensors
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.registry import Registry
 
@@ -124,6 +124,16 @@ class VLAModel(nn.Module):
     def auxiliary_targets(self) -> Mapping[str, AuxiliaryTarget]:
         """Return the auxiliary targets by name."""
         return {name: part for name, part in self.auxiliaries.items() if isinstance(part, AuxiliaryTarget)}
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return what the entries of the parameters stand for; see `Part.axis_labels`."""
+        auxiliaries = {f"auxiliaries.{name}": part for name, part in self.auxiliary_targets().items()}
+        parts: dict[str, Part] = {"backbone": self.backbone, "head": self.head, **auxiliaries}
+        return {
+            f"{part}.{name}": labels
+            for part, module in parts.items()
+            for name, labels in module.axis_labels(names).items()
+        }
 
     def loss(self, batch: Tensors, shares: Tensors | None = None) -> dict[str, Tensor]:
         """Return the `loss` of a batch, its parts, and what else is worth a curve, each a scalar.
