@@ -45,7 +45,7 @@ schema.register("delay_table")
 
 DelayRows = Generator[DelayRow, None, None]  # to be closed, which ends the worker processes
 FREE_TO_CHANGE = (
-    "out_dir", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
+    "out_dir", "from_run", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
 )  # fmt: skip
 
 

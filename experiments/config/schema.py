@@ -126,6 +126,9 @@ class Program:
     plugins: Annotated[list[str], "modules of yours that add parts, by name or path of a file"] = field(
         default_factory=list
     )
+    from_run: Annotated[
+        str | None, FilePath(), "directory of an earlier run, with whose settings this one starts"
+    ] = None
 
 
 @dataclass(kw_only=True)
