@@ -6,8 +6,8 @@
     python -m experiments.evaluate path=outputs/train/so101 dataset=recordings/so101
 
 Environment, tasks, cameras and look are those that the policy was trained in, unless the command line says
-otherwise; what is different is printed. The last one compares actions with those of recorded episodes that the policy was not trained on, for robots
-that no simulator here has. Each instruction mode has its own folder with `episodes.jsonl` and `results.json`,
+otherwise; what is different is printed. The last example compares actions with those of recorded episodes that
+the policy was not trained on, for robots that no simulator here has. Each instruction mode has its own folder with `episodes.jsonl` and `results.json`,
 and continues where it stopped. A bundle runs without torch, which is checked at the end.
 """
 
@@ -115,6 +115,7 @@ def evaluate_instruction_modes(
 
     Raises:
         SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
+        SpecMismatch: the environment has another robot than the policy, or other cameras.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
         NoOpenGL: nothing can draw here.
     """
@@ -127,7 +128,8 @@ def evaluate_instruction_modes(
     )
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
-    probe_env(configs)
+    shown = probe_env(configs)
+    policy.robot_spec.require_same(shown, mine="the policy", theirs=f"the environment {env['family']}")
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     num_control_videos = min(1, settings.videos_per_task)
     plans = {

@@ -26,7 +26,6 @@ POLICIES = {  # programs that make environments for a policy, and their key that
     "evaluate": "path",
     "control": "bundle",
     "delay_table": "bundle",
-    "franka_trials": "bundle",
 }
 
 
@@ -132,8 +131,8 @@ def _of_policy(typed: CommandLine) -> dict[str, Any]:
     if (is_given and family != setting.family) or not _is_in_scene(config):
         return {}
     require_family(setting, provenance, source=path)
-    tasks, wants = list(setting.tasks), {"env": dict(setting.env)}
-    task = _within(config, "task")
+    tasks, task = list(setting.tasks), _within(config, "task")
+    wants: dict[str, Any] = {"env": dict(setting.env)}
     if expand_tasks(setting.family, _within(config, "tasks") or []) != tasks and (
         task is None or task in tasks
     ):

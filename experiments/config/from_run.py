@@ -112,7 +112,8 @@ class _Reader:
         if name is None:
             return dict(value)
         if name not in registry.names():
-            had = f"; that run had plugins=[{','.join(map(str, self.plugins))}], pass them" if self.plugins else ""
+            passed = ",".join(map(str, self.plugins))
+            had = f"; that run had plugins=[{passed}], pass them" if passed else ""
             raise SettingError(
                 f"{KEY}: {self.path} has {key}.{registry.key}={name}, which is unknown here; there are "
                 f"{', '.join(registry.names())}{had}"
@@ -189,8 +190,10 @@ def _containers(
 
 def _kept(raw: Mapping[str, Any], values: Mapping[str, Any], *, drops_out_dir: bool) -> dict[str, Any]:
     """Return values without those that a run had none for and, if asked, without places in its directory."""
-    return {
-        str(key): _kept(one, values[key], drops_out_dir=drops_out_dir) if isinstance(one, Mapping) else values[key]
-        for key, one in raw.items()
-        if one != "???" and not (drops_out_dir and isinstance(one, str) and _OUT_DIR in one)
-    }
+    kept = {}
+    for key, one in raw.items():
+        if isinstance(one, Mapping):
+            kept[str(key)] = _kept(one, values[key], drops_out_dir=drops_out_dir)
+        elif one != "???" and not (drops_out_dir and isinstance(one, str) and _OUT_DIR in one):
+            kept[str(key)] = values[key]
+    return kept

@@ -1,4 +1,4 @@
-"""The setting that a policy was trained in: environment, tasks, cameras, level and look, kept with the policy.
+"""The setting that a policy was trained in, kept with it: environment, tasks, cameras, level and look.
 
 A checkpoint has it in its provenance, and so has a bundle that is made of it; recorded_setting.py makes it.
 Programs that put a policy to work start from it, see earlier_settings.py, and print what is different.
@@ -16,6 +16,7 @@ from vla.plugins import missing_plugin
 from vla.registry import REQUIRED, UnknownPart
 
 SETTING = "setting"  # in the provenance of a checkpoint and of a bundle
+NOT_KEPT = "none is kept: the recording is of no simulator here, or the policy of an earlier version"
 _ABSENT = object()
 
 
@@ -62,15 +63,17 @@ def setting_in(provenance: Mapping[str, Any], *, source: Path) -> TrainedSetting
     if stored is None:
         return None
     try:
-        env, tasks, varied = stored["env"], list(stored["tasks"]), dict(stored["varied"])
-        is_whole = isinstance(env["family"], str) and all(isinstance(task, str) for task in tasks)
-    except (TypeError, KeyError, ValueError):
-        is_whole = False
+        setting = TrainedSetting(
+            env=with_current_names(stored["env"]), tasks=list(stored["tasks"]), varied=dict(stored["varied"])
+        )
+        is_whole = all(isinstance(name, str) for name in (setting.family, *setting.tasks))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        is_whole, setting = False, None
     if not is_whole:
         raise DamagedFile(
             f"{source / MANIFEST_NAME} keeps a setting of another form, {stored!r}; restore it from a copy"
         )
-    return TrainedSetting(env=with_current_names(env), tasks=tasks, varied=varied)
+    return setting
 
 
 def read_provenance(path: Path) -> Mapping[str, Any] | None:
@@ -143,18 +146,13 @@ def describe(
     """
     setting = setting_in(provenance, source=source)
     if setting is None:
-        return NO_SETTING
+        still = "; env and tasks are those of the configuration and the command line" if env else ""
+        return f"setting of training: {NOT_KEPT}{still}"
     rows = differences(setting, env=env, tasks=tasks) if env else []
     if not rows:
         return setting.sentence()
     table = format_table(["different now", "in training", "this run"], [list(row) for row in rows])
     return f"{setting.sentence()}\n{table}"
-
-
-NO_SETTING = (
-    "no setting is kept with this policy (its recording is of no simulator here, or it is of an earlier "
-    "version): env and tasks are those of the configuration and the command line"
-)
 
 
 def _shown(value: Any) -> str:
