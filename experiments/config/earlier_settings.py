@@ -6,7 +6,8 @@ were typed, so that what is typed counts, and the record of the run has what it 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from envs.registry import expand_tasks
 from experiments.config.command_line import CommandLine
+from experiments.config.declared import nested_class
 from experiments.config.from_run import KEY, read_run
 from experiments.config.overrides import leaves, overrides
 from experiments.config.plugins import GROUPS
 from experiments.config.robot import ROBOTS
+from experiments.config.schema import ROOTS
 from experiments.config.trained_setting import TrainedSetting, read_provenance, require_family, setting_in
-from vla.registry import SettingError, absolute_path
+from vla.registry import Registry, SettingError, absolute_path, settings_of
 
 POLICIES = {  # programs that make environments for a policy, and their key that says where it lies
     "evaluate": "path",
@@ -95,7 +98,24 @@ def lay_under(typed: CommandLine, wanted: Mapping[str, Any]) -> list[str]:
         and not any(key == one or key.startswith(f"{one}.") for one in left_out)
         and value not in ({}, _within(raw, key), _within(base, key))
     }
-    return [*first, *overrides(changed)]
+    gone = [
+        f"~{key}.{name}"
+        for key in _maps_of(ROOTS.get(typed.program))
+        if isinstance(_within(wanted, key), Mapping)
+        for name in _within(raw, key) or ()
+        if name not in _within(wanted, key) and not typed.gives(f"{key}.{name}")
+    ]
+    return [*first, *gone, *overrides(changed)]
+
+
+def _maps_of(owner: type, *, prefix: str = "") -> Iterator[str]:
+    """Yield the settings, nested ones too, that are maps by names which a person chooses."""
+    for setting in settings_of(owner):
+        inner = nested_class(setting)
+        if inner is not None:
+            yield from _maps_of(inner, prefix=f"{prefix}{setting.name}.")
+        elif typing.get_origin(setting.type) is dict and not isinstance(setting.constraint, Registry):
+            yield f"{prefix}{setting.name}"
 
 
 def _within(values: Any, key: str) -> Any:

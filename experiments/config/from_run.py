@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from experiments.config.declared import nested_class
-from experiments.config.run_record import RECORD
+from experiments.config.run_record import RECORD, runs_below
 from experiments.config.schema import ROOTS
 from vla.errors import did_you_mean
 from vla.registry import FilePath, Registry, Setting, SettingError, settings_of
@@ -148,11 +148,10 @@ def _read_yaml(directory: Path, name: str) -> DictConfig:
     if not directory.is_dir():
         raise SettingError(f"{KEY} is {str(directory)!r}, but there is no such directory; give that of a run")
     if not path.is_file():
-        below = sorted(one.parent.name for one in directory.glob(f"*/{RECORD}"))
-        hint = f"; it holds the runs {', '.join(below)}: give one of them" if below else ""
+        below = ", ".join(one.name for one in runs_below(directory))
+        hint = f"it holds the runs {below}: give one of them" if below else "give the directory of a run"
         raise SettingError(
-            f"{KEY} is {str(directory)!r}, which holds no record of a run, {RECORD}/{name}.yaml"
-            f"{hint or '; give the directory of a run'}"
+            f"{KEY} is {str(directory)!r}, which holds no record of a run, {RECORD}/{name}.yaml; {hint}"
         )
     try:
         config = OmegaConf.load(path)

@@ -210,8 +210,12 @@ class ExportRun(Program):
 class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    a: Annotated[str, FilePath(), "an evaluation"]
-    b: Annotated[str, FilePath(), "the evaluation to compare it with"]
+    a: Annotated[str, FilePath(), "directory of an evaluation, a training, a quickstart or a sweep"]
+    b: Annotated[
+        str | None,
+        FilePath(),
+        "another one to compare it with; null: the first evaluation of a with its others",
+    ] = None
     instruction_mode: InstructionMode = "original"
 
 
