@@ -4,8 +4,8 @@
     python -m experiments.compare a=outputs/quickstart
 
 Each is a directory of `evaluate` (of one instruction mode or of all), of `train`, of `quickstart`, whose
-checkpoint and bundle count, or of a sweep of such runs. Several are compared one by one, in order, or all with
-a single one; without `b`, the first of `a` with its others. What was taken is printed. Reports how much two
+checkpoint and bundle count, or of a sweep of such runs. Several are compared one by one, in order, or all
+with a single one; without `b`, the first of `a` with the rest. What was taken is printed. Reports how much two
 differ, with an interval, and whether the difference is significant.
 """
 

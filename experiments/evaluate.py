@@ -8,7 +8,8 @@
 Environment, tasks, cameras and look are those that the policy was trained in, unless the command line says
 otherwise; what is different is printed. The last example compares actions with those of recorded episodes
 that the policy was not trained on, for robots that no simulator here has. Each instruction mode has its own
-folder with `episodes.jsonl` and `results.json`, and continues where it stopped. A bundle runs without torch, which is checked at the end.
+folder with `episodes.jsonl` and `results.json`, and continues where it stopped. A bundle runs without torch,
+which is checked at the end.
 """
 
 import dataclasses
