@@ -5,9 +5,11 @@
     python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
     python -m experiments.evaluate path=outputs/train/so101 dataset=recordings/so101
 
-The last one compares actions with those of recorded episodes that the policy was not trained on, for robots
-that no simulator here has. Each instruction mode has its own folder with `episodes.jsonl` and `results.json`,
-and continues where it stopped. A bundle runs without torch, which is checked at the end.
+Environment, tasks, cameras and look are those that the policy was trained in, unless the command line says
+otherwise; what is different is printed. The last example compares actions with those of recorded episodes
+that the policy was not trained on, for robots that no simulator here has. Each instruction mode has its own
+folder with `episodes.jsonl` and `results.json`, and continues where it stopped. A bundle runs without torch,
+which is checked at the end.
 """
 
 import dataclasses
@@ -32,9 +34,9 @@ from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
+from experiments.config.trained_setting import describe
 from experiments.objective import objective, require_metric, success_rates
 from experiments.offline import OfflineEvaluation, evaluate_offline, unseen_episodes
-from experiments.recorded_look import require_recorded_look
 from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
@@ -113,8 +115,8 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
-        LookDiffers: the environment draws in another quality than the policy's demonstrations were drawn in.
         SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
+        SpecMismatch: the environment has another robot than the policy, or other cameras.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
         NoOpenGL: nothing can draw here.
     """
@@ -125,10 +127,10 @@ def evaluate_instruction_modes(
         first_seed=settings.first_seed,
         num_episodes=settings.episodes_per_task,
     )
-    require_recorded_look(provenance, env)
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
-    probe_env(configs)
+    shown = probe_env(configs)
+    policy.robot_spec.require_same(shown, mine="the policy", theirs=f"the environment {env['family']}")
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     num_control_videos = min(1, settings.videos_per_task)
     plans = {
@@ -215,6 +217,7 @@ def main(config: DictConfig) -> float | None:
             command=cli.typed_command("evaluate"),
         )
         return None
+    print(describe(loaded.provenance, source=Path(run.path), env=run.env, tasks=run.tasks), flush=True)
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,

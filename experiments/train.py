@@ -28,11 +28,12 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.plugins import recorded_plugins
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
+from experiments.config.trained_setting import SETTING
 from experiments.development import DevelopmentRollouts
 from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
 from experiments.objective import HELD_OUT, objective, require_metric, success_rates
-from experiments.recorded_look import LOOKS, recorded_looks
 from experiments.recorded_seeds import require_unseen_scenes, with_seeds_of
+from experiments.recorded_setting import recorded_setting
 from experiments.reports.training import write_training_page
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.origin import read_extra_info
@@ -153,6 +154,26 @@ def build_processor(run: schema.TrainRun, train: Source, start: Start | None = N
 def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
     """Return environment family, task and seed of the episodes of a source that a simulator recorded."""
     return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
+
+
+def setting(
+    run: schema.TrainRun, train: Source, validation: Source, spec: RobotSpec
+) -> dict[str, dict[str, Any]]:
+    """Return what provenance keeps of the environment of the demonstrations; nothing for other recordings."""
+    names = {
+        name
+        for source in (train, validation)
+        if isinstance(source, DemonstrationSource)
+        for name in source.task_names
+    }
+    found = recorded_setting(
+        datasets(run) if isinstance(train, DemonstrationSource) else (),
+        tasks=sorted(names),
+        cameras=spec.camera_names,
+        env=run.env,
+        recording_same_color_share=run.collect.recording_same_color_share,
+    )
+    return {} if found is None else {SETTING: found.to_json()}
 
 
 def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
@@ -308,8 +329,6 @@ def train_policy(
         seeds = with_seeds_of(
             {} if start is None else start.provenance, recorded_scenes(train) | recorded_scenes(validation)
         )
-        recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
-        looks = {LOOKS: recorded_looks(recordings)}
         simulated = is_simulated(run, processor.robot_spec)
         if simulated and run.evaluation.instruction_modes:  # refused before training, if at all
             require_unseen_scenes(
@@ -329,7 +348,11 @@ def train_policy(
             sinks=sinks,
             roll_out=rollouts_of(run, processor, seeds=seeds, simulated=simulated),
             start=start,
-            provenance={**provenance(run, train, validation, start), **seeds, **looks},
+            provenance={
+                **provenance(run, train, validation, start),
+                **seeds,
+                **setting(run, train, validation, processor.robot_spec),
+            },
         )
         with contextlib.closing(trainer):
             result = trainer.fit()

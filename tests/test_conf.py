@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.registry import make_env
 from experiments.config import schema
 from experiments.config.cli import explain_config_error, explain_setting_error
+from experiments.config.overrides import overrides as as_overrides
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
-from experiments.quickstart import overrides as as_overrides
 from experiments.train import build_model, require_settings
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor

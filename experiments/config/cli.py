@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -20,14 +21,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
+from experiments.config.earlier_settings import with_earlier_settings
+from experiments.config.overrides import as_value
 from experiments.config.plugins import CONF, load_plugins, plugins_in
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
@@ -110,7 +111,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         require_readable(sys.argv[1:])
         load_plugins(plugins_in(sys.argv[1:]))
         if program_name() in ROOTS.names():
-            sys.argv[1:] = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
+            typed = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
+            sys.argv[1:] = with_earlier_settings(typed, program_name())
         _call(main)
     except SettingError as error:
         if wants_traceback:
@@ -246,21 +248,6 @@ def _with_quoted_path(argument: str, paths: Collection[str], *, is_sweep: bool) 
     return f"{key}={as_value(value)}"
 
 
-def as_value(text: str) -> str:
-    """Return a text as the value of an override that Hydra reads it back from: in quotes where it needs them.
-
-    >>> as_value("outputs/one"), as_value("a,b")
-    ('outputs/one', "'a,b'")
-    """
-    try:
-        override = OverridesParser.create().parse_override(f"key={text}")
-        is_whole = not override.is_sweep_override() and override.value() == text
-        is_plain = is_whole and not text.endswith("\\")  # in a list, it would take the comma with it
-    except HydraException:
-        is_plain = False
-    return text if is_plain else QuotedString(text=text, quote=Quote.single).with_quotes()
-
-
 def config_with_paths(run: Program, shown: Callable[[str], str]) -> dict[str, Any]:
     """Return a run's configuration for a record, with its paths as `shown` returns them."""
     config = dataclasses.asdict(run)
@@ -280,7 +267,16 @@ def child_environment() -> dict[str, str]:
 
 def typed_command(program: str) -> str:
     """Return what was typed to start a program, as it was."""
-    return shlex.join([*_start_of(program), *sys.argv[1:]])
+    return shlex.join([*_start_of(program), *_typed_arguments(program)])
+
+
+def _typed_arguments(program: str) -> list[str]:
+    """Return the arguments as they were typed: Hydra's have what was laid under them in front."""
+    words = sys.orig_argv
+    for i, (one, other) in enumerate(itertools.pairwise(words)):
+        if (one, other) == ("-m", f"experiments.{program}") or (Path(one).name, other) == ("vla", program):
+            return words[i + 2 :]
+    return sys.argv[1:]
 
 
 def _start_of(program: str) -> list[str]:
@@ -294,7 +290,7 @@ def portable_command(program: str) -> str:
 
     An absolute path outside of the working directory becomes `.../` and its last part.
     """
-    return shlex.join([*_start_of(program), *map(_without_place, sys.argv[1:])])
+    return shlex.join([*_start_of(program), *map(_without_place, _typed_arguments(program))])
 
 
 def _without_place(argument: str) -> str:

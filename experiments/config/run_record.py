@@ -34,6 +34,14 @@ def run_name() -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{number}"
 
 
+def runs_below(path: Path) -> list[Path]:
+    """Return the runs right below a directory, as Hydra numbers those of a sweep, then others by name."""
+    found = [record.parent for record in path.glob(f"*/{RECORD}")]
+    return sorted(
+        found, key=lambda run: (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run)
+    )
+
+
 def register_resolvers() -> None:
     """Make `${run_name:}` and `${absolute_path:<path>}` known to configurations."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)

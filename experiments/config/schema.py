@@ -150,6 +150,9 @@ class Program:
     plugins: Annotated[list[str], "modules of yours that add parts, by name or path of a file"] = field(
         default_factory=list
     )
+    from_run: Annotated[
+        str | None, FilePath(), "directory of an earlier run, with whose settings this one starts"
+    ] = None
 
 
 @dataclass(kw_only=True)
@@ -242,8 +245,12 @@ class ExportRun(Program):
 class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    a: Annotated[str, FilePath(), "an evaluation"]
-    b: Annotated[str, FilePath(), "the evaluation to compare it with"]
+    a: Annotated[str, FilePath(), "directory of an evaluation, a training, a quickstart or a sweep"]
+    b: Annotated[
+        str | None,
+        FilePath(),
+        "another one to compare it with; null: the first evaluation of a with its others",
+    ] = None
     instruction_mode: InstructionMode = "original"
 
 

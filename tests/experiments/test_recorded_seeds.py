@@ -4,7 +4,6 @@ import pytest
 from program_fixtures import composed
 
 from experiments.collect import collect_dataset
-from experiments.recorded_look import LOOKS, LookDiffers, require_recorded_look
 from experiments.recorded_seeds import KEY, SeedsWereRecorded, recorded_seeds, require_unseen_scenes
 from experiments.train import open_data, recorded_scenes, train_policy
 
@@ -58,15 +57,6 @@ def test_seeds_count_by_family_and_task(family, task, first_seed, is_refused):
     with pytest.raises(SeedsWereRecorded, match=r"evaluation\.first_seed=21"):
         check(first_seed)
     check(21)
-
-
-def test_a_policy_is_evaluated_on_pictures_of_the_look_that_it_learned_from():
-    provenance = {LOOKS: {"tabletop": ["full"]}}
-    require_recorded_look(provenance, {"family": "tabletop", "render_quality": "full"})
-    require_recorded_look(provenance, {"family": "metaworld", "render_quality": "simplified"})
-    require_recorded_look({}, {"family": "tabletop", "render_quality": "fast"})
-    with pytest.raises(LookDiffers, match=r"drawn with render_quality=full, .*Give env\.render_quality=full"):
-        require_recorded_look(provenance, {"family": "tabletop", "render_quality": "fast"})
 
 
 def test_a_policy_of_unknown_origin_is_evaluated():
