@@ -21,10 +21,12 @@ from envs.evaluation.results import GREATEST_SEED, Evaluation
 from envs.registry import probe_env
 from experiments.collect import save_demonstration
 from experiments.reports.tables import format_table
+from vla.data.demonstrations import BALANCES
 from vla.data.writer import DatasetWriter
 from vla.errors import VLAError
 from vla.registry import Choices, Range, check_attributes
 
+COUNTS_HEADER = ("task", "policy succeeded", "take-overs", "recorded", "expert failed")
 _STREAM = 0xDA66E2  # keeps this randomness apart from the scene, which is drawn from the seed alone
 
 
@@ -43,20 +45,28 @@ class CorrectionSettings:
     after_success: Annotated[int, Range(0, 100), "take-overs in an episode in which it succeeded"] = 1
     after_failure: Annotated[int, Range(0, 100), "and in one in which it failed"] = 3
     shortest_lead: Annotated[int, Range(1, 10**4), "control periods that it acts for before one"] = 4
+    balance: Annotated[
+        str, Choices(*BALANCES), "what has equal shares in training: each round's corrections, ..."
+    ] = "datasets"
     storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "image"
     num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
 
     def __post_init__(self) -> None:
         check_attributes(self, where="corrections")
 
+    def first_seed_of(self, number: int) -> int:
+        """Return the first seed of a round, which counts from 1."""
+        return self.first_seed + (number - 1) * self.episodes_per_task
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrectionCounts:
-    """What came of the take-overs of a task."""
+    """What came of a task's episodes: of the policy, and of the expert's take-overs."""
 
+    episodes: int
+    successes: int  # of the policy
     takeovers: int
     recorded: int
-    frames: int
 
     @property
     def failed(self) -> int:
@@ -119,7 +129,7 @@ def record_corrections(
     planned = Counter(one.task for one in takeovers)
     info = {"env": _shared(configs), "corrected_policy": evaluation.policy_id}
     writer = DatasetWriter(root, robot_spec=probe_env(configs), storage=settings.storage, extra_info=info)
-    recorded, frames = Counter[str](), Counter[str]()
+    recorded = Counter[str]()
     with writer:
         done = {
             (extra["task_name"], extra["seed"], extra["taken_over_at"]) for extra in writer.episode_extras
@@ -136,15 +146,20 @@ def record_corrections(
             for episode in episodes:
                 save_demonstration(writer, episode, {"taken_over_at": episode.taken_over_at})
                 recorded[episode.task] += 1
-                frames[episode.task] += len(episode.states)
                 bar.update()
     if not recorded:
         raise NothingToCorrect(
             f"{len(takeovers)} take-overs in {len(evaluation.rows)} episodes led to no demonstration"
             + ("; raise corrections.after_success or after_failure" if not takeovers else "")
         )
+    results = evaluation.tasks
     return {
-        task: CorrectionCounts(takeovers=planned[task], recorded=recorded[task], frames=frames[task])
+        task: CorrectionCounts(
+            episodes=results[task].episodes,
+            successes=results[task].successes,
+            takeovers=planned[task],
+            recorded=recorded[task],
+        )
         for task in configs
     }
 
@@ -158,18 +173,14 @@ def _shared(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in next(iter(configs.values())).items() if key != "task"}
 
 
-def table(counts: Mapping[str, CorrectionCounts], evaluation: Evaluation) -> str:
-    """Return success before, take-overs and what the expert made of them, by task."""
-    rows: list[Sequence[str]] = []
-    for task, one in counts.items():
-        result = evaluation.tasks[task]
-        rows.append(
-            [
-                task,
-                f"{result.successes}/{result.episodes}",
-                str(one.takeovers),
-                str(one.recorded),
-                str(one.failed),
-            ]
-        )
-    return format_table(["task", "policy succeeded", "take-overs", "recorded", "expert failed"], rows)
+def count_rows(counts: Mapping[str, CorrectionCounts]) -> list[list[str]]:
+    """Return a row for each task under `COUNTS_HEADER`."""
+    return [
+        [task, f"{one.successes}/{one.episodes}", str(one.takeovers), str(one.recorded), str(one.failed)]
+        for task, one in counts.items()
+    ]
+
+
+def counts_table(counts: Mapping[str, CorrectionCounts]) -> str:
+    """Return the rows as a table for the terminal."""
+    return format_table(COUNTS_HEADER, count_rows(counts))

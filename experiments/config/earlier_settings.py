@@ -21,6 +21,7 @@ from experiments.config.from_run import KEY, read_run
 from experiments.config.overrides import leaves, overrides
 from experiments.config.plugins import GROUPS
 from experiments.config.robot import ROBOTS
+from experiments.config.run_record import RECORD
 from experiments.config.schema import ROOTS
 from experiments.config.trained_setting import TrainedSetting, read_provenance, require_family, setting_in
 from vla.registry import Registry, SettingError, absolute_path, settings_of
@@ -30,6 +31,8 @@ POLICIES = {  # programs that make environments for a policy, and their key that
     "control": "bundle",
     "delay_table": "bundle",
 }
+
+GO_ON = {"improve": "path"}  # programs that continue the training of a policy, with the settings of its run
 
 
 def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
@@ -45,7 +48,7 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
         HydraException, OmegaConfBaseException: a key or a choice does not exist.
     """
     typed = CommandLine(words=arguments, program=program)
-    runs = [] if typed.asks_for_help else typed.values(KEY)
+    runs = [] if typed.asks_for_help else typed.values(KEY) or _run_that_goes_on(typed)
     is_asked = bool(runs) and runs != [None]
     if typed.asks_for_help or not (is_asked or program in POLICIES):
         return list(arguments)
@@ -65,6 +68,17 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
     if program in POLICIES:
         first = [*lay_under(typed, _of_policy(typed)), *first]
     return [*first, *arguments]
+
+
+def _run_that_goes_on(typed: CommandLine) -> list[str]:
+    """Return the directory of the run that trained the policy which a program trains further.
+
+    None where that run left no record: then the settings are those of the configuration.
+    """
+    paths = typed.values(GO_ON[typed.program]) if typed.program in GO_ON else []
+    places = [Path(absolute_path(str(one))) for one in paths if one is not None]
+    found = [one for place in places for one in (place, *place.parents[:3]) if (one / RECORD).is_dir()]
+    return [str(one) for one in found[:1]]
 
 
 def lay_under(typed: CommandLine, wanted: Mapping[str, Any]) -> list[str]:

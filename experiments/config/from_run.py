@@ -26,6 +26,7 @@ MEANS_ITS_OWN = {  # keys of a program that mean something else in others
     "convert": ("dataset",),
     "export": ("bundle",),
     "control": ("seed",),
+    "improve": ("evaluation", "rollouts", "metric", "init_from", "init_statistics"),
 }
 _OUT_DIR = "${out_dir}"
 

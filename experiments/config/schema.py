@@ -384,6 +384,7 @@ ROOTS: Registry[Program] = Registry(
         "sweep_table": f"{__name__}:SweepTableRun",
         "serve": "experiments.config.serving:ServeRun",
         "quickstart": f"{__name__}:QuickstartRun",
+        "improve": "experiments.config.improving:ImproveRun",
         "benchmark": f"{__name__}:BenchmarkRun",
         "control": f"{__name__}:ControlRun",
         "delay_table": f"{__name__}:DelayTableRun",
