@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from envs.base import ManipulationEnv
 from envs.disturbance import Disturbance
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
 from vla.spec import RobotSpec
@@ -42,11 +43,15 @@ class DemonstrationEpisode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TakeOver:
-    """Where an expert takes over from a policy: after actions that were executed from a seed."""
+    """Where an expert takes over from a policy: after actions that were executed from a seed.
+
+    With `own` it is no expert who finishes: these actions, which the policy executed next, are recorded.
+    """
 
     task: str
     seed: int
-    lead: Float32[np.ndarray, "time action"]
+    lead: Float32[np.ndarray, "led action"]
+    own: Float32[np.ndarray, "left action"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +61,8 @@ class _Demonstrate(Job):
     seed: int
     disturbance: Disturbance
     extra_steps: int
-    lead: Float32[np.ndarray, "time action"] | None = None  # what is executed before the expert begins
+    lead: Float32[np.ndarray, "led action"] | None = None  # what is executed before the expert begins
+    own: Float32[np.ndarray, "left action"] | None = None  # what is executed and recorded in its place
 
     def describe(self) -> str:
         return f"demonstration of task {self.task}, seed {self.seed}"
@@ -65,29 +71,25 @@ class _Demonstrate(Job):
         """Return the demonstration, or nothing when the expert failed."""
         env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment per task
         env.start_episode(seed=self.seed)
-        for action in () if self.lead is None else self.lead:
-            if env.advance(action).success:
-                raise RuntimeError(
-                    f"{self.describe()}: the actions that led to the take-over reach the goal when they are "
-                    "executed again; the environment has changed since, so record them anew"
-                )
+        self._follow_lead(env)
         spec = env.robot_spec
         disturbances = self.disturbance.of_episode(spec, seed=self.seed)
         noisy = disturbances is not None
         images: dict[str, list[np.ndarray]] = {name: [] for name in spec.camera_names}
         states, actions = [], []
-        success, steps_left = False, env.max_steps
+        success, steps_left = False, env.max_steps if self.own is None else len(self.own)
         while steps_left > 0:
             for name in spec.camera_names:
                 images[name].append(env.render_camera(name))
             states.append(env.read_state())
-            clean = np.clip(env.expert_action(), spec.action_low, spec.action_high)
+            meant = env.expert_action() if self.own is None else self.own[len(actions)]
+            clean = np.clip(meant, spec.action_low, spec.action_high)
             actions.append(clean)
             executed = clean if disturbances is None else clean + next(disturbances)
             outcome = env.advance(np.clip(executed, spec.action_low, spec.action_high))
             steps_left -= 1
             if outcome.success and not success:
-                success, steps_left = True, self.extra_steps
+                success, steps_left = True, self.extra_steps if self.own is None else 0
                 disturbances = None
         if not success:
             return None
@@ -103,6 +105,14 @@ class _Demonstrate(Job):
             noisy=noisy,
             taken_over_at=0 if self.lead is None else len(self.lead),
         )
+
+    def _follow_lead(self, env: ManipulationEnv) -> None:
+        for action in () if self.lead is None else self.lead:
+            if env.advance(action).success:
+                raise RuntimeError(
+                    f"{self.describe()}: the actions that led to the take-over reach the goal when they are "
+                    "executed again; the environment has changed since, so record them anew"
+                )
 
 
 def collect_episodes(
@@ -179,6 +189,7 @@ def collect_takeovers(
             disturbance=Disturbance(),
             extra_steps=extra_steps,
             lead=one.lead,
+            own=one.own,
         )
         for one in takeovers
     ]

@@ -4,11 +4,15 @@ The policy acts in scenes of its own. Each episode is then executed again up to 
 expert takes over, and what the expert does from there is recorded (DAgger, arXiv:1011.0686, in the form of
 HG-DAgger, arXiv:1810.02890: whole stretches by the expert). Where the policy failed it is interrupted several
 times, else once. An expert that does not reach the goal from there is counted and leaves nothing behind.
+
+Where there is no expert, the episodes in which the policy succeeded are demonstrations themselves
+(`teacher=itself`).
 """
 
 import itertools
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +30,7 @@ from vla.data.writer import DatasetWriter
 from vla.errors import VLAError
 from vla.registry import Choices, Range, check_attributes
 
+TEACHERS = ("expert", "itself")
 COUNTS_HEADER = ("task", "policy succeeded", "take-overs", "recorded", "expert failed")
 _STREAM = 0xDA66E2  # keeps this randomness apart from the scene, which is drawn from the seed alone
 
@@ -42,6 +47,11 @@ class CorrectionSettings:
     first_seed: Annotated[
         int, Range(0, GREATEST_SEED), "of the first round; later ones go on where it ended"
     ] = 300_000
+    teacher: Annotated[
+        str,
+        Choices(*TEACHERS),
+        "who finishes; itself: nobody takes over, its successes are recorded",
+    ] = "expert"
     after_success: Annotated[int, Range(0, 100), "take-overs in an episode in which it succeeded"] = 1
     after_failure: Annotated[int, Range(0, 100), "and in one in which it failed"] = 3
     shortest_lead: Annotated[int, Range(1, 10**4), "control periods that it acts for before one"] = 4
@@ -88,14 +98,18 @@ def plan_takeovers(evaluation: Evaluation, settings: CorrectionSettings) -> list
         FileNotFoundError: the actions of an episode are gone.
     """
     takeovers = []
-    for index, row in enumerate(evaluation.rows):
+    for row in evaluation.rows:
         path = evaluation.run_dir / "actions" / f"{row.task}-{row.seed}.npy"
         actions = np.load(path, allow_pickle=False)
+        if settings.teacher == "itself":
+            if row.success:
+                takeovers.append(TakeOver(task=row.task, seed=row.seed, lead=actions[:0], own=actions))
+            continue
         count = settings.after_success if row.success else settings.after_failure
         end = len(actions) - (1 if row.success else 0)  # the last action of all may be the one that succeeds
         if count == 0 or end <= settings.shortest_lead:
             continue
-        rng = np.random.default_rng([_STREAM, row.seed, index])
+        rng = np.random.default_rng([_STREAM, row.seed, zlib.crc32(row.task.encode())])
         edges = np.linspace(settings.shortest_lead, end, count + 1)
         leads = {int(rng.integers(int(low), max(int(low) + 1, int(high)))) for low, high in _pairs(edges)}
         takeovers += [TakeOver(task=row.task, seed=row.seed, lead=actions[:lead]) for lead in sorted(leads)]
