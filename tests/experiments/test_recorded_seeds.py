@@ -5,7 +5,13 @@ from program_fixtures import composed
 
 from experiments.collect import collect_dataset
 from experiments.recorded_look import LOOKS, LookDiffers, require_recorded_look
-from experiments.recorded_seeds import KEY, SeedsWereRecorded, recorded_seeds, require_unseen_scenes
+from experiments.recorded_seeds import (
+    KEY,
+    SeedsWereRecorded,
+    recorded_seeds,
+    require_unseen_scenes,
+    with_seeds_of,
+)
 from experiments.train import open_data, recorded_scenes, train_policy
 
 
@@ -33,6 +39,13 @@ def test_training_is_refused_when_its_evaluation_would_be_on_recorded_scenes(run
     assert (first, list(seeds), list(seeds["tabletop"])) == (700000, ["tabletop"], ["reach"])
     with pytest.raises(SeedsWereRecorded, match=rf"'reach' with seeds from 700000 to 700000.*={last + 1} or"):
         train_policy(run, tmp_path / "run")
+
+
+def test_scenes_of_what_training_began_with_count_as_seen():
+    before = {KEY: {"tabletop": {"lift": [[0, 2], [9, 9]]}}}
+    merged = with_seeds_of(before, [("tabletop", "lift", 3), ("metaworld", "reach-v3", 7)])
+    assert merged == {KEY: {"tabletop": {"lift": [[0, 3], [9, 9]]}, "metaworld": {"reach-v3": [[7, 7]]}}}
+    assert with_seeds_of(merged, [("tabletop", "lift", 3)]) == merged
 
 
 @pytest.mark.parametrize(
