@@ -108,12 +108,11 @@ class Trainer:
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
-        self.provenance, self.source_settings = dict(provenance), train.to_json()
+        self.provenance, self.source_settings, self.start = dict(provenance), train.to_json(), start
         self.device = local_device(settings.device)
         self.ranks = join_ranks(self.device)
         self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
         self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
-        self.start = start
         scales = begin(model, processor, settings, start=start, report=self._say)
         model.to(self.device)
         keep_freed_memory()
@@ -138,10 +137,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.validated_step: int | None = None  # at which `metrics` were measured
         self.best = BestSoFar(
-            settings,
-            roll_out=roll_out,
-            num_steps=self.num_steps,
-            samples_per_step=self.samples_per_step,
+            settings, roll_out=roll_out, num_steps=self.num_steps, samples_per_step=self.samples_per_step
         )
         self._resume()
         self.log = (
