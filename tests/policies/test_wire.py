@@ -155,6 +155,7 @@ def test_what_msgpack_reads_alike_is_read_alike():
         (packed(array_map(shape=[4096, 4096])), "elements"),
         (packed(array_map(shape=[65536] * 4)), "elements"),  # 2^64: nothing, to who counts in 64 bits
         (packed(array_map(shape=[3])), "shape"),
+        (packed(array_map(shape=[1])), "shape"),
         (packed(array_map(shape=[2.0])), "shape"),
         (packed(array_map(shape=[True, 2])), "shape"),
         (packed(array_map(shape=[1, 1, 1, 1, 1, 2])), "shape"),
