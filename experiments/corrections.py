@@ -148,7 +148,7 @@ def record_corrections(
         done = {
             (extra["task_name"], extra["seed"], extra["taken_over_at"]) for extra in writer.episode_extras
         }
-        recorded.update(task for task, _, _ in done)
+        recorded.update(str(task) for task, _, _ in done)
         missing = [one for one in takeovers if (one.task, one.seed, len(one.lead)) not in done]
         with tqdm(total=len(missing), desc="correcting", unit="episode") as bar:
             episodes = collect_takeovers(

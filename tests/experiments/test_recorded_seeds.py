@@ -4,8 +4,15 @@ import pytest
 from program_fixtures import composed
 
 from experiments.collect import collect_dataset
-from experiments.recorded_seeds import KEY, SeedsWereRecorded, recorded_seeds, require_unseen_scenes
+from experiments.recorded_seeds import (
+    KEY,
+    SeedsWereRecorded,
+    recorded_seeds,
+    require_unseen_scenes,
+    with_seeds_of,
+)
 from experiments.train import open_data, recorded_scenes, train_policy
+from vla.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +39,42 @@ def test_training_is_refused_when_its_evaluation_would_be_on_recorded_scenes(run
     assert (first, list(seeds), list(seeds["tabletop"])) == (700000, ["tabletop"], ["reach"])
     with pytest.raises(SeedsWereRecorded, match=rf"'reach' with seeds from 700000 to 700000.*={last + 1} or"):
         train_policy(run, tmp_path / "run")
+
+
+def test_scenes_of_what_training_began_with_count_as_seen():
+    before = {KEY: {"tabletop": {"lift": [[0, 2], [9, 9]]}}}
+    merged = with_seeds_of(before, [("tabletop", "lift", 3), ("metaworld", "reach-v3", 7)])
+    assert merged == {KEY: {"tabletop": {"lift": [[0, 3], [9, 9]]}, "metaworld": {"reach-v3": [[7, 7]]}}}
+    assert with_seeds_of(merged, [("tabletop", "lift", 3)]) == merged
+
+
+@pytest.mark.timeout(300)
+def test_what_a_run_begins_with_is_in_its_record_with_all_that_it_was_trained_on(run, tmp_path):
+    tiny = (
+        "tasks=[reach]",
+        f"dataset={run.dataset}",
+        f"data.cache_dir={run.data['cache_dir']}",
+        "data.validation_share=0.4",
+        "model.backbone.width=32",
+        "model.backbone.depth=2",
+        "model.backbone.stem_channels=[8,16]",
+        "trainer.num_samples=8",
+        "trainer.batch_size=8",
+        "trainer.num_threads=1",
+        "evaluation.instruction_modes=[]",
+    )
+    first = train_policy(composed("train", *tiny), tmp_path / "first")
+    begun = composed(
+        "train", *tiny, f"init_from={tmp_path / 'first'}", "data.split_seed=3", "init_statistics=checkpoint"
+    )
+    second = train_policy(begun, tmp_path / "second")
+    old, new = (load_checkpoint(one.checkpoint) for one in (first, second))
+    assert new.provenance["init_from"]["checkpoint_id"] == old.checkpoint_id
+    assert new.processor_json["inputs"]["state"] == old.processor_json["inputs"]["state"]
+    assert set(old.provenance["episodes"]["trained"]) <= set(new.provenance["episodes"]["trained"])
+    assert set(new.provenance["episodes"]["held_out"]).isdisjoint(old.provenance["episodes"]["trained"])
+    assert new.provenance[KEY] == old.provenance[KEY]
+    assert train_policy(begun, tmp_path / "second").step == second.step  # resumed: its own statistics
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ class SceneBackbone(Backbone):
         num_ids = self.token_embedding.num_embeddings - self._action_offset
         ids = names["ids"][:num_ids]
         context = (
-            *(("state", *label) for label in feature_labels(names["state"])),
-            *(("keypoint", *label) for label in images.keypoint_labels(names)),
+            *(("state", label) for label in feature_labels(names["state"])),
+            *(("keypoint", label) for label in images.keypoint_labels(names)),
             *(("instruction", number) for number in range(self.width)),
         )
         labels: dict[str, tuple[Sequence[Hashable] | None, ...]] = {

@@ -45,10 +45,11 @@ def _matching(pattern: str, names: Sequence[str], *, key: str) -> list[str]:
     matching = [name for name in names if fnmatchcase(name, pattern)]
     if not matching:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-        groups = sorted({".".join(name.split(".")[:2]) for name in names})
+        heads = {name: ".".join(name.split(".")[:2]) for name in names}
+        groups = sorted({name if name == head else f"{head}.*" for name, head in heads.items()})
         raise SettingError(
             f"{key}: no parameter matches {pattern!r}; the nearest are {', '.join(near)}, and the parts are "
-            + ", ".join(f"{group}.*" for group in groups)
+            + ", ".join(groups)
         )
     return matching
 

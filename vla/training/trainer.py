@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from vla.data.sampler import EpochSampler
 from vla.data.source import Source
-from vla.interface import Observation
 from vla.model.attention import fuse_attention
 from vla.model.checkpoint import (
     best_directory,
@@ -77,11 +76,10 @@ from vla.training.settings import (
 )
 from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
-from vla.training.validation import validate, validation_batches
+from vla.training.validation import golden_moments, validate, validation_batches
 from vla.training.warm_start import Start, begin
 
 _STEPS_BEFORE_FORECAST = 20
-NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
 
 
 class Trainer:
@@ -110,12 +108,11 @@ class Trainer:
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
-        self.provenance, self.source_settings = dict(provenance), train.to_json()
+        self.provenance, self.source_settings, self.start = dict(provenance), train.to_json(), start
         self.device = local_device(settings.device)
         self.ranks = join_ranks(self.device)
         self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
         self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
-        self.start = start
         scales = begin(model, processor, settings, start=start, report=self._say)
         model.to(self.device)
         keep_freed_memory()
@@ -123,13 +120,7 @@ class Trainer:
             settle_checkpoints(run_dir, report=self._say)
         wait_for_ranks(self.ranks)
         resumed = self._newest_state()
-        rates = self._product_rates()
-        self.precision, why = choose_precision(
-            settings.precision, rates=rates, begun_with=resumed.get("precision")
-        )
-        use_compile, compile_why = choose_compile(settings.compile, self.device)
-        size, attention = model.num_parameters() / 1e6, fuse_attention(model, self.device)
-        self._say(f"{size:.2f} M parameters on {self.device}; {why}; {compile_why}; {attention}")
+        self.precision, use_compile = self._choose_arithmetic(resumed)
         self.threads = self._thread_chooser(resumed, use_compile=use_compile)
         self.train_step = self._make_step(use_compile=use_compile)
         self.optimizers = make_optimizers(
@@ -146,10 +137,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.validated_step: int | None = None  # at which `metrics` were measured
         self.best = BestSoFar(
-            settings,
-            roll_out=roll_out,
-            num_steps=self.num_steps,
-            samples_per_step=self.samples_per_step,
+            settings, roll_out=roll_out, num_steps=self.num_steps, samples_per_step=self.samples_per_step
         )
         self._resume()
         self.log = (
@@ -163,6 +151,17 @@ class Trainer:
         self._step_s: list[float] = []  # of the steps since the last log
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
         self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
+
+    def _choose_arithmetic(self, resumed: Mapping[str, Any]) -> tuple[torch.dtype, bool]:
+        """Return the type of matrix products and whether to compile, and print why."""
+        settings, begun_with = self.settings, resumed.get("precision")
+        precision, why = choose_precision(
+            settings.precision, rates=self._product_rates(), begun_with=begun_with
+        )
+        use_compile, compile_why = choose_compile(settings.compile, self.device)
+        size, attention = self.model.num_parameters() / 1e6, fuse_attention(self.model, self.device)
+        self._say(f"{size:.2f} M parameters on {self.device}; {why}; {compile_why}; {attention}")
+        return precision, use_compile
 
     def _product_rates(self) -> ProductRates:
         """Return the rates of matrix products here, the same for all ranks, so that all choose alike."""
@@ -588,9 +587,3 @@ class Trainer:
         """Tell the person at the terminal, from the main process only."""
         if self.ranks.is_main:
             tqdm.write(text, file=sys.stderr)
-
-
-def golden_moments(source: Source) -> list[Observation]:
-    """Return moments for a checkpoint to keep, spread evenly over the samples."""
-    count = min(NUM_GOLDEN, source.num_samples)
-    return source.observations(np.linspace(0, source.num_samples - 1, count).astype(np.int64))

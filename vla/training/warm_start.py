@@ -92,7 +92,9 @@ def open_start(run_dir: Path, init_from: str | None) -> Start | None:
     if began is None:
         return None
     return Start(
-        **began,
+        given=began["given"],
+        checkpoint_id=began["checkpoint_id"],
+        step=began["step"],
         processor_json=read_json_object(newest / PROCESSOR_NAME),
         provenance=verify_manifest(newest)["provenance"],
         source=None,
