@@ -1,4 +1,4 @@
-"""Programs start from the setting that a policy was trained in, or from an earlier run; what is typed counts."""
+"""Programs start from the setting of a policy's training, or from an earlier run; what is typed counts."""
 
 import json
 import os
@@ -47,7 +47,7 @@ TABLETOP = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def schemas():
     schema.register()
 
@@ -185,7 +185,7 @@ def recorded(monkeypatch, *drawn, **given):
     infos = {str(i): {"env": env} for i, env in enumerate(drawn)}
     monkeypatch.setattr(recorded_setting_module, "read_extra_info", lambda path: infos[str(path)])
     settings = {"tasks": ["push", "reach"], "cameras": ["wrist"], "env": TABLETOP}
-    return recorded_setting(infos, recording_same_color_share=None, **settings | given)
+    return recorded_setting(infos, **settings | {"recording_same_color_share": None} | given)
 
 
 def test_the_setting_is_that_of_the_recording(monkeypatch):
@@ -215,7 +215,7 @@ def test_a_run_starts_with_the_settings_of_an_earlier_one(tmp_path, capsys):
         *("codec=quantile", "~processor.inputs.state", "env.level=none", "tasks=[lift]"),
         *(f"from_run={record}", "trainer.batch_size=9"),
     ]
-    assert capsys.readouterr().out.startswith(f"settings of {record} (train): dataset, ")
+    assert capsys.readouterr().out.startswith(f"settings of {record} (train): env, tasks, ")
     run = composed("train", *laid)
     assert (run.tasks, run.codec["kind"], run.trainer.batch_size) == (["lift"], "quantile", 9)
     assert set(run.processor.inputs) == {"images", "text"}
@@ -287,8 +287,8 @@ def test_an_earlier_run_comes_before_the_setting_of_a_policy(tmp_path):
         ),
         (
             lambda path: write_record(path, "train", "codec.kind=mu", "plugins=[lab]"),
-            "has codec.kind=mu, which is unknown here; there are uniform, quantile, fast, continuous; that run "
-            "had plugins=[lab], pass them",
+            "has codec.kind=mu, which is unknown here; there are uniform, quantile, continuous, "
+            "fast; that run had plugins=[lab], pass them",
         ),
         (
             lambda path: (write_record(path, "train") / ".hydra" / "config.yaml").write_text("{"),
