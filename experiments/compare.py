@@ -5,8 +5,8 @@
 
 Each is a directory of `evaluate` (of one instruction mode or of all), of `train`, of `quickstart`, whose
 checkpoint and bundle count, or of a sweep of such runs. Several are compared one by one, in order, or all
-with a single one; without `b`, the first of `a` with the rest. What was taken is printed. Reports how much two
-differ, with an interval, and whether the difference is significant.
+with a single one; without `b`, the first of `a` with the rest. What was taken is printed. Reports how much
+two differ, with an interval, and whether the difference is significant.
 """
 
 import dataclasses
@@ -53,9 +53,8 @@ def evaluation_folders(path: Path, mode: str) -> list[Path]:
         raise FileNotFoundError(
             f"there is no directory {path}; give one of evaluate, train, quickstart or a sweep"
         )
-    modes = sorted(
-        {plan.parent.name for depth in ("*", "*/*", "*/*/*") for plan in path.glob(f"{depth}/{PLAN}")}
-    )
+    plans = [plan for depth in ("*", "*/*", "*/*/*") for plan in path.glob(f"{depth}/{PLAN}")]
+    modes = sorted({plan.parent.name for plan in plans})
     if modes:
         raise FileNotFoundError(
             f"{path} holds no evaluation in the instruction mode {mode!r}; give instruction_mode="

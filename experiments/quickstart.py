@@ -170,9 +170,10 @@ class Quickstart:
     def commands(self) -> list[tuple[str, str]]:
         """Return what a person would type to repeat each stage."""
         typed = cli.typed_command("quickstart")
+        scene = overrides({"tasks": self.run.tasks, "env.level": self.run.env["level"]})
         evaluate = ["python", "-m", "experiments.evaluate"]
-        checkpoint = [*evaluate, *overrides({"path": self.out_dir / "train"})]
-        bundle = [*evaluate, "policy=bundle", *overrides({"path": self.out_dir / "bundle"})]
+        checkpoint = [*evaluate, *overrides({"path": self.out_dir / "train"}), *scene]
+        bundle = [*evaluate, "policy=bundle", *overrides({"path": self.out_dir / "bundle"}), *scene]
         return [
             (typed, "all of this"),
             (shlex.join(checkpoint), "the checkpoint alone"),

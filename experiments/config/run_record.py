@@ -37,9 +37,9 @@ def run_name() -> str:
 def runs_below(path: Path) -> list[Path]:
     """Return the runs right below a directory, as Hydra numbers those of a sweep, then others by name."""
     found = [record.parent for record in path.glob(f"*/{RECORD}")]
-    return sorted(
-        found, key=lambda run: (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run)
-    )
+    numbered = [run for run in found if run.name.isdigit()]
+    others = [run for run in found if not run.name.isdigit()]
+    return sorted(numbered, key=lambda run: int(run.name)) + sorted(others)
 
 
 def register_resolvers() -> None:
