@@ -139,8 +139,9 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
 
 def build_processor(run: schema.TrainRun, train: Source, start: Start | None = None) -> Processor:
     """Fit input encoders and action codec on the training samples, or take their constants from a start."""
+    demonstrations = train.demonstrations()
     processor = Processor.fit(
-        train.demonstrations(),
+        demonstrations,
         codec=run.codec,
         inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
@@ -148,7 +149,12 @@ def build_processor(run: schema.TrainRun, train: Source, start: Start | None = N
     )
     if start is None or run.init_statistics == "data":
         return processor
-    return with_statistics_of(processor, Processor.from_json(start.processor_json), source=Path(start.given))
+    return with_statistics_of(
+        processor,
+        Processor.from_json(start.processor_json),
+        instructions=demonstrations.instructions,
+        source=Path(start.given),
+    )
 
 
 def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:

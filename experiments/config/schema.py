@@ -202,7 +202,9 @@ class TrainRun(CollectRun):
         "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
     ] = None
     init_statistics: Annotated[
-        str, Choices("data", "checkpoint"), "what scales state and action: the data's range, or init_from's"
+        str,
+        Choices("data", "checkpoint"),
+        "scales state and action, and tokens of text: fitted anew, or init_from's",
     ] = "data"
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
     rollouts: Annotated[RolloutSettings, "episodes played meanwhile, see trainer.rollout_every_samples"] = (

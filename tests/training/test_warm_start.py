@@ -21,6 +21,7 @@ from vla.model.vla import VLAModel
 from vla.processing.moments import Demonstrations
 from vla.processing.names import axis_names
 from vla.processing.processor import DEFAULT_INPUTS, Processor
+from vla.processing.text import InstructionTooLong
 from vla.spec import CameraSpec, Channel, RobotSpec, SpecMismatch
 from vla.training.warm_start import (
     names_in_common,
@@ -219,14 +220,17 @@ def test_a_robot_of_another_kind_is_refused_by_name() -> None:
 
 
 def test_statistics_are_taken_over_only_from_the_same_channels() -> None:
-    old, new = fitted(robot(), head="flow", spread=0.5), fitted(robot(), head="flow", horizon=3)
-    both = with_statistics_of(new, old, source=Path("old"))
+    old = fitted(robot(), head="flow", spread=0.5, instructions=["grasp a mug"])
+    new = fitted(robot(), head="flow", horizon=3)
+    both = with_statistics_of(new, old, instructions=["push the thing"], source=Path("old"))
     assert both.to_json()["codec"] == old.to_json()["codec"] != new.to_json()["codec"]
     assert both.to_json()["inputs"]["state"] == old.to_json()["inputs"]["state"]
-    assert both.to_json()["inputs"]["text"] == new.to_json()["inputs"]["text"]
+    assert both.to_json()["inputs"]["text"] == old.to_json()["inputs"]["text"]
+    with pytest.raises(InstructionTooLong):
+        with_statistics_of(new, old, instructions=["a " * 99], source=Path("old"))
     other = fitted(robot(state=("x", "y")), head="flow")
     with pytest.raises(SpecMismatch, match=r"(?s)init_statistics=checkpoint.*state: .*init_statistics=data"):
-        with_statistics_of(other, old, source=Path("old"))
+        with_statistics_of(other, old, instructions=[], source=Path("old"))
 
 
 def test_a_run_that_begins_with_another_one_keeps_what_fits_and_says_so(

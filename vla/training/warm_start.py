@@ -24,9 +24,11 @@ from vla.model.checkpoint import (
 )
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.fast import FastCodec
+from vla.processing.moments import InputEncoder
 from vla.processing.names import axis_names
 from vla.processing.processor import Processor
 from vla.processing.state import StateInput
+from vla.processing.text import TextInput
 from vla.spec import SpecMismatch
 from vla.training.parts import freeze_parameters, learning_rate_scales, parts_table
 from vla.training.settings import TrainerSettings
@@ -181,16 +183,20 @@ def require_same_kind_of_robot(processor: Processor, old: Processor, *, source: 
         )
 
 
-def with_statistics_of(processor: Processor, old: Processor, *, source: Path) -> Processor:
-    """Return a processor that scales state and action as another one does.
+def with_statistics_of(
+    processor: Processor, old: Processor, *, instructions: Sequence[str], source: Path
+) -> Processor:
+    """Return a processor that scales state and action, and cuts text into tokens, as another one does.
 
     Args:
-        processor: fitted to new data; its cameras, words and horizons stay.
+        processor: fitted to new data; its cameras and horizons stay.
         old: whose constants are taken.
+        instructions: of the new data, which must not be too long in the other's tokens.
         source: where they come from, for messages.
 
     Raises:
         SpecMismatch: the channels, or what the codecs make, differ, so that the constants mean nothing here.
+        InstructionTooLong: an instruction has more tokens than the new model has positions for.
     """
     mine, theirs = processor.robot_spec, old.robot_spec
     faults = [
@@ -209,12 +215,18 @@ def with_statistics_of(processor: Processor, old: Processor, *, source: Path) ->
             f"  {listing}\nGive init_statistics=data"
         )
     (normalizer,) = (one.normalizer for one in old.inputs.values() if isinstance(one, StateInput))
+    (tokenizer,) = (one.tokenizer for one in old.inputs.values() if isinstance(one, TextInput))
+    inputs: dict[str, InputEncoder] = {}
+    for name, one in processor.inputs.items():
+        inputs[name] = one
+        if isinstance(one, StateInput):
+            inputs[name] = StateInput(robot_spec=mine, normalizer=normalizer)
+        elif isinstance(one, TextInput):
+            inputs[name] = text = TextInput(tokenizer=tokenizer, max_tokens=one.max_tokens)
+            text.encode_text(instructions)
     return Processor(
         robot_spec=mine,
-        inputs={
-            name: StateInput(robot_spec=mine, normalizer=normalizer) if isinstance(one, StateInput) else one
-            for name, one in processor.inputs.items()
-        },
+        inputs=inputs,
         codec=old.codec,
         frame_offsets=processor.frame_offsets,
         max_committed=processor.max_committed,
