@@ -126,7 +126,7 @@ def check_codec(config: Mapping[str, Any], kinds: list[Chunks]) -> Examination:
 
 
 def _encoded(codec: ActionCodec, actions: Float32[np.ndarray, "chunk time action"]) -> Arrays:
-    return codec.encode(actions, np.ones(actions.shape[:2], bool))
+    return codec.encode(actions.copy(), np.ones(actions.shape[:2], bool))
 
 
 def _round(codec: ActionCodec, actions: Float32[np.ndarray, "chunk time action"]) -> np.ndarray:
@@ -200,11 +200,12 @@ def _unlike(one: Arrays, other: Arrays) -> list[str]:
 
 def _steady(seen: Examination, codec: ActionCodec, chunks: Chunks, what: str) -> bool:
     actions = chunks.tried.copy()
-    first = {name: array.copy() for name, array in _encoded(codec, actions).items()}
+    encoded = codec.encode(actions, np.ones(actions.shape[:2], bool))
+    first = {name: array.copy() for name, array in encoded.items()}
     given = {name: array.copy() for name, array in first.items()}
     decoded = codec.decode(given).copy()
     reasons = [
-        f"encode changes {name!r} from call to call" for name in _unlike(first, _encoded(codec, actions))
+        f"encode changes {name!r} from call to call" for name in _unlike(first, _encoded(codec, chunks.tried))
     ]
     reasons += [f"decode writes into {name!r}" for name in _unlike(first, given)]
     if not np.array_equal(actions, chunks.tried):

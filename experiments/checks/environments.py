@@ -61,11 +61,11 @@ def check_environment(
     first_seed: int,
     progress: Callable[[Sequence[str]], Iterable[str]],
 ) -> Examination:
-    """Play each task and note what is wrong.
+    """Play each task, the first one in a worker process too, and note what is wrong.
 
     Args:
         env_config: what `make_env` takes, the task apart.
-        tasks: to play; the first is also played in a worker process.
+        tasks: to play.
         num_seeds: episodes of each, at least 2.
         first_seed: of the first of them.
         progress: passes the tasks on, with a bar.
@@ -75,16 +75,34 @@ def check_environment(
         NotInstalled: the environment needs a package that is not installed.
     """
     seen, seeds = Examination(), range(first_seed, first_seed + num_seeds)
-    plays: dict[str, list[Played]] = {}
-    for task in progress(tasks):
-        played = _check_task(seen, {**env_config, "task": task}, task, seeds)
-        if played:
-            plays[task] = played
-    _tasks_alike(seen, plays)
+    plays = check_tasks(seen, env_config, progress(tasks), seeds=seeds)
     if plays:
         task = next(iter(plays))
         _in_a_worker(seen, {**env_config, "task": task}, task, plays[task][0])
     return seen
+
+
+def check_tasks(
+    seen: Examination, env_config: Mapping[str, Any], tasks: Iterable[str], *, seeds: Sequence[int]
+) -> dict[str, list[Played]]:
+    """Play each task in this process and note what is wrong; return the expert's episodes of those that run.
+
+    Args:
+        seen: where it is noted.
+        env_config: what `make_env` takes, the task apart.
+        tasks: to play.
+        seeds: of the episodes, at least two.
+
+    Raises:
+        NoOpenGL, NotInstalled: as `check_environment`.
+    """
+    plays: dict[str, list[Played]] = {}
+    for task in tasks:
+        played = _check_task(seen, {**env_config, "task": task}, task, seeds)
+        if played:
+            plays[task] = played
+    _tasks_alike(seen, plays)
+    return plays
 
 
 def _check_task(
