@@ -86,8 +86,8 @@ def test_the_front_page_is_short_and_begins_with_code():
 
 @pytest.fixture
 def robot_file(tmp_path, monkeypatch):
-    """The robot file that a page shows, where its commands look for it."""
-    (text,) = [block for text in PAGES.values() for block in blocks(text, "yaml")]
+    """The robot file that the page of the programs shows, where commands look for it."""
+    (text,) = blocks(PAGES["experiments/README.md"], "yaml")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "outputs/so101/robot.yaml"
     path.parent.mkdir(parents=True)

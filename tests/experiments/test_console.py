@@ -1,4 +1,4 @@
-"""The completion of the command `vla` in zsh; that in bash is tried with the installed wheel, test_wheel.py."""
+"""The completion of the command `vla` in zsh; that in bash is tried with the wheel, in test_wheel.py."""
 
 import os
 import shutil

@@ -99,6 +99,11 @@ class VLAModel(nn.Module):
             }
         )
         unread = sorted(set(specs.inputs) - {*self.backbone.reads, *self.head.reads})
+        if unread and set(unread) <= {"committed", "num_committed"}:
+            raise ValueError(
+                f"model.head={config.head['kind']} does not read committed actions; give "
+                "processor.max_committed=0, or another model/head"
+            )
         if unread:
             raise ValueError(
                 f"the processor makes the inputs {unread}, which no part of the model reads; add an embedder "
