@@ -134,7 +134,7 @@ def test_make_has_the_targets_that_are_named():
 
 def test_the_recording_snippet_makes_a_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = [block for _, block in snippets() if "with DatasetWriter" in block]
+    (snippet,) = [one for one in blocks(PAGES["vla/README.md"], "python") if "with DatasetWriter" in one]
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     dataset = Dataset(tmp_path / "outputs/datasets/my_arm")
     assert dataset.num_episodes == 3
