@@ -182,7 +182,7 @@ class Whole:
         (Backwards, "command_ignored", "0.1 of -0.1 m measured"),
         (OneChannel, "command_ignored", "0 of -0.1 m measured"),
         (SameArray, "reading_reused", "top: the array of the first reading"),
-        (SlowStop, "stop_slow", "it took 0.60 s"),
+        (SlowStop, "stop_slow", "it took 0."),
         (HangingStop, "stop_slow", "it took more than 2 s"),
         (StopRaises, "robot_raises", "OSError: the bus is busy"),
         (OtherSize, "robot_observes", "0 of 11 are whole"),
