@@ -176,7 +176,9 @@ class VLAModel(nn.Module):
 
     def sample(self, inputs: Tensors) -> dict[str, Tensor]:
         """Return what the codec decodes, for inputs and noise."""
-        return self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        outputs = self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        half = (torch.bfloat16, torch.float16)  # what autocast leaves; NumPy and codecs know float32
+        return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
 
     def margins(self, inputs: Tensors, outputs: Tensors) -> Float[Tensor, " batch"]:
         """Return by how much the closest choice of each answer was won, in logits."""
