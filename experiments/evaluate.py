@@ -236,7 +236,10 @@ def main(config: DictConfig) -> float | None:
     )
     if run.policy == "bundle":
         if "torch" in sys.modules:
-            raise TorchImported("something imported torch; a bundle must not need it")
+            raise TorchImported(
+                "something imported torch; a bundle must not need it. Leave out plug-ins that import torch, "
+                "such as heads, which a bundle has in its graph, or name their parts in a file that does not"
+            )
         print("torch was not imported")
     print(f"report: {run_dir / 'report.html'}")
     return objective(run.metric, success_rates(results))

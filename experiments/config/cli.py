@@ -29,11 +29,11 @@ import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
 from experiments.config.earlier_settings import with_earlier_settings
 from experiments.config.overrides import as_value
-from experiments.config.plugins import CONF, load_plugins, plugins_in
+from experiments.config.plugins import CONF, GROUPS, PLUGIN_HINT, load_plugins, plugins_in
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
-from vla.registry import FilePath, SettingError, did_you_mean, settings_of, shown
+from vla.registry import FilePath, SettingError, UnknownPart, did_you_mean, settings_of, shown
 from vla.spec import is_utf8
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments", "__main__")  # __main__: the program that runs
@@ -359,7 +359,7 @@ def explain_setting_error(error: SettingError) -> str:
     unknown = _UNKNOWN_SETTING.search(str(error))
     if unknown and unknown[2] in RENAMED:
         return f"unknown key {unknown[1]!r}; it is now {RENAMED[unknown[2]]}"
-    return str(error)
+    return f"{error}; {PLUGIN_HINT}" if isinstance(error, UnknownPart) else str(error)
 
 
 def explain_config_error(error: BaseException, *, program: type | None = None) -> str:
@@ -391,7 +391,8 @@ def explain_config_error(error: BaseException, *, program: type | None = None) -
         return f"{no_value[1]} has no value; give {no_value[1]}=<value>"
     if option:
         folder, _, name = option[1].rpartition("/")
-        return f"{folder} is {name!r}; {did_you_mean(name, option[2].split())}"
+        hint = f"; {PLUGIN_HINT}" if folder in GROUPS else ""
+        return f"{folder} is {name!r}; {did_you_mean(name, option[2].split())}{hint}"
     return _explain_value(error) or text
 
 

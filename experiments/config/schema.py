@@ -27,7 +27,16 @@ from vla.data.registry import SOURCES
 from vla.errors import did_you_mean
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
-from vla.registry import Choices, FilePath, Range, Registry, SettingError, check_settings
+from vla.registry import (
+    REQUIRED,
+    Choices,
+    FilePath,
+    Range,
+    Registry,
+    SettingError,
+    check_settings,
+    settings_of,
+)
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -160,6 +169,16 @@ class TaskProgram(Program):
     """A program that makes environments."""
 
     env: Annotated[dict[str, Any], ENVIRONMENTS, "the environment, the task apart"]
+    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class SceneProgram(Program):
+    """A program that may make an environment."""
+
+    env: Annotated[dict[str, Any], ENVIRONMENTS, "the scene a robot stands in; empty for none"] = field(
+        default_factory=dict
+    )
     tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
 
 
@@ -306,13 +325,9 @@ class RobotProgram(Program):
 
 
 @dataclass(kw_only=True)
-class ControlRun(RobotProgram):
+class ControlRun(RobotProgram, SceneProgram):
     """`python -m experiments.control`."""
 
-    env: Annotated[dict[str, Any], ENVIRONMENTS, "the scene a robot stands in; empty for none"] = field(
-        default_factory=dict
-    )
-    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
     bundle: Annotated[str | None, FilePath(), "either a bundle, run in this process,"] = None
     server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
@@ -426,10 +441,14 @@ def checked(values: dict[str, Any], program: type[Run]) -> Run:
     Raises:
         SettingError: a key is unknown or missing, or a value is not allowed; one line names the key.
     """
-    if program is ControlRun and not values["env"]:  # a robot that stands in no scene
-        values = {key: value for key, value in values.items() if key != "env"}
+    optional = {
+        setting.name
+        for setting in settings_of(program)
+        if isinstance(setting.constraint, Registry) and setting.default is not REQUIRED
+    }
+    values = {key: value for key, value in values.items() if value or key not in optional}  # not chosen
     run = program(**check_settings(program, values))
-    if isinstance(run, TaskProgram | ControlRun) and run.env:
+    if isinstance(run, TaskProgram | SceneProgram) and run.env:
         return dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
     return run
 

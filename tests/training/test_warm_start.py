@@ -222,7 +222,7 @@ def test_a_robot_of_another_kind_is_refused_by_name() -> None:
 def test_statistics_are_taken_over_only_from_the_same_channels() -> None:
     old = fitted(robot(), head="flow", spread=0.5, instructions=["grasp a mug"])
     new = fitted(robot(), head="flow", horizon=3)
-    both = with_statistics_of(new, old, instructions=["push the thing"], source=Path("old"))
+    both = with_statistics_of(new, old, instructions=["a mug"], source=Path("old"))
     assert both.to_json()["codec"] == old.to_json()["codec"] != new.to_json()["codec"]
     assert both.to_json()["inputs"]["state"] == old.to_json()["inputs"]["state"]
     assert both.to_json()["inputs"]["text"] == old.to_json()["inputs"]["text"]

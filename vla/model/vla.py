@@ -99,6 +99,11 @@ class VLAModel(nn.Module):
             }
         )
         unread = sorted(set(specs.inputs) - {*self.backbone.reads, *self.head.reads})
+        if unread and set(unread) <= {"committed", "num_committed"}:
+            raise ValueError(
+                f"model.head={config.head['kind']} does not read committed actions; give "
+                "processor.max_committed=0, or another model/head"
+            )
         if unread:
             raise ValueError(
                 f"the processor makes the inputs {unread}, which no part of the model reads; add an embedder "
@@ -181,7 +186,9 @@ class VLAModel(nn.Module):
 
     def sample(self, inputs: Tensors) -> dict[str, Tensor]:
         """Return what the codec decodes, for inputs and noise."""
-        return self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        outputs = self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        half = (torch.bfloat16, torch.float16)  # what autocast leaves; NumPy and codecs know float32
+        return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
 
     def margins(self, inputs: Tensors, outputs: Tensors) -> Float[Tensor, " batch"]:
         """Return by how much the closest choice of each answer was won, in logits."""
