@@ -69,18 +69,7 @@ def write_improve_page(
         sections.append(
             Videos(title=f"Episodes {last.name}", evaluation=last.evaluation, note="Failures first.")
         )
-    timings = [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]
-    sections += [
-        Table(title="Time", header=["stage", "minutes"], rows=timings),
-        Text(
-            title="How to read it",
-            paragraphs=[
-                "Take-overs begin where the policy had led the robot: in episodes that it failed several, in "
-                "others one. What the expert did from there is recorded; where it failed itself, nothing is."
-            ],
-        ),
-        *closing_sections([(command, "this page; with more rounds it goes on")]),
-    ]
+    sections += _closing(seconds, command)
     write_report(
         path,
         title=title,
@@ -97,3 +86,16 @@ def write_improve_page(
         ],
         sections=sections,
     )
+
+
+def _closing(seconds: Mapping[str, float], command: str) -> list[Section]:
+    timings = [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]
+    how = (
+        "Take-overs begin where the policy had led the robot: in episodes that it failed several, in others "
+        "one. What the expert did from there is recorded; where it failed itself, nothing is."
+    )
+    return [
+        Table(title="Time", header=["stage", "minutes"], rows=timings),
+        Text(title="How to read it", paragraphs=[how]),
+        *closing_sections([(command, "this page; with more rounds it goes on")]),
+    ]
