@@ -354,11 +354,9 @@ def train_policy(
             sinks=sinks,
             roll_out=rollouts_of(run, processor, seeds=seeds, simulated=simulated),
             start=start,
-            provenance={
-                **provenance(run, train, validation, start),
-                **seeds,
-                **setting(run, train, validation, processor.robot_spec),
-            },
+            provenance=provenance(run, train, validation, start)
+            | seeds
+            | setting(run, train, validation, processor.robot_spec),
         )
         with contextlib.closing(trainer):
             result = trainer.fit()

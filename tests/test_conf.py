@@ -35,6 +35,7 @@ RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 REQUIRED = {  # what a person has to give
     "check": ["dataset=d"],
     "evaluate": ["path=p"],
+    "improve": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
     "sweep_table": ["runs=[a]"],
