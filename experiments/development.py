@@ -11,7 +11,7 @@ from experiments.config.control_setup import evaluation_limits
 from experiments.config.schema import TrainRun
 from experiments.config.simulation import env_configs
 from experiments.recorded_seeds import require_unseen_scenes
-from policies.vla_policy import VLAPolicy
+from policies.vla_policy import VLAPolicy, threads_beside
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.registry import SettingError
@@ -64,7 +64,12 @@ class DevelopmentRollouts:
     def __call__(self, model: VLAModel, *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Return mean success with its 95 % interval, and the success of each task; see `RollOut`."""
         settings, device = self._settings, str(next(model.parameters()).device)
-        policy = VLAPolicy(model=model, processor=self._processor, device=device)
+        policy = VLAPolicy(
+            model=model,
+            processor=self._processor,
+            device=device,
+            num_threads=threads_beside(settings.num_workers),
+        )
         results = run_episodes(
             policy,
             self._requests,

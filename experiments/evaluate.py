@@ -62,13 +62,16 @@ class LoadedPolicy(NamedTuple):
     processor: Processor
 
 
-def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] | None = None) -> LoadedPolicy:
+def load_policy(
+    kind: str, path: Path, *, device: str, num_workers: int, head: Mapping[str, Any] | None = None
+) -> LoadedPolicy:
     """Load a checkpoint (or the newest of a training run) with torch, or a bundle without.
 
     Args:
         kind: "checkpoint" or "bundle".
         path: where it lies.
         device: "auto", "cpu" or "cuda"; what a checkpoint runs on is printed.
+        num_workers: simulating processes beside it; on a CPU it uses the cores that they leave.
         head: of a checkpoint: settings that no weight depends on, in place of those of training.
 
     Raises:
@@ -90,14 +93,19 @@ def load_policy(kind: str, path: Path, *, device: str, head: Mapping[str, Any] |
         bundle = BundlePolicy.load(path)
         return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
     if kind == "checkpoint":
-        from policies.vla_policy import VLAPolicy, load_policy_checkpoint
+        from policies.vla_policy import VLAPolicy, load_policy_checkpoint, threads_beside
         from vla.model.checkpoint import which_checkpoint
         from vla.training.distributed import local_device
 
         loaded = load_policy_checkpoint(path, head=head)
         chosen = str(local_device(device, key="evaluation.device"))
         print(f"evaluating {which_checkpoint(loaded.path)}, on {chosen}")
-        policy = VLAPolicy(model=loaded.model, processor=loaded.processor, device=chosen)
+        policy = VLAPolicy(
+            model=loaded.model,
+            processor=loaded.processor,
+            device=chosen,
+            num_threads=threads_beside(num_workers),
+        )
         return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance, loaded.processor)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
@@ -205,7 +213,13 @@ def main(config: DictConfig) -> float | None:
     require_metric(run.metric, modes=modes, losses=())
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     evaluation_limits(run.evaluation, run.env["family"])  # refused before anything is loaded
-    loaded = load_policy(run.policy, Path(run.path), device=run.evaluation.device, head=run.head)
+    loaded = load_policy(
+        run.policy,
+        Path(run.path),
+        device=run.evaluation.device,
+        num_workers=run.evaluation.num_workers,
+        head=run.head,
+    )
     if run.dataset is not None:
         compare_with_recording(
             loaded,

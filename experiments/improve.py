@@ -70,7 +70,10 @@ class Improvement:
 
     def load(self, number: int) -> LoadedPolicy:
         """Load the policy as it is after a round."""
-        return load_policy("checkpoint", self.policy(number), device=self.run.evaluation.device)
+        settings = self.run.evaluation
+        return load_policy(
+            "checkpoint", self.policy(number), device=settings.device, num_workers=settings.num_workers
+        )
 
     def evaluate(self, number: int) -> None:
         """Measure the policy after a round, and compare it with the round before."""

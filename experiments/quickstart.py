@@ -88,15 +88,17 @@ class Quickstart:
 
     def evaluate(self) -> None:
         """Evaluate the checkpoint on the reporting seeds in every instruction mode."""
-        device = self.run.evaluation.device
-        loaded = load_policy("checkpoint", self.out_dir / "train", device=device)
+        settings = self.run.evaluation
+        loaded = load_policy(
+            "checkpoint", self.out_dir / "train", device=settings.device, num_workers=settings.num_workers
+        )
         results = evaluate_instruction_modes(
             loaded.policy,
             policy_id=loaded.policy_id,
             provenance=loaded.provenance,
             env=self.run.env,
             tasks=self.run.tasks,
-            settings=self.run.evaluation,
+            settings=settings,
             run_dir=self.out_dir / "evaluation",
         )
         print(format_table(*results.values()))

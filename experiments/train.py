@@ -402,7 +402,9 @@ def evaluate_checkpoint(
     results: Mapping[str, Evaluation] = {}
     if not run.evaluation.instruction_modes:
         return results
-    loaded = load_policy("checkpoint", result.checkpoint, device=run.evaluation.device)
+    loaded = load_policy(
+        "checkpoint", result.checkpoint, device=run.evaluation.device, num_workers=run.evaluation.num_workers
+    )
     if is_simulated(run, loaded.policy.robot_spec):
         results = evaluate_instruction_modes(
             loaded.policy,

@@ -1,6 +1,7 @@
 """A torch model and its processor as a `Policy`: devices and tensors."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,25 @@ class VLAPolicy(ModelPolicy):
 
     The model is moved to `device` and put into evaluation mode in place.
 
+    Args:
+        model: what predicts.
+        processor: that it was trained with.
+        device: `cpu`, `cuda` or another of torch's.
+        noise_seed: of what a head draws.
+        num_threads: of torch while the model runs on a CPU; None: as many as torch uses otherwise.
+
     Raises:
         ValueError: the model and the processor were not made for each other, or a weight is not finite.
     """
 
     def __init__(
-        self, *, model: VLAModel, processor: Processor, device: str = "cpu", noise_seed: int = 0
+        self,
+        *,
+        model: VLAModel,
+        processor: Processor,
+        device: str = "cpu",
+        noise_seed: int = 0,
+        num_threads: int | None = None,
     ) -> None:
         _require_fitting(model, processor)
         for name, parameter in model.named_parameters():
@@ -37,6 +51,7 @@ class VLAPolicy(ModelPolicy):
         noise = model.noise_specs(training=False)
         super().__init__(processor=processor, noise=noise, noise_seed=noise_seed)
         self.model, self._device = model.to(device).eval(), torch.device(device)
+        self._num_threads = num_threads
         fuse_attention(model, self._device)
 
     @classmethod
@@ -61,8 +76,30 @@ class VLAPolicy(ModelPolicy):
     def run_model(self, inputs: Arrays) -> Arrays:
         """Run the model on its device."""
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self._num_threads):
             return {name: tensor.cpu().numpy() for name, tensor in self.model.sample(tensors).items()}
+
+
+def threads_beside(num_processes: int) -> int:
+    """Return how many of torch's threads a policy should use beside processes that simulate: those left.
+
+    Threads that wait for one another make an inference several times slower where cores are taken.
+    """
+    return max(1, torch.get_num_threads() - num_processes)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True)
