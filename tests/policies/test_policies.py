@@ -15,7 +15,7 @@ from policy_models import tiny_model
 from policies.attention_map import attention_map
 from policies.conformance import compare_policies
 from policies.exported import BundlePolicy
-from policies.vla_policy import VLAPolicy
+from policies.vla_policy import VLAPolicy, threads_beside
 from vla.interface import DecodeError, Observation, ObservationError, Policy
 from vla.processing.processor import Processor
 from vla.training.checkpoint import save_checkpoint
@@ -51,6 +51,26 @@ def test_one_bundle_answers_several_threads(parallel_export, observations):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(policy.predict, [observations] * 20))
     assert all((answer == expected).all() for answer in answers)
+
+
+def test_it_computes_on_the_threads_that_it_was_given_and_leaves_others_theirs(
+    processor, observations, monkeypatch
+):
+    model, used = tiny_model(processor), []
+    sample = model.sample
+    monkeypatch.setattr(
+        model, "sample", lambda inputs: used.append(torch.get_num_threads()) or sample(inputs)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = VLAPolicy(model=model, processor=processor).predict(observations)
+        answer = VLAPolicy(model=model, processor=processor, num_threads=1).predict(observations)
+        assert (used, torch.get_num_threads()) == ([3, 1], 3)
+        assert [threads_beside(count) for count in (1, 2, 5)] == [2, 1, 1]
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 def without_wrist(observation):
