@@ -151,6 +151,7 @@ def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: CheckRun) -
 def main(config: DictConfig) -> None:
     """Check."""
     run = schema.typed(config, CheckRun)
+    schema.require_inputs(run)
     findings = check_dataset(run, Path(HydraConfig.get().runtime.output_dir))
     if any(one.severity == "error" for one in findings):
         sys.exit(cli.EXIT_FAILED)

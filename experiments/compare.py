@@ -22,8 +22,13 @@ schema.register("compare")
 
 
 def evaluation_folder(path: Path, mode: str) -> Path:
-    """Return `path` if it is an evaluation itself, else its folder for an instruction mode, there or not."""
-    return path if (path / "plan.json").exists() else folder_of_mode(path, mode)
+    """Return `path` if it is an evaluation itself, else its folder for an instruction mode, there or not.
+
+    Of a training run it is that of the evaluation that followed.
+    """
+    if (path / "plan.json").exists():
+        return path
+    return folder_of_mode(path / "evaluation" if (path / "evaluation").exists() else path, mode)
 
 
 def open_evaluation(path: Path, mode: str) -> Evaluation:
@@ -67,6 +72,7 @@ def require_same_scenes(a: Evaluation, b: Evaluation, *, ignore: Sequence[str] =
 def main(config: DictConfig) -> None:
     """Compare."""
     run = schema.typed(config, schema.CompareRun)
+    schema.require_inputs(run)
     a = open_evaluation(Path(run.a), run.instruction_mode)
     b = open_evaluation(Path(run.b), run.instruction_mode)
     require_same_scenes(a, b)

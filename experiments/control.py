@@ -263,6 +263,7 @@ def report(
 def main(config: DictConfig) -> None:
     """Drive the robot and report."""
     run = schema.typed(config, ControlRun)
+    schema.require_inputs(run)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if run.replay is not None:
         if not run.robot.is_simulated:

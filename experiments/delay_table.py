@@ -151,6 +151,7 @@ def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], b
 def main(config: DictConfig) -> None:
     """Run the episodes and print the table."""
     run = schema.typed(config, DelayTableRun)
+    schema.require_inputs(run)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if not isinstance(run.robot, SimulatedRobot):
         raise ValueError("only robot=sim can run in simulated time")

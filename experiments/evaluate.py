@@ -199,6 +199,7 @@ def compare_with_recording(
 def main(config: DictConfig) -> float | None:
     """Evaluate, and return what `metric` names."""
     run = schema.typed(config, schema.EvaluateRun)
+    schema.require_inputs(run)
     modes = [] if run.dataset is not None else run.evaluation.instruction_modes
     require_metric(run.metric, modes=modes, losses=())
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from experiments.config.found import DATASET
 from experiments.config.schema import Program
 from vla.data.quality.examine import ExamineSettings
 from vla.data.quality.mend import MendSettings
@@ -14,7 +15,7 @@ from vla.spec import ACTION_CONVENTIONS, GRIPPER_SIGNS
 class CheckRun(Program):
     """`python -m experiments.check`."""
 
-    dataset: Annotated[str, FilePath(), "directory of the recording; it is only read"]
+    dataset: Annotated[str, DATASET, "directory of the recording; it is only read"]
     robot_file: Annotated[
         str | None, FilePath(), "what its numbers mean, if it does not state it; null drafts one"
     ] = None

@@ -45,7 +45,7 @@ def test_a_refused_command_leaves_the_record_of_a_finished_run(runs):
     before = record(runs / "out")
     assert set(before) == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert before["overrides.yaml"].split() == ["-", good[0], "-", good[1], "-", good[2]]
-    assert compare(runs, "a=missing", *good[1:]).returncode == 1
+    assert compare(runs, "a=missing", *good[1:]).returncode == 2
     assert record(runs / "out") == before
     assert compare(runs, "a=two/evaluation", *good[1:]).returncode == 0
     assert "a=two/evaluation" in record(runs / "out")["overrides.yaml"]
@@ -53,14 +53,14 @@ def test_a_refused_command_leaves_the_record_of_a_finished_run(runs):
 
 def test_a_refused_command_leaves_nothing_in_a_new_folder(runs):
     refused = compare(runs, "a=missing", "b=two/evaluation", "out_dir=new/one")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert not (runs / "new" / "one").exists()
 
 
 @pytest.mark.timeout(600)
 def test_a_job_of_a_sweep_that_fails_is_named_at_once_and_keeps_its_record(runs):
     done = compare(runs, "--multirun", "a=missing,one/evaluation", "b=two/evaluation", "out_dir=sweep")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout.index("job 0 of the sweep failed: ") < done.stdout.index("#1 :")
     assert "a=missing" in record(runs / "sweep" / "0")["overrides.yaml"]
     assert (runs / "sweep" / "1" / "comparison.json").exists()
