@@ -23,6 +23,7 @@ from experiments.config import cli, schema
 from experiments.config.checking import CheckRun
 from experiments.config.robot_draft import write_draft
 from experiments.config.robot_file import read_robot_file
+from experiments.config.run_record import write_record
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_table
 from vla.data.lerobot_v3 import Dataset
@@ -154,6 +155,7 @@ def main(config: DictConfig) -> None:
     schema.require_inputs(run)
     findings = check_dataset(run, Path(HydraConfig.get().runtime.output_dir))
     if any(one.severity == "error" for one in findings):
+        write_record(config)
         sys.exit(cli.EXIT_FAILED)
 
 

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
 from experiments.config.plugins import CONF, load_plugins, plugins_in
+from experiments.config.run_record import FolderOfAnother
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
@@ -126,6 +127,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         if wants_traceback or not is_for_the_user(error):
             raise
         _end(EXIT_FAILED, explain_failure(error))
+    except FolderOfAnother as refusal:
+        _end(EXIT_CONFIG, str(refusal))
     except HungUp:
         _end(EXIT_HUNG_UP, "the terminal is gone; the same command with the same output directory continues")
     except Terminated:

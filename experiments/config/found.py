@@ -1,4 +1,4 @@
-"""What a program can be given for a path or a name that is missing or wrong: it is looked for in `outputs/`."""
+"""What a program can be given for a path or a name that is missing or wrong, found beneath `outputs/`."""
 
 import os
 from collections.abc import Callable, Iterator

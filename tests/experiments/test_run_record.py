@@ -23,8 +23,12 @@ def runs(tmp_path):
 
 
 def compare(folder, *arguments):
+    return program("compare", folder, *arguments)
+
+
+def program(name, folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.compare", *arguments],
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -94,3 +98,30 @@ def test_records_of_a_run_keep_no_place_of_this_machine(tmp_path, monkeypatch):
     kept = cli.config_with_paths(run, cli.portable_path)
     assert (kept["dataset"], kept["out_dir"]) == ("data/mine", ".../else")
     assert cli.config_with_paths(run, cli.short_path)["out_dir"] == "/somewhere/else"
+
+
+@pytest.mark.timeout(600)
+def test_a_directory_belongs_to_the_program_that_made_it(runs):
+    good = ("a=one/evaluation", "b=two/evaluation", "out_dir=out")
+    assert compare(runs, *good).returncode == 0
+    before = record(runs / "out")
+    refused = program("check", runs, "dataset=one", "out_dir=out")
+    assert refused.returncode == 2
+    assert "holds a run of compare" in refused.stderr
+    assert "give another out_dir" in refused.stderr
+    assert record(runs / "out") == before
+    assert sorted(path.name for path in (runs / "out").iterdir()) == [".hydra", "comparison.json"]
+
+
+@pytest.mark.timeout(600)
+def test_a_program_that_ends_with_findings_replaces_the_record_of_an_earlier_one(runs):
+    assert program("check", runs, "dataset=one", "out_dir=out").returncode == 1
+    assert program("check", runs, "dataset=two", "out_dir=out").returncode == 1
+    assert "dataset=two" in record(runs / "out")["overrides.yaml"]
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_leaves_no_record_of_its_last_command(runs):
+    done = compare(runs, "--multirun", "a=one,two", "b=two/evaluation", "out_dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (runs / "sweep").iterdir()) == ["0", "1"]
