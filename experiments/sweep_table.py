@@ -27,6 +27,7 @@ from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
+from experiments.resumed_run import newest_weights, recorded_overrides
 from experiments.sweep_seeds import SEED, seeds_table
 from vla.files import DamagedFile, read_json_object
 from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
@@ -149,7 +150,8 @@ def overrides(run: Path) -> dict[str, str]:
         DamagedFile: its record is none.
     """
     path = run / RECORD / OVERRIDES
-    lines = OmegaConf.to_container(OmegaConf.load(path))
+    kept = recorded_overrides(run)  # of the weights, whatever command came last
+    lines = OmegaConf.to_container(OmegaConf.load(path)) if kept is None else kept
     if not isinstance(lines, list):
         raise DamagedFile(f"{path} is no list of what a command line set; restore it from a copy")
     pairs = (str(line).partition("=") for line in lines)  # ~key, which takes a key away, has no value
@@ -158,7 +160,10 @@ def overrides(run: Path) -> dict[str, str]:
 
 def _is_evaluated(run: Path, mode: str) -> bool:
     folder = evaluation_folder(run, mode)
-    return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
+    if not (folder / "plan.json").exists():
+        return False
+    found, weights = load_evaluation(folder), newest_weights(run)
+    return found.is_complete and weights in (None, found.policy_id)
 
 
 def _has_numbers(run: Path) -> bool:

@@ -119,7 +119,7 @@ def _folder() -> Path:
 
 
 def _require_own_program(folder: Path) -> None:
-    """Raise `FolderOfAnother` if the record is of another program; one that was never finished is nobody's."""
+    """Raise `FolderOfAnother` if the record is of another program; a torn one is of none."""
     path = folder / OF_HYDRA
     if not path.exists():
         return
@@ -132,7 +132,7 @@ def _require_own_program(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, config: DictConfig, hydra: DictConfig) -> None:
+def _write(folder: Path, config: DictConfig, hydra: Any) -> None:
     """Write what Hydra writes: the program's configuration, Hydra's own, and what the command line set."""
     job = config.copy()
     if "hydra" in job:
