@@ -213,8 +213,8 @@ def train_policy(
 ) -> TrainingResult:
     """Train, or continue, in `run_dir`, alone or together with the other processes of `torchrun`.
 
-    Metrics go to the sinks, of which the caller closes each, and into `metrics.jsonl`; `when_accepted` is called
-    when all has been compared with what is in `run_dir`, before the first step.
+    Metrics go to the sinks, of which the caller closes each, and into `metrics.jsonl`; `when_accepted` is
+    called when all has been compared with what is in `run_dir`, before the first step.
 
     Raises:
         CheckpointError: `run_dir` was trained with other settings or on other episodes.
