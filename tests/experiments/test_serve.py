@@ -92,7 +92,7 @@ def test_its_log_file_rotates():
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("serve", ["bundle=b"], return_hydra_config=True)
     handler = config.hydra.job_logging.handlers.file
-    assert handler["class"] == "logging.handlers.RotatingFileHandler"
+    assert handler["class"] == "experiments.config.log_file.LogFile"
     assert handler.maxBytes * (handler.backupCount + 1) <= 20_000_000
 
 

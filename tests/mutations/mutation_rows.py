@@ -27,7 +27,7 @@ CLOCK = ("tests/runtime/test_clock.py", "tests/runtime/test_controller.py")
 STATES = ("tests/runtime/test_states.py",)
 FILES = ("tests/test_files.py",)
 WIRE = ("tests/policies/test_wire.py",)
-TRAINER = ("tests/training/test_trainer.py", "tests/training/test_resume.py")
+TRAINER = ("tests/training/test_resume.py", "tests/training/test_trainer.py")
 BUNDLE = ("tests/policies/test_bundle.py",)
 TERMINAL = ("tests/experiments/test_control_terminal.py",)
 
@@ -234,7 +234,7 @@ LIMITS = [
     Mutation(
         _RUNTIME + "safety.py",
         "        stop = np.where(found[:, None], stops.positions[best, each], later)\n",
-        "        stop = np.where(found[:, None], stops.positions[best, each], chosen[:, None])\n",
+        "        stop = np.where(found[:, None], chosen[:, None], later)\n",
         SAFETY,
     ),
     Mutation(
@@ -262,12 +262,7 @@ LIMITS = [
         "                if ratio > 100 * allowed:\n",
         SAFETY,
     ),
-    Mutation(
-        _RUNTIME + "braking.py",
-        "    acceleration[length - 1 :] = 0.0  # exactly at rest, where the sums leave 1e-17\n",
-        "    acceleration[length - 1 :] = 1e-3\n",
-        SAFETY,
-    ),
+    Mutation(_RUNTIME + "braking.py", "            (self._jerk, limits.jerk),\n", "", SAFETY),
     Mutation(
         _RUNTIME + "states.py",
         "    State.STOPPED: {Event.FAULT: State.FAULT, Event.REARM: State.ARMED},\n",

@@ -153,7 +153,9 @@ def test_what_msgpack_reads_alike_is_read_alike():
         (packed(array_map(shape=[2**40, 0])), "shape"),
         (packed(array_map(shape=[2**62, 4])), "shape"),
         (packed(array_map(shape=[4096, 4096])), "elements"),
+        (packed(array_map(shape=[65536] * 4)), "elements"),  # 2^64: nothing, to who counts in 64 bits
         (packed(array_map(shape=[3])), "shape"),
+        (packed(array_map(shape=[1])), "shape"),
         (packed(array_map(shape=[2.0])), "shape"),
         (packed(array_map(shape=[True, 2])), "shape"),
         (packed(array_map(shape=[1, 1, 1, 1, 1, 2])), "shape"),
@@ -185,6 +187,7 @@ def test_what_msgpack_reads_alike_is_read_alike():
         (b"\xc6\xff\xff\xff\xff", "binary_length"),
         (b"\xdc\x03\xff", "truncated"),
         (b"\xde\x00\x7f", "truncated"),
+        (b"\xdc\x03\xff\xc1", "truncated"),  # refused by its header, before what follows is read
     ],
 )
 def test_every_violation_has_its_code(message, code):

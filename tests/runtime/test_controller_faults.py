@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 from control_fixtures import DT, FakeArm, Harness
-from runtime_fixtures import arm_spec
+from runtime_fixtures import arm_spec, reading_at
 
 from policies.runtime.clock import SimulatedClock
 from policies.runtime.controller import ArmingRefused
+from policies.runtime.observation_buffer import ObservationBuffer, StreamLimits
 from policies.runtime.states import State
 from vla.interface import DecodeError
 
@@ -292,6 +293,43 @@ def test_answers_that_come_again_or_out_of_order_are_never_executed(tmp_path):
     assert order == sorted(order)
     assert len(set(order)) > 10
     assert run.violations() == []
+
+
+def test_a_camera_that_goes_back_in_time_brings_no_news():
+    buffer = ObservationBuffer(spec=arm_spec(), limits=StreamLimits(), frame_offsets=(0,))
+    assert buffer.take(reading_at(1.0), 1.0)
+    assert not buffer.take(reading_at(1.05, image_stamp=0.95), 1.05)
+    assert buffer.newest.image_stamps == {"front": 1.0}
+    assert buffer.take(reading_at(1.1, image_stamp=1.0), 1.1)  # a camera may be slower than the joints
+
+
+class Held:
+    """Keeps its answers back until it is released."""
+
+    def __init__(self, inner):
+        self._inner, self.is_released = inner, False
+        self.submit, self.close, self.has_died = inner.submit, inner.close, False
+
+    @property
+    def waiting_since(self):
+        return self._inner.waiting_since
+
+    def poll(self):
+        return self._inner.poll() if self.is_released else []
+
+
+def test_an_answer_requested_before_the_start_is_dropped(tmp_path):
+    run = Harness(tmp_path, make_inference=lambda run: Held(run.simulated_inference())).started()
+    run.controller.finish()
+    run.steps(2)
+    run.controller.arm()
+    run.controller.start()
+    run.inference.is_released = True
+    run.steps()
+    assert run.controller.counts["late answers"] == 1
+    run.steps(3)
+    assert run.controller.counts["chunks"] == 1
+    assert {one.chunk_seq for one in run.executed()} == {2}
 
 
 BAD_CHUNKS = {

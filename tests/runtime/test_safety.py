@@ -164,11 +164,13 @@ def test_a_hold_slows_down_within_limits_and_stays():
     assert (held[:, 2] == 1).all()
 
 
-def test_the_limit_of_the_tracking_error_keeps_a_blocked_arm_from_winding_up():
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_the_limit_of_the_tracking_error_keeps_a_blocked_arm_from_winding_up(way):
     safety, _, _ = make(max_tracking_error=0.05)
     blocked = START.copy()
-    play(safety, [[0.02, 0.0, 1.0]] * 40, state=blocked)
-    assert safety.position[0] <= blocked[0] + 0.05 + 0.4**2 / (2 * 4.0)  # and the way to stop from 0.4 m/s
+    play(safety, [[0.02 * way, 0.0, 1.0]] * 40, state=blocked)
+    to_stop = 0.4**2 / (2 * 4.0)  # from 0.4 m/s
+    assert abs(safety.position[0] - blocked[0]) <= 0.05 + to_stop
     assert safety.counts["tracking_error"] > 10
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-from training_fixtures import train_for
+import torch
+from training_fixtures import make_processor, make_windows, tiny_model, train_for
 
+from vla.data.demonstrations import DemonstrationSource
 from vla.model.checkpoint import CheckpointError, list_checkpoints
-from vla.training.checkpoint import load_training
+from vla.training.checkpoint import load_training, pack_training, unpack_training
 from vla.training.metrics import read_metrics
 from vla.training.settings import TrainerSettings
 
@@ -39,6 +41,16 @@ def test_from_muon_to_adamw_drops_momentum_aloud_and_only_if_asked(
     assert "moments of another optimizer are dropped" in capsys.readouterr().err
     tensors, _ = load_training(list_checkpoints(tmp_path / "run")[-1])
     assert not [name for name in tensors if name.startswith("momentum_buffer")]
+
+
+def test_moments_that_no_optimizer_knows_are_refused(tmp_path: Path) -> None:
+    model = tiny_model(make_processor(DemonstrationSource(make_windows(tmp_path))))
+    tensors = pack_training(model, []) | {"momentum_buffer.of_another": torch.zeros(1)}
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(model.parameters())]
+    with pytest.raises(CheckpointError, match=r"moments of another optimizer: \['momentum_buffer.of_another"):
+        unpack_training(tensors, model, optimizers, source=tmp_path)
+    left = unpack_training(tensors, model, optimizers, source=tmp_path, may_drop=True)
+    assert left == ["momentum_buffer.of_another"]
 
 
 def test_a_finished_run_is_not_validated_again(tmp_path: Path) -> None:
