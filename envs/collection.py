@@ -4,6 +4,9 @@ The expert is disturbed in a share of the episodes: what is executed is its acti
 recorded is the action it meant, so a policy that learns from it has seen how to come back to the path. The
 disturbance, like the scene, follows from the episode's seed. Only episodes that succeed are handed over. The
 caller writes what it yields.
+
+An expert may also take over where a policy has led (DAgger, arXiv:1011.0686): the actions that the policy
+executed are executed again from the same seed, without drawing anything, and what is recorded begins there.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from envs.base import ManipulationEnv
 from envs.disturbance import Disturbance
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
 from vla.spec import RobotSpec
@@ -34,6 +38,20 @@ class DemonstrationEpisode:
     actions: Float32[np.ndarray, "time action"]
     success: bool
     noisy: bool  # whether the expert was disturbed
+    taken_over_at: int = 0  # control periods that a policy had acted for before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakeOver:
+    """Where an expert takes over from a policy: after actions that were executed from a seed.
+
+    With `own` it is no expert who finishes: these actions, which the policy executed next, are recorded.
+    """
+
+    task: str
+    seed: int
+    lead: Float32[np.ndarray, "led action"]
+    own: Float32[np.ndarray, "left action"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +61,8 @@ class _Demonstrate(Job):
     seed: int
     disturbance: Disturbance
     extra_steps: int
+    lead: Float32[np.ndarray, "led action"] | None = None  # what is executed before the expert begins
+    own: Float32[np.ndarray, "left action"] | None = None  # what is executed and recorded in its place
 
     def describe(self) -> str:
         return f"demonstration of task {self.task}, seed {self.seed}"
@@ -51,23 +71,25 @@ class _Demonstrate(Job):
         """Return the demonstration, or nothing when the expert failed."""
         env = workspace.env(0, self.env_config)  # jobs of a worker take turns: one environment per task
         env.start_episode(seed=self.seed)
+        self._follow_lead(env)
         spec = env.robot_spec
         disturbances = self.disturbance.of_episode(spec, seed=self.seed)
         noisy = disturbances is not None
         images: dict[str, list[np.ndarray]] = {name: [] for name in spec.camera_names}
         states, actions = [], []
-        success, steps_left = False, env.max_steps
+        success, steps_left = False, env.max_steps if self.own is None else len(self.own)
         while steps_left > 0:
             for name in spec.camera_names:
                 images[name].append(env.render_camera(name))
             states.append(env.read_state())
-            clean = np.clip(env.expert_action(), spec.action_low, spec.action_high)
+            meant = env.expert_action() if self.own is None else self.own[len(actions)]
+            clean = np.clip(meant, spec.action_low, spec.action_high)
             actions.append(clean)
             executed = clean if disturbances is None else clean + next(disturbances)
             outcome = env.advance(np.clip(executed, spec.action_low, spec.action_high))
             steps_left -= 1
             if outcome.success and not success:
-                success, steps_left = True, self.extra_steps
+                success, steps_left = True, self.extra_steps if self.own is None else 0
                 disturbances = None
         if not success:
             return None
@@ -81,7 +103,16 @@ class _Demonstrate(Job):
             actions=np.stack(actions),
             success=True,
             noisy=noisy,
+            taken_over_at=0 if self.lead is None else len(self.lead),
         )
+
+    def _follow_lead(self, env: ManipulationEnv) -> None:
+        for action in () if self.lead is None else self.lead:
+            if env.advance(action).success:
+                raise RuntimeError(
+                    f"{self.describe()}: the actions that led to the take-over reach the goal when they are "
+                    "executed again; the environment has changed since, so record them anew"
+                )
 
 
 def collect_episodes(
@@ -123,6 +154,44 @@ def collect_episodes(
             extra_steps=extra_steps,
         )
         for task, seed in _taking_turns(seeds_by_task)
+    ]
+    yield from _in_order(jobs, num_workers, len(env_configs), env_factory, on_failure)
+
+
+def collect_takeovers(
+    env_configs: Mapping[str, Mapping[str, Any]],
+    takeovers: Sequence[TakeOver],
+    *,
+    num_workers: int,
+    extra_steps: int = 0,
+    on_failure: Callable[[str, int], None] | None = None,
+    env_factory: str = MAKE_ENV,
+) -> Generator[DemonstrationEpisode, None, None]:
+    """Record how experts finish what a policy began, in the order given; see `collect_episodes`.
+
+    Args:
+        env_configs: environment configuration by task.
+        takeovers: where they begin.
+        num_workers: recording processes; about one a core.
+        extra_steps: control periods to record after success.
+        on_failure: called with task and seed where the expert did not reach the goal in the time of a whole
+            episode; nothing of it is handed over.
+        env_factory: ``module:function`` that makes an environment from a configuration.
+
+    Raises:
+        WorkerError: an environment raised, a worker died, or the lead reaches the goal by itself.
+    """
+    jobs = [
+        _Demonstrate(
+            task=one.task,
+            env_config=env_configs[one.task],
+            seed=one.seed,
+            disturbance=Disturbance(),
+            extra_steps=extra_steps,
+            lead=one.lead,
+            own=one.own,
+        )
+        for one in takeovers
     ]
     yield from _in_order(jobs, num_workers, len(env_configs), env_factory, on_failure)
 

@@ -110,14 +110,18 @@ def probe_env(configs: Mapping[str, Mapping[str, Any]]) -> RobotSpec:
     env = make_env(next(iter(configs.values())))
     try:
         env.start_episode(seed=0)
-        _require_true_spec(env)
+        require_true_spec(env)
         return env.robot_spec
     finally:
         env.close()
 
 
-def _require_true_spec(env: "envs.base.ManipulationEnv") -> None:
-    """Check what an environment, which may be a plug-in's, shows, measures and demonstrates."""
+def require_true_spec(env: "envs.base.ManipulationEnv") -> None:
+    """Check what an environment, which may be a plug-in's, shows, measures and demonstrates.
+
+    Raises:
+        ValueError: an array has another type or shape than the robot spec says.
+    """
     spec = env.robot_spec
     made = {f"render_camera({camera.name!r})": env.render_camera(camera.name) for camera in spec.cameras}
     wanted = {

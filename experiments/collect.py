@@ -107,12 +107,7 @@ class Collection:
         return {task: range(first, ends[task]) for task, seed in begins.items() if seed == first}
 
     def _save(self, episode: DemonstrationEpisode) -> None:
-        for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
-            self.writer.add_frame({name: frames[i] for name, frames in episode.images.items()}, state, action)
-        self.writer.save_episode(
-            episode.instruction,
-            {"seed": episode.seed, "task_name": episode.task, "success": True, "noisy": episode.noisy},
-        )
+        save_demonstration(self.writer, episode, {})
         self.kept[episode.task] += 1
         self.frames[episode.task] += len(episode.states)
 
@@ -134,6 +129,16 @@ class Collection:
             for task in self.configs
         ]
         return format_table(["task", "episodes", "failed now", "frames now"], rows)
+
+
+def save_demonstration(
+    writer: DatasetWriter, episode: DemonstrationEpisode, extra: Mapping[str, int]
+) -> None:
+    """Append an episode to a dataset, with what else is to be known about it."""
+    for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+        writer.add_frame({name: frames[i] for name, frames in episode.images.items()}, state, action)
+    known = {"seed": episode.seed, "task_name": episode.task, "success": True, "noisy": episode.noisy}
+    writer.save_episode(episode.instruction, {**known, **extra})
 
 
 def _as_begun(root: Path, env: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,24 @@ _BASH = """_vla() {
 COMP_WORDBREAKS=${COMP_WORDBREAKS//[=:]}
 complete -o nospace -o default -F _vla vla
 """
-COMPLETIONS = {"bash": _BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{_BASH}"}
+_ZSH = """_vla() {
+    local -a found whole
+    found=(${(f)"$(vla --complete "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)"})
+    whole=(${(M)found:#* })   # a name that is complete ends with a blank
+    found=(${found:#* })
+    if (( ! $#found && ! $#whole )); then
+        compset -P '*='
+        _files
+        return
+    fi
+    compadd -Q -- ${whole% }
+    compadd -Q -S '' -- $found
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+compdef _vla vla
+alias vla='noglob vla'           # zsh takes the brackets of plugins=[mylab] for a pattern otherwise
+"""
+COMPLETIONS = {"bash": _BASH, "zsh": _ZSH}
 
 
 def main() -> None:

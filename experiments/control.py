@@ -20,7 +20,8 @@ import contextlib
 import dataclasses
 import sys
 import time
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hydra
@@ -33,6 +34,7 @@ from experiments.config.control_setup import (
     SlowedPolicy,
     build_controller,
     chosen_task,
+    describe_setting,
     open_policy,
     task_config,
 )
@@ -56,17 +58,20 @@ schema.register("control")
 EXIT_STOPPED, EXIT_FAULT = 3, 4
 
 
-def _policy_of(run: ControlRun) -> AbstractContextManager[LoadedPolicy]:
-    """Return the bundle or server of a run, to be entered; a server is waited for, and that is printed."""
+@contextlib.contextmanager
+def _policy_of(run: ControlRun) -> Iterator[LoadedPolicy]:
+    """Open the bundle or server of a run, and print what it was trained in; a server is waited for."""
     if run.server is not None:
         print(f"connecting to {run.server}, for at most {run.server_wait_s:g} s", flush=True)
-    return open_policy(
+    with open_policy(
         bundle=run.bundle,
         server=run.server,
         token_env=run.token_env,
         num_threads=run.num_threads,
         server_wait_s=run.server_wait_s,
-    )
+    ) as loaded:
+        print(describe_setting(run, loaded.kept, source=run.bundle or str(run.server)), flush=True)
+        yield loaded
 
 
 def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple[Outcome, bool | None]:
@@ -85,7 +90,7 @@ def control_robot(run: ControlRun, run_dir: Path, signals: StopSignals) -> tuple
     outcome, is_reached = None, None
     try:
         with (
-            _policy_of(run) as (policy, max_committed),
+            _policy_of(run) as (policy, max_committed, _),
             run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
         ):
             robot.warm_up()
@@ -160,7 +165,7 @@ def dry_run(run: ControlRun, run_dir: Path) -> str:
     """
     clock = MonotonicClock()
     with (
-        _policy_of(run) as (policy, _),
+        _policy_of(run) as (policy, _, _),
         run.robot.open(task_config(run), seed=run.seed, clock=clock) as robot,
     ):
         spec = robot.robot_spec

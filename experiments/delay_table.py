@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from envs.workers import WorkerPool
 from experiments.config import cli, schema
-from experiments.config.control_setup import chosen_task
+from experiments.config.control_setup import chosen_task, describe_setting
 from experiments.config.schema import DelayTableRun
 from experiments.config.simulated_robot import SimulatedRobot
 from experiments.delay_episode import DelayEpisode, Key, OpenPolicy, open_bundle
@@ -45,7 +45,7 @@ schema.register("delay_table")
 
 DelayRows = Generator[DelayRow, None, None]  # to be closed, which ends the worker processes
 FREE_TO_CHANGE = (
-    "out_dir", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
+    "out_dir", "from_run", "episodes", "num_threads", "num_workers", "delays_ms", "schedules", "results"
 )  # fmt: skip
 
 
@@ -159,6 +159,7 @@ def main(config: DictConfig) -> None:
     if not run.delays_ms or not run.schedules:
         raise ValueError("name at least one delay and one schedule")
     bundle = BundlePolicy.load(run.bundle, num_threads=run.num_threads)
+    print(describe_setting(run, bundle.provenance, source=run.bundle), flush=True)
     require_same_settings(run_dir, run, bundle_id=bundle.bundle_id)
     rows = run_missing(run, run_dir, play_all=lambda keys: play_in_workers(run, keys))
     write_results(run, run_dir, rows, bundle)

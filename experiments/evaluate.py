@@ -5,9 +5,11 @@
     python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
     python -m experiments.evaluate path=outputs/train/so101 dataset=recordings/so101
 
-The last one compares actions with those of recorded episodes that the policy was not trained on, for robots
-that no simulator here has. Each instruction mode has its own folder with `episodes.jsonl` and `results.json`,
-and continues where it stopped. A bundle runs without torch, which is checked at the end.
+Environment, tasks, cameras and look are those that the policy was trained in, unless the command line says
+otherwise; what is different is printed. The last example compares actions with those of recorded episodes
+that the policy was not trained on, for robots that no simulator here has. Each instruction mode has its own
+folder with `episodes.jsonl` and `results.json`, and continues where it stopped. A bundle runs without torch,
+which is checked at the end.
 """
 
 import dataclasses
@@ -33,9 +35,9 @@ from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
 from experiments.config.simulation import env_configs
+from experiments.config.trained_setting import describe
 from experiments.objective import objective, require_metric, success_rates
 from experiments.offline import OfflineEvaluation, evaluate_offline, unseen_episodes
-from experiments.recorded_look import require_recorded_look
 from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.offline import write_offline_page
 from experiments.reports.pages import write_evaluation_page
@@ -117,8 +119,8 @@ def evaluate_instruction_modes(
     """Evaluate in every instruction mode, each in `run_dir/<mode>`, and return the results by mode.
 
     Raises:
-        LookDiffers: the environment draws in another quality than the policy's demonstrations were drawn in.
         SeedsWereRecorded: an episode is a scene of which the policy was given a demonstration.
+        SpecMismatch: the environment has another robot than the policy, or other cameras.
         ValueError: an instruction mode, a task or the runtime is unknown, or `run_dir` holds something else.
         NoOpenGL: nothing can draw here.
     """
@@ -129,11 +131,10 @@ def evaluate_instruction_modes(
         first_seed=settings.first_seed,
         num_episodes=settings.episodes_per_task,
     )
-    require_recorded_look(provenance, env)
     plans = evaluation_plans(env=env, tasks=tasks, settings=settings)
     require_same_evaluations(run_dir, plans, policy_id=policy_id)
     shown = probe_env(env_configs(env, list(tasks)))
-    policy.robot_spec.require_same(shown, mine="the policy", theirs="the environment")
+    policy.robot_spec.require_same(shown, mine="the policy", theirs=f"the environment {env['family']}")
     return {
         mode: evaluate(policy, plan, run_dir=folder_of_mode(run_dir, mode), policy_id=policy_id)
         for mode, plan in plans.items()
@@ -243,6 +244,7 @@ def main(config: DictConfig) -> float | None:
             command=cli.typed_command("evaluate"),
         )
         return None
+    print(describe(loaded.provenance, source=Path(run.path), env=run.env, tasks=run.tasks), flush=True)
     results = evaluate_instruction_modes(
         loaded.policy,
         policy_id=loaded.policy_id,
@@ -261,7 +263,10 @@ def main(config: DictConfig) -> float | None:
     )
     if run.policy == "bundle":
         if "torch" in sys.modules:
-            raise TorchImported("something imported torch; a bundle must not need it")
+            raise TorchImported(
+                "something imported torch; a bundle must not need it. Leave out plug-ins that import torch, "
+                "such as heads, which a bundle has in its graph, or name their parts in a file that does not"
+            )
         print("torch was not imported")
     print(f"report: {run_dir / 'report.html'}")
     return objective(run.metric, success_rates(results))

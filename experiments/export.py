@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.config import cli, schema
+from experiments.config.trained_setting import describe, read_provenance
 from policies.export import ExportReport, export_bundle
 from policies.vla_policy import load_policy_checkpoint
 
@@ -55,6 +56,7 @@ def main(config: DictConfig) -> None:
         checkpoint=Path(run.checkpoint), bundle=Path(run.bundle), head=run.head, replace=run.replace
     )
     print(report.table())
+    print(describe(read_provenance(Path(run.bundle)) or {}, source=Path(run.bundle), env={}, tasks=[]))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +22,7 @@ from envs.evaluation.results import Evaluation, folder_of_mode, format_table, lo
 from experiments.closed_loop import compare_executed
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
+from experiments.config.overrides import overrides
 from experiments.evaluate import evaluate_instruction_modes, load_policy
 from experiments.export import export_checkpoint
 from experiments.reports.pages import write_quickstart_page
@@ -47,6 +46,7 @@ class Quickstart:
         self.run, self.out_dir = run, out_dir
         settings = cli.config_with_paths(dataclasses.replace(run, fresh=False), cli.short_path)
         del settings["trainer"]["max_minutes"]  # may be raised, to train on
+        del settings["from_run"]
         self.stages = Stages(
             out_dir / STAGES_FILE,
             settings=settings,
@@ -190,23 +190,6 @@ class BundleEvaluationFailed(RuntimeError):
     """The process that evaluates the bundle ended with an error."""
 
 
-def overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
-    """Return values as Hydra overrides.
-
-    >>> overrides({"tasks": ["reach", "lift"], "level": "train", "path": "a=b"}, prefix="x.")
-    ['x.tasks=[reach,lift]', 'x.level=train', "x.path='a=b'"]
-    """
-    return [f"{prefix}{key}={_as_override(value)}" for key, value in values.items()]
-
-
-def _as_override(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_override, value))}]"
-    if isinstance(value, str | Path):
-        return cli.as_value(str(value))
-    return "null" if value is None else str(value)
-
-
 def start_over(out_dir: Path) -> None:
     """Remove what an earlier run made, and nothing else."""
     for name in MADE_HERE:
@@ -218,9 +201,9 @@ def start_over(out_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """Run all stages."""
     run = schema.typed(config, schema.QuickstartRun)
-    require_settings(run)
-    require_trainable(run)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
+    require_settings(run, run_dir=out_dir / "train")
+    require_trainable(run, run_dir=out_dir / "train")
     with DirectoryLock(out_dir):
         if run.fresh:
             start_over(out_dir)

@@ -1,5 +1,6 @@
 """Keeps the seeds of demonstrations with a policy, so that it is not evaluated on scenes that it has seen."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -27,8 +28,31 @@ def recorded_seeds(scenes: Iterable[tuple[str, str, int]]) -> dict[str, dict[str
     }
 
 
+def with_seeds_of(provenance: Mapping[str, Any], scenes: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
+    """Return as provenance the seeds of scenes, and those of what training began with.
+
+    Args:
+        provenance: of the latter; empty for random weights.
+        scenes: environment family, task and seed of each episode.
+    """
+    before = (
+        (family, task, seed)
+        for family, tasks in provenance.get(KEY, {}).items()
+        for task, rows in tasks.items()
+        for first, last in rows
+        for seed in range(first, last + 1)
+    )
+    return {KEY: recorded_seeds(itertools.chain(scenes, before))}
+
+
 def require_unseen_scenes(
-    provenance: Mapping[str, Any], *, family: str, tasks: Collection[str], first_seed: int, num_episodes: int
+    provenance: Mapping[str, Any],
+    *,
+    family: str,
+    tasks: Collection[str],
+    first_seed: int,
+    num_episodes: int,
+    key: str = "evaluation.first_seed",
 ) -> None:
     """Check that no episode of an evaluation is a scene that the policy was given a demonstration of.
 
@@ -38,6 +62,7 @@ def require_unseen_scenes(
         tasks: to evaluate.
         first_seed: of each task.
         num_episodes: of each task, with seeds that follow.
+        key: the setting that gives the first seed, for the message.
 
     Raises:
         SeedsWereRecorded: there is one; the message names task, seeds and the first seed that would do.
@@ -52,7 +77,7 @@ def require_unseen_scenes(
             raise SeedsWereRecorded(
                 f"the policy was given demonstrations of task {task!r} with seeds from {begin} to {end}, "
                 f"which this evaluation (seeds {first_seed} to {last}) asks for: it would be the success on "
-                f"scenes that it has seen. Give evaluation.first_seed={free} or more"
+                f"scenes that it has seen. Give {key}={free} or more"
             )
 
 

@@ -24,8 +24,17 @@ from vla.training.settings import MAY_CHANGE
 CHANGES, CHANGES_FILE = "changes", "changes.jsonl"  # in a provenance; in the directory of a run
 OVERRIDES = "overrides"  # in a provenance: what the command line set
 EVALUATION = "evaluation"  # folder of a training run
-_PLACES = ("out_dir", "dataset", "robot_file", "data.cache_dir", "data.more_datasets", "trainer.resume")
-_SHAPES = ("model.", "codec.", "processor.", "data.", "trainer.", "seed")
+BEGUN, TRAINED = "init_from", "trained"  # in a provenance: what training began with, and its episodes
+_PLACES = (
+    "out_dir",
+    "dataset",
+    "init_from",
+    "robot_file",
+    "data.cache_dir",
+    "data.more_datasets",
+    "trainer.resume",
+)
+_SHAPES = ("model.", "codec.", "processor.", "data.", "trainer.", "seed", "init_statistics")
 _OF_RECORDING = ("collect.", "env.", "tasks")
 _ABSENT = None  # a key that is left out counts as null
 

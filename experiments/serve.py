@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from experiments.config import cli, schema
 from experiments.config.serving import ServeRun
+from experiments.config.trained_setting import NOT_KEPT, TrainedSetting, setting_in
 from policies.exported import BundlePolicy
 from policies.serving import wire
 from policies.serving.access import Access, read_token, server_tls
@@ -63,6 +64,7 @@ def describe(server: PolicyServer, *, access: Access, keys: ObservationMap) -> s
     """Return what a person needs to connect to a server that is ready, as lines of text."""
     assert server.served is not None
     policy, spec = server.served.policy, server.served.policy.robot_spec
+    setting = None if server.served.setting is None else TrainedSetting(**server.served.setting)
     host = f"[{access.host}]" if ":" in access.host else access.host  # an IPv6 address
     address, web = f"{host}:{server.port}", access.scheme.replace("ws", "http")
     horizon, state_keys = policy.action_horizon, ", ".join(map(repr, keys.state))
@@ -72,6 +74,7 @@ def describe(server: PolicyServer, *, access: Access, keys: ObservationMap) -> s
         ("health", f"{web}://{address}/readyz, /healthz, /metrics"),
         ("token", "needed (Authorization: Api-Key ...)" if access.token else "none: this machine only"),
         ("bundle", server.served.policy_id),
+        ("setting", NOT_KEPT if setting is None else setting.sentence()),
         *(
             (f"camera {name}", f"uint8[{camera.height}, {camera.width}, 3] at {keys.cameras[name]!r}")
             for name, camera in zip(spec.camera_names, spec.cameras, strict=True)
@@ -115,7 +118,13 @@ def load_bundle(run: ServeRun) -> ServedPolicy:
     policy = BundlePolicy.load(run.bundle, num_threads=run.num_threads)
     committed = policy.processor.max_committed
     require_readable(policy, run)
-    return ServedPolicy(policy=policy, policy_id=policy.bundle_id, max_committed=committed)
+    setting = setting_in(policy.provenance, source=Path(run.bundle))
+    return ServedPolicy(
+        policy=policy,
+        policy_id=policy.bundle_id,
+        max_committed=committed,
+        setting=None if setting is None else setting.to_json(),
+    )
 
 
 def require_readable(policy: BundlePolicy, run: ServeRun) -> None:

@@ -22,7 +22,7 @@ from envs.evaluation.comparison import PairedCounts, compare
 from envs.evaluation.results import Evaluation, load_evaluation
 from experiments.compare import evaluation_folder, open_evaluation, require_same_scenes
 from experiments.config import cli, schema
-from experiments.config.run_record import OVERRIDES, RECORD
+from experiments.config.run_record import OVERRIDES, RECORD, runs_below
 from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
@@ -127,16 +127,11 @@ def find_runs(paths: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        below = [] if _is_run(path) else sorted((p.parent for p in path.glob(f"*/{RECORD}")), key=_by_number)
+        below = [] if _is_run(path) else runs_below(path)
         if not below and not _is_run(path):
             raise FileNotFoundError(f"{path} holds no run: neither it nor a directory in it has .hydra/")
         found += below or [path]
     return found
-
-
-def _by_number(run: Path) -> tuple[bool, int, str]:
-    """Order a sweep's directories as Hydra numbers them, 2 before 10, and others by name after these."""
-    return (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run.name)
 
 
 def _is_run(path: Path) -> bool:

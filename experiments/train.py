@@ -22,8 +22,10 @@ from envs.evaluation.results import Evaluation, format_table
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
+from experiments.config.found import CHECKPOINT, require_directory
 from experiments.config.plugins import recorded_plugins
 from experiments.config.run_record import given_overrides, write_record
+from experiments.config.trained_setting import SETTING
 from experiments.evaluate import (
     compare_with_recording,
     evaluate_instruction_modes,
@@ -32,13 +34,14 @@ from experiments.evaluate import (
     require_same_evaluations,
 )
 from experiments.objective import objective, require_metric, success_rates
-from experiments.recorded_look import LOOKS, recorded_looks
-from experiments.recorded_seeds import KEY, recorded_seeds
+from experiments.recorded_setting import recorded_setting
 from experiments.reports.training import write_training_page
 from experiments.resumed_run import (
+    BEGUN,
     CHANGES,
     EVALUATION,
     OVERRIDES,
+    TRAINED,
     Resumption,
     begin,
     newest_weights,
@@ -50,22 +53,26 @@ from experiments.training_parts import (
     build_model,
     build_processor,
     datasets,
+    episodes_of,
     is_simulated,
     open_data,
-    recorded_scenes,
     require_held_out,
     require_trainable,
     require_unseen,
+    rollouts_of,
+    seeds_of,
+    trained_before,
 )
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.source import Source
 from vla.files import DirectoryLock
-from vla.model.checkpoint import read_state, resolve_checkpoint
+from vla.model.checkpoint import list_checkpoints, read_model_json, read_state, resolve_checkpoint
 from vla.model.vla import ModelConfig
 from vla.plugins import PLUGINS
 from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
-from vla.spec import SpecMismatch
+from vla.registry import SettingError
+from vla.spec import RobotSpec, SpecMismatch
 from vla.training.distributed import (
     ALONE,
     Ranks,
@@ -78,11 +85,32 @@ from vla.training.distributed import (
 from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
+from vla.training.warm_start import Start, open_start, require_same_family
 
 if TYPE_CHECKING:
     from experiments.wandb_sink import WandbSink
 
 schema.register("train")
+
+
+def setting(
+    run: schema.TrainRun, train: Source, validation: Source, spec: RobotSpec
+) -> dict[str, dict[str, Any]]:
+    """Return what provenance keeps of the environment of the demonstrations; nothing for other recordings."""
+    names = {
+        name
+        for source in (train, validation)
+        if isinstance(source, DemonstrationSource)
+        for name in source.task_names
+    }
+    found = recorded_setting(
+        datasets(run) if isinstance(train, DemonstrationSource) else (),
+        tasks=sorted(names),
+        cameras=spec.camera_names,
+        env=run.env,
+        recording_same_color_share=run.collect.recording_same_color_share,
+    )
+    return {} if found is None else {SETTING: found.to_json()}
 
 
 def note_on_tasks(train: Source, tasks: Sequence[str]) -> str | None:
@@ -109,10 +137,16 @@ def note_on_instructions(train: Source) -> str | None:
     )
 
 
-def require_settings(run: schema.TrainRun) -> None:
+def require_settings(run: schema.TrainRun, *, run_dir: Path | None = None) -> None:
     """Check before anything is recorded that the model's parts go together, and the evaluation's runtime.
 
+    Args:
+        run: the run.
+        run_dir: where it trains; None for its `out_dir`.
+
     Raises:
+        CheckpointError: `init_from` has no checkpoint, or one of another model family or size.
+        SettingError: there is nothing at `init_from`.
         ValueError: they do not, or the runtime has no limits for the environment.
     """
     evaluation_limits(run.evaluation, run.env["family"])
@@ -122,17 +156,26 @@ def require_settings(run: schema.TrainRun) -> None:
         losses=["action_loss", "loss", "token_accuracy", *(f"loss/{name}" for name in run.model.auxiliaries)],
     )
     model = run.model
-    ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
+    if run.init_from is None and run.init_statistics != "data":
+        raise SettingError(
+            "init_statistics=checkpoint needs init_from, the checkpoint that they are taken from"
+        )
+    if run.init_from is not None and not list_checkpoints(run_dir or Path(run.out_dir)):
+        require_directory("init_from", Path(run.init_from), CHECKPOINT)
+        directory = resolve_checkpoint(Path(run.init_from))
+        require_same_family(config, read_model_json(directory)[1], source=directory)
 
 
 def resumed_by(run: schema.TrainRun, run_dir: Path) -> Resumption | None:
     """Return what a run continues, after checking what it changes; None if it is new.
 
     Raises:
-        CheckpointError: it changes what shapes what is learned, unasked.
+        CheckpointError: it changes what shapes what is learned, unasked, or begins with something else.
     """
     found = resumption(run_dir, cli.config_with_paths(run, cli.portable_path))
     if found is not None:
+        open_start(run_dir, run.init_from)
         may_override = run.trainer.resume == "override"
         require_resumable(found, run_dir, may_override=may_override, records=run.record)
     return found
@@ -174,24 +217,29 @@ def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
 
 
 def provenance(
-    run: schema.TrainRun, train: Source, validation: Source, *, resumed: Resumption | None = None
+    run: schema.TrainRun,
+    train: Source,
+    validation: Source,
+    *,
+    start: Start | None,
+    resumed: Resumption | None,
 ) -> dict[str, Any]:
     """Return what a checkpoint should tell of its origin."""
     command = cli.typed_command("train")
+    begun = {}
+    if start is not None:
+        given = cli.portable_path(start.given)
+        begun = {BEGUN: {**start.to_json(), "given": given, TRAINED: trained_before(start)}}
     return {
+        **begun,
         "command": command,
         OVERRIDES: given_overrides(),
         CHANGES: [] if resumed is None else resumed.history(command),
         "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
         PLUGINS: recorded_plugins(run.plugins),
-        "episodes": episodes_of(train, validation),
+        "episodes": episodes_of(train, validation, start),
     }
-
-
-def episodes_of(train: Source, validation: Source) -> dict[str, list[str]]:
-    """Return a hash of each episode, by what it is for."""
-    return {"trained": train.fingerprints(), "held_out": validation.fingerprints()}
 
 
 def describe_data(run: schema.TrainRun, train: Source, validation: Source) -> None:
@@ -221,26 +269,25 @@ def train_policy(
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
-        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
+        SeedsWereRecorded: an evaluation would be on scenes that are trained on.
         ValueError: the evaluation after training would show other pictures, or the run is to return a
             held-out number and nothing is held out.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
-        resumed = resumed_by(run, run_dir)
+        resumed, start = resumed_by(run, run_dir), open_start(run_dir, run.init_from)
         train, validation = open_data(run)
         if ranks.is_main:
             describe_data(run, train, validation)
         require_held_out(run, validation)
         if resumed is not None:
-            may_override, episodes = run.trainer.resume == "override", episodes_of(train, validation)
+            may_override, episodes = run.trainer.resume == "override", episodes_of(train, validation, start)
             require_same_episodes(resumed, run_dir, episodes, may_override=may_override)
-        processor = build_processor(run, train)
-        scenes = recorded_scenes(train) | recorded_scenes(validation)
-        recordings = datasets(run) if isinstance(train, DemonstrationSource) else []
-        looks = {LOOKS: recorded_looks(recordings)}
-        if is_simulated(run, processor.robot_spec):  # refused before training, if at all
-            require_unseen(run, scenes)
+        processor = build_processor(run, train, start)
+        seeds = seeds_of(start, train, validation)
+        is_played = is_simulated(run, processor.robot_spec)
+        if is_played:  # refused before training, if at all
+            require_unseen(run, seeds)
         trainer = Trainer(
             dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
@@ -249,11 +296,11 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
-            provenance={
-                **provenance(run, train, validation, resumed=resumed),
-                KEY: recorded_seeds(scenes),
-                **looks,
-            },
+            roll_out=rollouts_of(run, processor, seeds=seeds, is_simulated=is_played),
+            start=start,
+            provenance=provenance(run, train, validation, start=start, resumed=resumed)
+            | seeds
+            | setting(run, train, validation, processor.robot_spec),
         )
         with contextlib.closing(trainer):
             if resumed is not None and ranks.is_main:

@@ -1,21 +1,25 @@
 """What a training run is made of, data, processor and model, and the check of them before any work begins."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from envs.registry import make_env, probe_env, with_current_names
+from envs.registry import make_env, probe_env
 from experiments.config import schema
 from experiments.config.found import DATASET
 from experiments.config.robot_file import read_robot_file
 from experiments.config.simulation import env_configs
+from experiments.development import DevelopmentRollouts
 from experiments.objective import HELD_OUT
-from experiments.recorded_seeds import KEY, recorded_seeds, require_unseen_scenes
+from experiments.recorded_seeds import require_unseen_scenes, with_seeds_of
+from experiments.recorded_setting import recorded_setting
+from experiments.resumed_run import BEGUN, TRAINED
 from experiments.stand_in import demonstrations_to_come
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.layout import INFO_PATH
-from vla.data.origin import read_extra_info
 from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.model.vla import ModelConfig, VLAModel
@@ -23,37 +27,47 @@ from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
 from vla.registry import SettingError
 from vla.spec import RobotSpec
+from vla.training.warm_start import Start, open_start, with_statistics_of
 
 MAY_DIFFER = ("cameras", "image_size", "same_color_share")  # of env: the first two are of the robot spec
 BYTES_A_WEIGHT = 16  # fp32: weight, gradient and two moments
 
 
-def require_trainable(run: schema.TrainRun) -> None:
-    """Check a run before anything is recorded or decoded: data, robot, cameras, environment, model.
+def require_trainable(run: schema.TrainRun, *, run_dir: Path | None = None) -> None:
+    """Check a run before anything is recorded or decoded: data, robot, cameras, environment, model, start.
 
     The processor is fitted, and the model built without memory, on the numbers of the recording, or, where it
     is still to be made, on random ones of the environment's robot; one environment is built and drawn.
 
+    Args:
+        run: the run.
+        run_dir: where it trains; None for its `out_dir`.
+
     Raises:
+        CheckpointError: what it begins with is not there or another one than before.
         SettingError: there is no dataset, a name in `data` stands for nothing there, or settings do not go
             together.
         DatasetError: a dataset is empty or damaged.
-        SpecMismatch: environment and recordings differ in the robot.
-        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
+        SpecMismatch: environment and recordings differ in the robot, or the statistics to begin with.
+        SeedsWereRecorded: an evaluation, after training or meanwhile, would be on scenes that are trained on.
     """
     if run.data["kind"] != "demonstrations":
         return  # of a plug-in: what it has, it tells when it is opened
     try:
+        start = open_start(run_dir or Path(run.out_dir), run.init_from)
         if run.record:
-            demonstrations = demonstrations_to_come(run)
+            demonstrations, seeds = demonstrations_to_come(run), seeds_of(start)
         else:
             require_dataset(run)
             train, validation = open_data(run, is_preview=True)
             require_held_out(run, validation)
-            demonstrations = train.demonstrations()
-            if is_simulated(run, demonstrations.robot_spec):
-                require_unseen(run, recorded_scenes(train) | recorded_scenes(validation))
-        require_model(run.model, fit_processor(run, demonstrations))
+            demonstrations, seeds = train.demonstrations(), seeds_of(start, train, validation)
+        is_played = is_simulated(run, demonstrations.robot_spec)
+        if is_played:
+            require_unseen(run, seeds)
+        processor = fit_processor(run, demonstrations, start)
+        rollouts_of(run, processor, seeds=seeds, is_simulated=is_played)
+        require_model(run.model, processor)
     except ValueError as error:
         if type(error) is not ValueError:
             raise
@@ -84,14 +98,20 @@ def require_held_out(run: schema.TrainRun, validation: Source) -> None:
         raise SettingError(f"metric={run.metric}, but nothing is held out; raise data.validation_share")
 
 
-def require_unseen(run: schema.TrainRun, scenes: set[tuple[str, str, int]]) -> None:
-    """Check that the evaluation after training is on scenes that are not among those recorded.
+def require_unseen(run: schema.TrainRun, seeds: Mapping[str, Any]) -> None:
+    """Check that the evaluation after training, if there is one, is on scenes that are not trained on.
+
+    Args:
+        run: the run.
+        seeds: those trained on, as provenance.
 
     Raises:
         SeedsWereRecorded: it is not.
     """
+    if not run.evaluation.instruction_modes:
+        return
     require_unseen_scenes(
-        {KEY: recorded_seeds(scenes)},
+        seeds,
         family=run.env["family"],
         tasks=run.tasks,
         first_seed=run.evaluation.first_seed,
@@ -127,7 +147,7 @@ def datasets(run: schema.TrainRun) -> list[str]:
 
 
 def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
-    """Tell whether the policy will be rolled out after training, and check that this can be done.
+    """Tell whether the policy will be rolled out, after training or meanwhile, and check that it can be.
 
     It will if the recordings are of the environment's robot; else its actions are compared with held-out
     recorded ones.
@@ -137,11 +157,12 @@ def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
         spec: the robot of the recordings, with the cameras that the policy sees.
 
     Raises:
-        ValueError: the environment has that robot, but shows other cameras or draws in another quality.
+        ValueError: the environment has that robot, but another setting, or shows other cameras.
         SpecMismatch: it differs in something else.
         NoOpenGL: nothing can draw here.
     """
-    if not run.evaluation.instruction_modes or run.robot_file is not None:
+    is_rolled_out = bool(run.evaluation.instruction_modes) or run.trainer.rollout_every_samples is not None
+    if not is_rolled_out or run.robot_file is not None:
         return False
     configs = env_configs(run.env, run.tasks)
     env = make_env(next(iter(configs.values())))
@@ -168,15 +189,18 @@ def require_recorded_setting(run: schema.TrainRun) -> None:
         SettingError: level, wording, look or another setting is that of no recording; the message says what
             to give.
     """
-    recorded = [
-        with_current_names(read_extra_info(Path(root)).get("env", {}))
-        for root in datasets(run)
-        if (Path(root) / INFO_PATH).exists()
-    ]
-    of_family = [env for env in recorded if env.get("family") == run.env["family"]]
-    for key, given in run.env.items():
-        values = list(dict.fromkeys(env[key] for env in of_family if key in env and key not in MAY_DIFFER))
-        if values and given not in values:
+    recorded = recorded_setting(
+        [root for root in datasets(run) if (Path(root) / INFO_PATH).exists()],
+        tasks=run.tasks,
+        cameras=run.env.get("cameras", ()),
+        env=run.env,
+        recording_same_color_share=run.collect.recording_same_color_share,
+    )
+    if recorded is None or recorded.family != run.env["family"]:
+        return
+    for key in [key for key in run.env if key in recorded.env and key not in MAY_DIFFER]:
+        given, values = run.env[key], recorded.varied.get(key, [recorded.env[key]])
+        if given not in values:
             raise SettingError(
                 f"{run.dataset} was recorded with env.{key}={' and '.join(map(str, values))}, the evaluation "
                 f"after training would be with env.{key}={given}. Give env.{key}={values[0]}, and the other "
@@ -190,19 +214,64 @@ def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
     return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
 
 
-def build_processor(run: schema.TrainRun, train: Source) -> Processor:
-    """Fit input encoders and action codec on the training samples."""
-    return fit_processor(run, train.demonstrations())
+def seeds_of(start: Start | None, *sources: Source) -> dict[str, Any]:
+    """Return as provenance the seeds of recorded scenes, and those of what training begins with."""
+    scenes = {scene for source in sources for scene in recorded_scenes(source)}
+    return with_seeds_of({} if start is None else start.provenance, scenes)
 
 
-def fit_processor(run: schema.TrainRun, demonstrations: Demonstrations) -> Processor:
-    """Fit input encoders and action codec."""
-    return Processor.fit(
+def trained_before(start: Start | None) -> list[str]:
+    """Return the hashes of the episodes that what a run begins with was trained on."""
+    if start is None:
+        return []
+    if start.source is None:  # resumed: its own checkpoint tells
+        return start.provenance[BEGUN][TRAINED]
+    return start.provenance.get("episodes", {}).get("trained", [])
+
+
+def episodes_of(train: Source, validation: Source, start: Start | None) -> dict[str, list[str]]:
+    """Return a hash of each episode, by what it is for; what a run begins with was trained on some, too."""
+    before = trained_before(start)
+    return {
+        "trained": list(dict.fromkeys([*train.fingerprints(), *before])),
+        "held_out": [one for one in validation.fingerprints() if one not in set(before)],
+    }
+
+
+def rollouts_of(
+    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], is_simulated: bool
+) -> DevelopmentRollouts | None:
+    """Return what measures success while the run trains, if it is to be measured."""
+    if run.trainer.rollout_every_samples is None:
+        return None
+    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=is_simulated)
+
+
+def build_processor(run: schema.TrainRun, train: Source, start: Start | None = None) -> Processor:
+    """Fit input encoders and action codec on the training samples, or take their constants from a start."""
+    return fit_processor(run, train.demonstrations(), start)
+
+
+def fit_processor(run: schema.TrainRun, demonstrations: Demonstrations, start: Start | None) -> Processor:
+    """Fit input encoders and action codec, or take their constants from a start, if the run asks for that.
+
+    Raises:
+        SpecMismatch: the constants are of something else.
+    """
+    processor = Processor.fit(
         demonstrations,
         codec=run.codec,
         inputs=run.processor.inputs,
         frame_offsets=run.processor.frame_offsets,
         max_committed=run.processor.max_committed,
+    )
+    if start is None or run.init_statistics == "data":
+        return processor
+    return with_statistics_of(
+        processor,
+        Processor.from_json(start.processor_json),
+        instructions=demonstrations.instructions,
+        source=Path(start.given),
     )
 
 

@@ -5,10 +5,13 @@ Both are exported from modules that make few nodes (graph_modules.py).
 """
 
 import contextlib
+import io
 import json
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 
 from policies.export_loop import export_loop
 from policies.graph_modules import graph_friendly
+from vla.errors import VLAError
 from vla.interface import Arrays
 from vla.model.heads.stepwise import StepwiseHead
 from vla.model.vla import VLAModel
@@ -27,25 +31,25 @@ OPSET = 20
 MAX_BATCH = 1024
 
 
+class NotExportable(VLAError):
+    """A head samples in a way that no graph has; the message names the line."""
+
+
 def export_graph(model: VLAModel, *, processor: Processor, inputs: Arrays) -> bytes:
     """Return the fp32 model with its sampling as a serialized ONNX graph, batch axis dynamic.
 
     `inputs`, noise included, only give the names and shapes; a batch of two, as one would be taken for a
     constant. The model is copied.
+
+    Raises:
+        NotExportable: what the head does cannot be written as a graph.
     """
     names, example = list(inputs), tuple(torch.from_numpy(array) for array in inputs.values())
     model = graph_friendly(model)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    if isinstance(model.head, StepwiseHead):
-        proto = export_loop(model, example, names=names, batch=batch, convert=_convert)
-    else:
-        proto = _convert(
-            Sampling(model, names),
-            example,
-            inputs=names,
-            outputs=list(model.specs.targets),
-            dynamic_shapes=(tuple({0: batch} for _ in example),),
-        )
+    try:
+        proto = _graph_of(model, example, names)
+    except torch.onnx.OnnxExporterError as error:
+        raise _not_exportable(error, head=model.config.head["kind"]) from error
     onnx.helper.set_model_props(
         proto,
         {
@@ -56,6 +60,35 @@ def export_graph(model: VLAModel, *, processor: Processor, inputs: Arrays) -> by
     )
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
+
+
+def _graph_of(model: VLAModel, example: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    if isinstance(model.head, StepwiseHead):
+        return export_loop(model, example, names=names, batch=batch, convert=_convert)
+    return _convert(
+        Sampling(model, names),
+        example,
+        inputs=names,
+        outputs=list(model.specs.targets),
+        dynamic_shapes=(tuple({0: batch} for _ in example),),
+    )
+
+
+def _not_exportable(error: BaseException, *, head: str) -> NotExportable:
+    """Return the error for what torch could not write as a graph: the reason, and the line that led to it."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    torch_lies = str(Path(torch.__file__).parent)
+    frames = [one for one in traceback.extract_tb(cause.__traceback__) if torch_lies not in one.filename]
+    place = f" (`{frames[-1].line}` at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return NotExportable(
+        f"head {head!r} cannot become a graph: {str(cause).splitlines()[0]}{place}. Its sample may not ask "
+        "what is in a tensor (if, while, .item()): use torch.where, and loop a fixed number of times, or "
+        "derive the head from StepwiseHead if it chooses id after id. Nothing was written; the checkpoint "
+        "can be evaluated all the same"
+    )
 
 
 def _convert(
@@ -121,14 +154,17 @@ def _quiet_exporter() -> Iterator[None]:
     registry = logging.getLogger(
         "torch.onnx._internal.exporter._registration"
     )  # "torchvision is not installed"
-    level = registry.level
-    registry.setLevel(logging.ERROR)
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")  # what a failure says in full
+    levels = {logger: logger.level for logger in (registry, shapes)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", checks_off)
-        registry.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.registry import make_env
 from experiments.config import schema
 from experiments.config.cli import explain_config_error, explain_setting_error
+from experiments.config.overrides import overrides as as_overrides
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
-from experiments.quickstart import overrides as as_overrides
 from experiments.train import build_model, require_settings
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
@@ -35,6 +35,7 @@ RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 REQUIRED = {  # what a person has to give
     "check": ["dataset=d"],
     "evaluate": ["path=p"],
+    "improve": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
     "sweep_table": ["runs=[a]"],

@@ -86,8 +86,8 @@ def test_the_front_page_is_short_and_begins_with_code():
 
 @pytest.fixture
 def robot_file(tmp_path, monkeypatch):
-    """The robot file that a page shows, where its commands look for it."""
-    (text,) = [block for text in PAGES.values() for block in blocks(text, "yaml")]
+    """The robot file that the page of the programs shows, where commands look for it."""
+    (text,) = blocks(PAGES["experiments/README.md"], "yaml")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "outputs/so101/robot.yaml"
     path.parent.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_make_has_the_targets_that_are_named():
 
 def test_the_recording_snippet_makes_a_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = [block for _, block in snippets() if "with DatasetWriter" in block]
+    (snippet,) = [one for one in blocks(PAGES["vla/README.md"], "python") if "with DatasetWriter" in one]
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     dataset = Dataset(tmp_path / "outputs/datasets/my_arm")
     assert dataset.num_episodes == 3

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -20,20 +21,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
 from experiments.config.declared import all_keys, allowed_in, help_table, keys_of, whole_keys
-from experiments.config.plugins import CONF, load_plugins, plugins_in
+from experiments.config.earlier_settings import with_earlier_settings
+from experiments.config.overrides import as_value
+from experiments.config.plugins import CONF, GROUPS, PLUGIN_HINT, load_plugins, plugins_in
 from experiments.config.run_record import FolderOfAnother
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
-from vla.registry import FilePath, SettingError, did_you_mean, settings_of, shown
+from vla.registry import FilePath, SettingError, UnknownPart, did_you_mean, settings_of, shown
 from vla.spec import is_utf8
 
 OUR_PACKAGES = ("vla", "envs", "policies", "experiments", "__main__")  # __main__: the program that runs
@@ -111,7 +112,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         require_readable(sys.argv[1:])
         load_plugins(plugins_in(sys.argv[1:]))
         if program_name() in ROOTS.names():
-            sys.argv[1:] = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
+            typed = with_quoted_paths(sys.argv[1:], ROOTS.get(program_name()))
+            sys.argv[1:] = with_earlier_settings(typed, program_name())
         _call(main)
     except SettingError as error:
         if wants_traceback:
@@ -249,21 +251,6 @@ def _with_quoted_path(argument: str, paths: Collection[str], *, is_sweep: bool) 
     return f"{key}={as_value(value)}"
 
 
-def as_value(text: str) -> str:
-    """Return a text as the value of an override that Hydra reads it back from: in quotes where it needs them.
-
-    >>> as_value("outputs/one"), as_value("a,b")
-    ('outputs/one', "'a,b'")
-    """
-    try:
-        override = OverridesParser.create().parse_override(f"key={text}")
-        is_whole = not override.is_sweep_override() and override.value() == text
-        is_plain = is_whole and not text.endswith("\\")  # in a list, it would take the comma with it
-    except HydraException:
-        is_plain = False
-    return text if is_plain else QuotedString(text=text, quote=Quote.single).with_quotes()
-
-
 def config_with_paths(run: Program, shown: Callable[[str], str]) -> dict[str, Any]:
     """Return a run's configuration for a record, with its paths as `shown` returns them."""
     config = dataclasses.asdict(run)
@@ -283,7 +270,16 @@ def child_environment() -> dict[str, str]:
 
 def typed_command(program: str) -> str:
     """Return what was typed to start a program, as it was."""
-    return shlex.join([*_start_of(program), *sys.argv[1:]])
+    return shlex.join([*_start_of(program), *_typed_arguments(program)])
+
+
+def _typed_arguments(program: str) -> list[str]:
+    """Return the arguments as they were typed: Hydra's have what was laid under them in front."""
+    words = sys.orig_argv
+    for i, (one, other) in enumerate(itertools.pairwise(words)):
+        if (one, other) == ("-m", f"experiments.{program}") or (Path(one).name, other) == ("vla", program):
+            return words[i + 2 :]
+    return sys.argv[1:]
 
 
 def _start_of(program: str) -> list[str]:
@@ -297,7 +293,7 @@ def portable_command(program: str) -> str:
 
     An absolute path outside of the working directory becomes `.../` and its last part.
     """
-    return shlex.join([*_start_of(program), *map(_without_place, sys.argv[1:])])
+    return shlex.join([*_start_of(program), *map(_without_place, _typed_arguments(program))])
 
 
 def _without_place(argument: str) -> str:
@@ -366,7 +362,7 @@ def explain_setting_error(error: SettingError) -> str:
     unknown = _UNKNOWN_SETTING.search(str(error))
     if unknown and unknown[2] in RENAMED:
         return f"unknown key {unknown[1]!r}; it is now {RENAMED[unknown[2]]}"
-    return str(error)
+    return f"{error}; {PLUGIN_HINT}" if isinstance(error, UnknownPart) else str(error)
 
 
 def explain_config_error(error: BaseException, *, program: type | None = None) -> str:
@@ -398,7 +394,8 @@ def explain_config_error(error: BaseException, *, program: type | None = None) -
         return f"{no_value[1]} has no value; give {no_value[1]}=<value>"
     if option:
         folder, _, name = option[1].rpartition("/")
-        return f"{folder} is {name!r}; {did_you_mean(name, option[2].split())}"
+        hint = f"; {PLUGIN_HINT}" if folder in GROUPS else ""
+        return f"{folder} is {name!r}; {did_you_mean(name, option[2].split())}{hint}"
     return _explain_value(error) or text
 
 

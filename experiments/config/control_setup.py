@@ -7,8 +7,9 @@ It also knows the course of one run, from the first observation to rest. The par
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from experiments.config.robot import ROBOTS
 from experiments.config.schema import ControlRun, DelayTableRun, EvaluationRunSettings
 from experiments.config.simulation import env_configs
+from experiments.config.trained_setting import SETTING, describe, setting_in
 from policies.runtime.chunking import make_schedule
 from policies.runtime.clock import Clock
 from policies.runtime.controller import ArmingRefused, Controller
@@ -83,6 +85,24 @@ def task_config(run: ControlRun | DelayTableRun) -> dict[str, Any]:
     return env_configs(run.env, [chosen_task(run)])[chosen_task(run)]
 
 
+def describe_setting(run: ControlRun | DelayTableRun, kept: Mapping[str, Any], *, source: str) -> str:
+    """Return for the terminal what a policy was trained in, and what is different where it is put to work.
+
+    Args:
+        run: the run.
+        kept: the provenance of the policy.
+        source: where it is.
+
+    Raises:
+        ValueError: the run names a task that there is not.
+        DamagedFile: what the policy keeps has another form.
+    """
+    setting = setting_in(kept, source=Path(source))
+    task = chosen_task(run) if run.env else None
+    others = [] if task is None or setting is None or task in setting.tasks else [task]
+    return describe(kept, source=Path(source), env=run.env, tasks=others)
+
+
 class RemoteForWorker:
     """A remote policy that finds its server again by itself, a short try for each inference.
 
@@ -124,6 +144,11 @@ class RemoteForWorker:
         """How many committed actions it can be given."""
         return self._remote.max_committed
 
+    @property
+    def setting(self) -> Mapping[str, Any] | None:
+        """The setting that the policy was trained in, if the server says so."""
+        return self._remote.contract.setting
+
     def predict(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "batch time action"]:
         """Ask the server, after connecting again if need be; errors are those of `RemotePolicy`."""
         if not self._remote.connected:
@@ -151,10 +176,11 @@ class SlowedPolicy:
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, and how many committed actions it can be given."""
+    """A policy, how many committed actions it can be given, and the setting that it keeps, by its key."""
 
     policy: Policy
     max_committed: int
+    kept: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -174,13 +200,13 @@ def open_policy(
     if server is not None:
         token = read_token(environment_variable=token_env, file=None)
         with contextlib.closing(RemoteForWorker(url=server, token=token, wait_s=server_wait_s)) as remote:
-            yield LoadedPolicy(remote, remote.max_committed)
+            yield LoadedPolicy(remote, remote.max_committed, {SETTING: remote.setting})
         return
     from policies.exported import BundlePolicy
 
     assert bundle is not None, "checked above"
     loaded = BundlePolicy.load(bundle, num_threads=num_threads)
-    yield LoadedPolicy(loaded, loaded.processor.max_committed)
+    yield LoadedPolicy(loaded, loaded.processor.max_committed, loaded.provenance)
 
 
 def build_controller(

@@ -118,8 +118,22 @@ def require_there(run: Any) -> None:
     for setting in settings_of(type(run)):
         for key, path in _paths_of(run, setting):
             assert isinstance(setting.constraint, Artifact)
-            if not path.exists():
-                raise SettingError(_not_there(key, path, setting.constraint))
+            require_directory(key, path, setting.constraint)
+
+
+def require_directory(key: str, path: Path, artifact: Artifact) -> None:
+    """Check that something is where a setting says.
+
+    Args:
+        key: of the setting.
+        path: that it has.
+        artifact: what is expected there.
+
+    Raises:
+        SettingError: nothing is; the message names the nearest and what there is.
+    """
+    if not path.exists():
+        raise SettingError(_not_there(key, path, artifact))
 
 
 def _paths_of(run: Any, setting: Setting) -> Iterator[tuple[str, Path]]:

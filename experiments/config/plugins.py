@@ -31,6 +31,7 @@ from vla.processing.registry import CODECS
 from vla.registry import Registry, SettingError, absolute_path, import_plugin
 
 KEY, FORMER_KEY = "plugins", "extensions"
+PLUGIN_HINT = "if a plug-in of yours adds it, pass plugins=[<its module or file>]"
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS: Mapping[str, Registry[Any]] = {  # by Hydra's group
     "env": ENVIRONMENTS,

@@ -45,10 +45,12 @@ class RobotSetup(abc.ABC):
 
     Attributes:
         is_simulated: whether it can be driven in simulated time.
+        moves_on_opening: whether `open` moves it.
         limits: what commands may never exceed.
     """
 
     is_simulated: ClassVar[bool] = False
+    moves_on_opening: ClassVar[bool] = False
     limits: Annotated[SafetyLimits, "what commands may never exceed"]
 
     def require_confirmed(self) -> None:  # noqa: B027  most robots have nothing to confirm

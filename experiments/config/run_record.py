@@ -39,6 +39,14 @@ def run_name() -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{number}"
 
 
+def runs_below(path: Path) -> list[Path]:
+    """Return the runs right below a directory, as Hydra numbers those of a sweep, then others by name."""
+    found = [record.parent for record in path.glob(f"*/{RECORD}")]
+    numbered = [run for run in found if run.name.isdigit()]
+    others = [run for run in found if not run.name.isdigit()]
+    return sorted(numbered, key=lambda run: int(run.name)) + sorted(others)
+
+
 def register_resolvers() -> None:
     """Make `${run_name:}` and `${absolute_path:<path>}` known to configurations."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)

@@ -39,7 +39,16 @@ from vla.data.registry import SOURCES
 from vla.errors import did_you_mean
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.processing.registry import CODECS, INPUTS
-from vla.registry import Choices, FilePath, Range, Registry, SettingError, check_settings
+from vla.registry import (
+    REQUIRED,
+    Choices,
+    FilePath,
+    Range,
+    Registry,
+    SettingError,
+    check_settings,
+    settings_of,
+)
 from vla.training.settings import TrainerSettings
 
 # Declarations that several programs share.
@@ -59,6 +68,7 @@ Metric = Annotated[
     "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
 ]
 BACKENDS_TIMED = ("torch", "torch.compile", "onnxruntime", "openvino")
+FIRST_REPORTED_SEED = 900_000  # conf/evaluation/reporting.yaml
 Duration = Range(0, 10**6, open_low=True)
 
 
@@ -124,6 +134,29 @@ class ProcessorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSettings:
+    """Which episodes measure success while a policy is trained, see `trainer.rollout_every_samples`.
+
+    Raises:
+        SettingError: they reach the seeds for reporting, on which no checkpoint is chosen.
+    """
+
+    episodes_per_task: Annotated[int, Range(1, 10**5), "episodes of every task"] = 5
+    first_seed: Annotated[int, Range(0, GREATEST_SEED), "of each task; below the seeds for reporting"] = (
+        500000
+    )
+
+    def __post_init__(self) -> None:
+        last = self.first_seed + self.episodes_per_task - 1
+        if last >= FIRST_REPORTED_SEED:
+            raise SettingError(
+                f"rollouts.first_seed={self.first_seed} with {self.episodes_per_task} episodes per task "
+                f"reaches seed {last}; seeds from {FIRST_REPORTED_SEED} on are for reporting, and no "
+                "checkpoint is chosen on them. Give rollouts.first_seed=500000, say"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRunSettings(EvaluationSettings):
     """How a policy is measured: each instruction mode is an evaluation."""
 
@@ -141,6 +174,9 @@ class Program:
     plugins: Annotated[list[str], "modules of yours that add parts, by name or path of a file"] = field(
         default_factory=list
     )
+    from_run: Annotated[
+        str | None, FilePath(), "directory of an earlier run, with whose settings this one starts"
+    ] = None
 
 
 @dataclass(kw_only=True)
@@ -148,6 +184,16 @@ class TaskProgram(Program):
     """A program that makes environments."""
 
     env: Annotated[dict[str, Any], ENVIRONMENTS, "the environment, the task apart"]
+    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class SceneProgram(Program):
+    """A program that may make an environment."""
+
+    env: Annotated[dict[str, Any], ENVIRONMENTS, "the scene a robot stands in; empty for none"] = field(
+        default_factory=dict
+    )
     tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
 
 
@@ -186,7 +232,20 @@ class TrainRun(CollectRun):
     codec: Annotated[dict[str, Any], CODECS, "of actions"]
     processor: Annotated[ProcessorConfig, "what a policy looks at and predicts"]
     trainer: Annotated[TrainerSettings, "how the model is trained"]
+    init_from: Annotated[
+        str | None,
+        CHECKPOINT,
+        "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
+    ] = None
+    init_statistics: Annotated[
+        str,
+        Choices("data", "checkpoint"),
+        "scales state and action, and tokens of text: fitted anew, or init_from's",
+    ] = "data"
     evaluation: Annotated[EvaluationRunSettings, "how the trained policy is measured"]
+    rollouts: Annotated[RolloutSettings, "episodes played meanwhile, see trainer.rollout_every_samples"] = (
+        field(default_factory=RolloutSettings)
+    )
     logger: Annotated[str, Choices("jsonl", "wandb"), "JSON lines are written always"] = "jsonl"
     wandb: Annotated[WandbSettings, "how logger=wandb names the run"] = field(default_factory=WandbSettings)
     metric: Metric = None
@@ -224,8 +283,12 @@ class ExportRun(Program):
 class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    a: Annotated[str, EVALUATION, "an evaluation"]
-    b: Annotated[str, EVALUATION, "the evaluation to compare it with"]
+    a: Annotated[str, EVALUATION, "directory of an evaluation, a training, a quickstart or a sweep"]
+    b: Annotated[
+        str | None,
+        EVALUATION,
+        "another one to compare it with; null: the first evaluation of a with its others",
+    ] = None
     instruction_mode: InstructionMode = "original"
 
 
@@ -277,13 +340,9 @@ class RobotProgram(Program):
 
 
 @dataclass(kw_only=True)
-class ControlRun(RobotProgram):
+class ControlRun(RobotProgram, SceneProgram):
     """`python -m experiments.control`."""
 
-    env: Annotated[dict[str, Any], ENVIRONMENTS, "the scene a robot stands in; empty for none"] = field(
-        default_factory=dict
-    )
-    tasks: Annotated[list[str], "of the environment; empty: all"] = field(default_factory=list)
     bundle: Annotated[str | None, BUNDLE, "either a bundle, run in this process,"] = None
     server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
@@ -357,6 +416,7 @@ ROOTS: Registry[Program] = Registry(
         "sweep_table": f"{__name__}:SweepTableRun",
         "serve": "experiments.config.serving:ServeRun",
         "quickstart": f"{__name__}:QuickstartRun",
+        "improve": "experiments.config.improving:ImproveRun",
         "benchmark": f"{__name__}:BenchmarkRun",
         "control": f"{__name__}:ControlRun",
         "delay_table": f"{__name__}:DelayTableRun",
@@ -398,10 +458,14 @@ def checked(values: dict[str, Any], program: type[Run]) -> Run:
     Raises:
         SettingError: a key is unknown or missing, or a value is not allowed; one line names the key.
     """
-    if program is ControlRun and not values["env"]:  # a robot that stands in no scene
-        values = {key: value for key, value in values.items() if key != "env"}
+    optional = {
+        setting.name
+        for setting in settings_of(program)
+        if isinstance(setting.constraint, Registry) and setting.default is not REQUIRED
+    }
+    values = {key: value for key, value in values.items() if value or key not in optional}  # not chosen
     run = program(**check_settings(program, values))
-    if isinstance(run, TaskProgram | ControlRun) and run.env:
+    if isinstance(run, TaskProgram | SceneProgram) and run.env:
         run = dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
         if isinstance(run, ControlRun | DelayTableRun) and run.task is not None and run.task not in run.tasks:
             raise SettingError(f"task is {run.task!r}; {did_you_mean(run.task, run.tasks)}")

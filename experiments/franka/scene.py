@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -100,6 +100,7 @@ class ArmClock:
 class FrankaSetup(RobotSetup):
     """A Franka FR3 through franky (`policies.robots`), its cameras drawn from a tabletop scene."""
 
+    moves_on_opening: ClassVar[bool] = True  # the hand opens, and the arm goes to the start of the scene
     address: Annotated[str, "of the robot, or of franky-sim"]
     needs_realtime: Annotated[bool, "refuse to run without a real-time kernel; a simulator needs none"] = True
     has_gripper: Annotated[bool, "whether the arm has a Franka Hand"] = True

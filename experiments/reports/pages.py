@@ -124,6 +124,20 @@ def training_section(metrics_path: Path) -> Charts:
         chart("loss of actions", "action_loss"),
         *[chart(f"loss of {key.removeprefix('loss/').replace('_', ' ')}", key) for key in parts],
         chart("accuracy", "token_accuracy"),
+        Chart(
+            caption="success on development seeds, 95 % interval",
+            series=[
+                line
+                for name, key in (
+                    ("mean over tasks", "success"),
+                    ("low", "success_low"),
+                    ("high", "success_high"),
+                )
+                if (line := series(name, f"development/{key}")).points()
+            ],
+            x_label="step",
+            y_label="success",
+        ),
     ]
     return Charts(title="Training", charts=[one for one in charts if one.series], note=TRAINING_NOTE)
 

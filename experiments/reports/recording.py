@@ -66,7 +66,7 @@ def _finding_row(one: Finding) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContactSheet:
-    """First, middle and last picture of some episodes of one camera."""
+    """Pictures side by side, each row with its caption."""
 
     title: str
     strips: Sequence[tuple[str, bytes]]  # caption, JPEG
@@ -74,7 +74,7 @@ class ContactSheet:
     def to_html(self) -> str:
         """Return one card per episode."""
         cards = (
-            '<figure><img style="width:100%" alt="first, middle and last picture" '
+            '<figure><img style="width:100%" alt="pictures side by side" '
             f'src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
             f'<figcaption class="note">{html.escape(caption)}</figcaption></figure>'
             for caption, jpeg in self.strips
@@ -213,12 +213,12 @@ def _sheets(dataset: Dataset, findings: Sequence[Finding]) -> list[ContactSheet]
                 images = [dataset.frames(camera, int(i), int(i) + 1)[0] for i in frames]
             except DatasetError as error:
                 images, caption = [np.zeros((90, 120, 3), np.uint8)], f"{caption}. Not shown: {error}"
-            strips.append((caption, _strip(images)))
+            strips.append((caption, strip(images)))
         sheets.append(ContactSheet(title=f"Camera {camera}: first, middle and last picture", strips=strips))
     return sheets
 
 
-def _strip(images: Sequence[np.ndarray]) -> bytes:
+def strip(images: Sequence[np.ndarray]) -> bytes:
     """Return pictures side by side as JPEG."""
     height, width = images[0].shape[:2]
     size = (round(width * SHEET_HEIGHT / height), SHEET_HEIGHT)

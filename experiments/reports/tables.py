@@ -35,6 +35,21 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def format_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return columns of text, all aligned to the left.
+
+    >>> print(format_lines(["check", "found"], [["rate", "20 Hz"]]))
+    check  found
+    rate   20 Hz
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown.
 

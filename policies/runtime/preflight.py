@@ -69,24 +69,43 @@ def observe_and_infer(
         clock: real time.
         seconds: how long, in all.
     """
-    spec, seen = robot.robot_spec, Seen()
-    history = FrameHistory(spec=spec, frame_offsets=policy.frame_offsets)
-    period_s = 1.0 / spec.control_hz
-    _look(robot, history, seen, clock)  # the first look opens things; it does not count as a rate
-    seen.observe_s.clear()
-    num_periods = max(2, round(seconds / 2 / period_s))
-    pacer = Pacer(clock=clock, period_s=period_s)
+    seen = Seen()
+    history = FrameHistory(spec=robot.robot_spec, frame_offsets=policy.frame_offsets)
     with short_collections():
-        for _ in range(num_periods):
-            pacer.wait()
-            reading = _look(robot, history, seen, clock)
-            if reading is not None:
-                now = clock.now()
-                seen.readings.append(reading)
-                seen.ages_s.append({name: now - stamp for name, stamp in sensor_stamps(reading).items()})
-        seen.missed_share = pacer.num_missed / num_periods
+        _observe(robot, history, seen, clock=clock, seconds=seconds / 2)
         _infer(robot, policy, history, seen, instruction=instruction, clock=clock, seconds=seconds / 2)
     return seen
+
+
+def observe(robot: Robot, *, clock: Clock, seconds: float) -> Seen:
+    """Observe at the robot's rate, without a policy; nothing is sent to the robot.
+
+    Args:
+        robot: observed only.
+        clock: real time.
+        seconds: how long.
+    """
+    seen = Seen()
+    history = FrameHistory(spec=robot.robot_spec, frame_offsets=(0,))
+    with short_collections():
+        _observe(robot, history, seen, clock=clock, seconds=seconds)
+    return seen
+
+
+def _observe(robot: Robot, history: FrameHistory, seen: Seen, *, clock: Clock, seconds: float) -> None:
+    period_s = 1.0 / robot.robot_spec.control_hz
+    _look(robot, history, seen, clock)  # the first look opens things; it does not count as a rate
+    seen.observe_s.clear()
+    num_periods = max(2, round(seconds / period_s))
+    pacer = Pacer(clock=clock, period_s=period_s)
+    for _ in range(num_periods):
+        pacer.wait()
+        reading = _look(robot, history, seen, clock)
+        if reading is not None:
+            now = clock.now()
+            seen.readings.append(reading)
+            seen.ages_s.append({name: now - stamp for name, stamp in sensor_stamps(reading).items()})
+    seen.missed_share = pacer.num_missed / num_periods
 
 
 def _look(robot: Robot, history: FrameHistory, seen: Seen, clock: Clock) -> SensorReading | None:
@@ -148,11 +167,19 @@ def checks(
     execute_horizon: int,
 ) -> list[Check]:
     """Judge what was seen; see `Check`."""
+    found = observation_checks(seen, spec=spec, watchdog=watchdog, stream=stream)
+    found += _inference(seen, spec, schedule=schedule, execute_horizon=execute_horizon)
+    return [*found, unlimited(limits), *_first_chunk(seen, spec, limits)]
+
+
+def observation_checks(
+    seen: Seen, *, spec: RobotSpec, watchdog: WatchdogLimits, stream: StreamLimits
+) -> list[Check]:
+    """Judge what the robot showed, without a policy; see `Check`."""
     found = [_driver(seen), _rate(seen, spec)]
     if seen.readings:
         found += [*_cameras(seen, spec, watchdog, stream), *_states(seen, spec, stream)]
-    found += _inference(seen, spec, schedule=schedule, execute_horizon=execute_horizon)
-    return [*found, *_unlimited(limits), *_first_chunk(seen, spec, limits)]
+    return found
 
 
 def _driver(seen: Seen) -> Check:
@@ -271,22 +298,21 @@ def _inference(seen: Seen, spec: RobotSpec, *, schedule: str, execute_horizon: i
     ]  # fmt: skip
 
 
-def _unlimited(limits: SafetyLimits) -> list[Check]:
+def unlimited(limits: SafetyLimits) -> Check:
+    """Judge whether every channel is limited in acceleration and jerk."""
     open_ended = [
         name
         for name, one in limits.channels.items()
         if not limits.is_gripper[list(limits.channels).index(name)]
         and not np.isfinite([one.acceleration, one.jerk]).all()
     ]
-    return [
-        Check(
-            level=DOUBTFUL if open_ended else GOOD,
-            what="limits",
-            found=f"no limit of acceleration or jerk: {', '.join(open_ended)}" if open_ended else "all set",
-            wanted="velocity, acceleration and jerk of every channel",
-            advice="the driver's own limits must catch jerky motion then" if open_ended else "",
-        )
-    ]
+    return Check(
+        level=DOUBTFUL if open_ended else GOOD,
+        what="limits",
+        found=f"no limit of acceleration or jerk: {', '.join(open_ended)}" if open_ended else "all set",
+        wanted="velocity, acceleration and jerk of every channel",
+        advice="the driver's own limits must catch jerky motion then" if open_ended else "",
+    )
 
 
 def _first_chunk(seen: Seen, spec: RobotSpec, limits: SafetyLimits) -> list[Check]:

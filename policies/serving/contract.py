@@ -34,6 +34,7 @@ class RemoteContract:
     max_committed: int = 0  # how many committed actions an observation may hold
     policy_id: str | None = None  # sha256 of the served bundle; foreign servers do not tell
     numbered: bool = False  # whether replies repeat the request's number
+    setting: Mapping[str, Any] | None = None  # that the policy was trained in, as its bundle keeps it
 
 
 def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
@@ -56,6 +57,9 @@ def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
         raise ValueError("its metadata lacks a usable max_committed")
     if not isinstance(offsets, list) or not offsets or any(type(offset) is not int for offset in offsets):
         raise ValueError("its metadata lacks usable frame_offsets")
+    setting = metadata.get("setting")
+    if setting is not None and not isinstance(setting, Mapping):
+        raise ValueError("its metadata holds a setting that is no map")
     try:
         spec = RobotSpec.from_json(metadata["robot_spec"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -70,6 +74,7 @@ def stated_contract(metadata: Mapping[str, Any]) -> RemoteContract | None:
         max_committed=max_committed,
         policy_id=policy_id,
         numbered=True,
+        setting=setting,
     )
 
 

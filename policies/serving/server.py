@@ -53,6 +53,7 @@ class ServedPolicy:
     policy: Policy
     policy_id: str  # sha256 of the bundle
     max_committed: int = 0  # how many committed actions an observation may hold
+    setting: Mapping[str, Any] | None = None  # that it was trained in, as its bundle keeps it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +294,7 @@ def server_metadata(
         "robot_spec": spec.to_json(),
         "max_bytes": settings.limits.max_bytes,
         "request_timeout_s": settings.session.request_timeout_s,
+        "setting": served.setting,
     }
 
 

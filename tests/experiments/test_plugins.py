@@ -79,6 +79,25 @@ def test_a_module_that_is_not_there_is_named():
     assert result.stderr.startswith("plugins names 'no_such_toy'")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["env=toyy"], "env is 'toyy'; choose from metaworld, tabletop"),
+        (["robot=my_arm"], "robot is 'my_arm'; choose from franka, lerobot, sim"),
+        (["codec=mulaw"], "codec is 'mulaw'; choose from continuous, fast, quantile, uniform"),
+        (["model/head=mean"], "model/head is 'mean'; choose from autoregressive, fast, flow, parallel"),
+        (["+model.auxiliaries.x={kind: depth}"], "model.auxiliaries.x.kind is 'depth'; choose from"),
+    ],
+)
+def test_a_name_of_a_plugin_that_was_not_passed_asks_for_it(tmp_path, overrides, message):
+    verb = "control" if "robot" in overrides[0] else "train"
+    result = program(verb, *overrides, f"out_dir={tmp_path}")
+    assert result.returncode == 2
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith(message)
+    assert said.endswith("; if a plug-in of yours adds it, pass plugins=[<its module or file>]")
+
+
 def test_the_command_line_names_modules():
     assert plugins_in(["env=toy", "plugins=[a,b.c]"]) == ["a", "b.c"]
     assert plugins_in(["env=toy"]) == []

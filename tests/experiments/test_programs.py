@@ -59,6 +59,21 @@ def test_the_quickstart_does_everything_and_prints_where(quickstart):
 
 
 @pytest.mark.timeout(1200)
+def test_its_policy_is_put_to_work_where_it_was_trained(quickstart, tmp_path):
+    out_dir, printed = quickstart
+    assert "different now" not in printed
+    arguments = ["evaluation.episodes_per_task=1", "evaluation.instruction_modes=[original]"]
+    arguments += ["policy=bundle", f"path={out_dir}/bundle", f"out_dir={tmp_path}"]
+    result = program("evaluate", *arguments, "evaluation.videos_per_task=0", "env.wording=heldout")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"trained in tabletop: tasks reach; .*level none; wording train; ", result.stdout)
+    assert re.search(r"^env.wording +train +heldout$", result.stdout, flags=re.MULTILINE)
+    assert "env.level" not in result.stdout
+    plan = json.loads((tmp_path / "original" / "plan.json").read_text())["plan"]
+    assert plan["env_configs"]["reach"]["level"] == "none"
+
+
+@pytest.mark.timeout(1200)
 def test_the_report_needs_no_other_file(quickstart):
     page = (quickstart[0] / "report.html").read_text()
     for expected in (
@@ -160,7 +175,8 @@ def test_evaluations_of_one_policy_cannot_be_told_apart(quickstart, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "cannot be told apart" in result.stdout
-    assert "verdict" in json.loads((tmp_path / "comparison.json").read_text())
+    (pair,) = json.loads((tmp_path / "comparison.json").read_text())["comparisons"]
+    assert "verdict" in pair
 
 
 @pytest.mark.timeout(1200)

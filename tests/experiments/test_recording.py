@@ -14,8 +14,7 @@ from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.config import schema
 from experiments.config.schema import CollectSettings
-from experiments.recorded_look import recorded_looks
-from experiments.train import datasets, is_simulated, record_if_asked
+from experiments.train import is_simulated, record_if_asked
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.spec import CameraSpec, Channel, RobotSpec, SpecMismatch
@@ -73,7 +72,6 @@ def test_a_run_is_rolled_out_where_its_robot_is_and_pictures_are_the_same(tmp_pa
     record_if_asked(run)
     spec = Dataset(tmp_path).robot_spec
     assert is_simulated(run, spec)
-    assert recorded_looks(datasets(run)) == {"tabletop": ["full"]}
     with monkeypatch.context() as broken:  # found before training, which takes hours
         broken.setenv("PYOPENGL_PLATFORM", "x11")
         with pytest.raises(NoOpenGL, match="PYOPENGL_PLATFORM=x11"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.quickstart import overrides
+from experiments.config.overrides import overrides
 from experiments.reports.tables import format_table
 from experiments.stages import SettingsChanged, Stages
 

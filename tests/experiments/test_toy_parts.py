@@ -14,7 +14,9 @@ from experiments.config.plugins import load_plugins
 from experiments.export import export_checkpoint
 from experiments.train import main as train_main
 from experiments.train import train_policy
+from policies.export_graph import NotExportable
 from policies.vla_policy import VLAPolicy, load_policy_checkpoint
+from vla.model.registry import HEADS
 from vla.training.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))  # where a user's modules would be on PYTHONPATH
@@ -107,6 +109,40 @@ def test_an_input_that_no_part_reads_is_refused(tmp_path):
 def test_a_head_and_a_codec_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"toy_mean learns \['mean_action'\].*choose codec=toy_mean"):
         train(tmp_path / "run", *SCENE, "model/head=toy_mean")
+
+
+def test_a_head_that_reads_no_committed_actions_says_so(tmp_path, monkeypatch):
+    load_plugins(["toy_parts"])
+    monkeypatch.setattr(HEADS.get("toy_mean"), "reads", ())
+    parts = ["model/head=toy_mean", "codec=toy_mean", "processor.max_committed=2"]
+    with pytest.raises(ValueError, match=r"head=toy_mean does not read committed.*max_committed=0"):
+        train(tmp_path / "run", *SCENE, *parts)
+
+
+def test_a_head_that_leaves_autocasts_type_is_validated(tmp_path):
+    parts = ["model/head=toy_mean", "codec=toy_mean", "trainer.precision=bf16"]
+    assert train(tmp_path / "run", *SCENE, *parts).end == "finished"
+
+
+def test_a_head_that_no_graph_can_hold_is_named_with_its_line(tmp_path, monkeypatch, capfd):
+    load_plugins(["toy_parts"])
+
+    def halved(self, backbone, prefix, inputs):
+        mean = self._mean(backbone, prefix)
+        while mean.abs().max() > 1:
+            mean = mean / 2
+        return {"mean_action": mean}
+
+    monkeypatch.setattr(HEADS.get("toy_mean"), "sample", halved)
+    train(tmp_path / "run", *SCENE, "model/head=toy_mean", "codec=toy_mean")
+    capfd.readouterr()
+    message = (
+        r"head 'toy_mean' cannot become a graph.*`while mean.abs\(\).max\(\) > 1:` at .*test_toy_parts.py:"
+    )
+    with pytest.raises(NotExportable, match=message):
+        export_checkpoint(checkpoint=tmp_path / "run", bundle=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert "def forward" not in capfd.readouterr().err
 
 
 def test_chunks_of_the_user_drive(tmp_path):

@@ -1,16 +1,13 @@
-"""The page on plug-ins, carried out verbatim in an empty folder: its files, then its commands."""
+"""The page on plug-ins, carried out verbatim in empty folders: the files of a section, then its commands."""
 
+import json
 import os
-import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from plugin_pages import ROOT, section
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "experiments" / "plugins" / "README.md").read_text(encoding="utf-8")
 SMALL = {  # what makes it quick, and changes nothing of the plug-in
     "collect": ["collect.num_workers=1"],
     "train": [
@@ -29,19 +26,10 @@ MOST_LINES = 120  # of the environment
 pytestmark = pytest.mark.slow  # each collects, trains, exports and evaluates: a minute and more
 
 
-def section(heading):
-    """Return the Python file and the commands of a section of the page."""
-    text = re.split(r"^## ", PAGE, flags=re.MULTILINE)
-    (part,) = [one for one in text if one.startswith(f"{heading}\n")]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", part, flags=re.MULTILINE | re.DOTALL)
-    (shell,) = re.findall(r"^```bash\n(.*?)^```$", part, flags=re.MULTILINE | re.DOTALL)
-    return code, shell.splitlines()
-
-
-def program(folder, words):
+def program(folder, words, *, is_module=True):
     """Run a program as typed in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, *(["-m"] if is_module else []), *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -52,15 +40,16 @@ def program(folder, words):
 
 
 def carry_out(folder, heading):
-    """Write the file of a section and run its commands."""
-    code, commands = section(heading)
-    name = re.match(r"# (\w+\.py)\n", code)
-    assert name
-    (folder / name[1]).write_text(code)
-    for command in commands:
-        words = shlex.split(command)[2:]
-        done = program(folder, [*words, *SMALL.get(words[0].removeprefix("experiments."), [])])
-        assert done.returncode == 0, f"{command}\n{done.stdout[-500:]}{done.stderr[-3000:]}"
+    """Write the files of a section and run its commands."""
+    part = section(heading)
+    for name, text in part.files.items():
+        (folder / name).write_text(text)
+    for words in part.commands:
+        assert words[0] == "python"
+        rest = words[2:] if words[1] == "-m" else words[1:]
+        verb = rest[0].removeprefix("experiments.")
+        done = program(folder, rest + SMALL.get(verb, []), is_module=words[1] == "-m")
+        assert done.returncode == 0, f"{words}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
 
 
 @pytest.mark.timeout(900)
@@ -81,6 +70,55 @@ def test_the_codec(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_the_environment(tmp_path):
-    code, _ = section("An environment")
+    (code,) = section("An environment").files.values()
     assert len(code.splitlines()) <= MOST_LINES
     carry_out(tmp_path, "An environment")
+
+
+@pytest.mark.timeout(900)
+def test_the_head(tmp_path):
+    carry_out(tmp_path, "A head")
+    loops = (
+        section("A head")
+        .files["regression.py"]
+        .replace(
+            'return {"actions": self.actions(backbone, prefix)}',
+            "made = self.actions(backbone, prefix)\n"
+            "        while made.abs().max() > 1:\n            made = made / 2\n"
+            '        return {"actions": made}',
+        )
+    )
+    (tmp_path / "regression.py").write_text(loops)
+    refused = program(
+        tmp_path, ["experiments.export", "plugins=[regression.py]", "checkpoint=run", "bundle=other"]
+    )
+    assert refused.returncode == 1
+    assert "head 'regression' cannot become a graph" in refused.stderr
+    assert f"(`while made.abs().max() > 1:` at {tmp_path / 'regression.py'}:" in refused.stderr
+    assert "def forward" not in refused.stderr
+    assert not (tmp_path / "other").exists()
+    with_torch = ["experiments.evaluate", "plugins=[regression.py]", "policy=bundle", "path=bundle"]
+    scene = ["tasks=[reach]", "env.level=none", "env.image_size=32", "evaluation.episodes_per_task=1"]
+    modes = ["evaluation.instruction_modes=[original]", "out_dir=again", *SMALL["evaluate"]]
+    said = program(tmp_path, [*with_torch, *scene, *modes]).stderr
+    assert "Leave out plug-ins that import torch" in said
+
+
+@pytest.mark.timeout(900)
+def test_the_robot(tmp_path):
+    carry_out(tmp_path, "A robot")
+    checks = json.loads((tmp_path / "slider_moved" / "findings.json").read_text())["checks"]
+    assert ["commands arrive", "rail", "passed"] in [row[:3] for row in checks]
+    summary = json.loads((tmp_path / "slider_control" / "summary.json").read_text())
+    assert summary["state"] == "IDLE"
+    unconfirmed = (tmp_path / "slider.yaml").read_text().replace("confirmed: true", "confirmed: false")
+    (tmp_path / "slider.yaml").write_text(unconfirmed)
+    refused = program(
+        tmp_path,
+        [
+            *("experiments.control", "plugins=[slider.py]", "robot=slider", "robot.robot_file=slider.yaml"),
+            *("bundle=slider_bundle", "out_dir=refused"),
+        ],
+    )
+    assert refused.returncode == 1
+    assert "nobody has confirmed them" in refused.stderr

@@ -23,7 +23,7 @@ from websockets.sync.server import serve
 
 from policies.exported import BundlePolicy
 from policies.serving.client import PolicyUnavailable, RemotePolicy
-from policies.serving.contract import RemoteContract
+from policies.serving.contract import RemoteContract, stated_contract
 from policies.serving.observation_map import ObservationMap
 from policies.serving.server import ServedPolicy, ServerSettings, server_metadata
 from policies.serving.wire import decode, encode
@@ -32,6 +32,18 @@ from vla.spec import SpecMismatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOOD = np.ones((HORIZON, 2), np.float32)
+
+
+def test_a_client_learns_in_what_setting_the_policy_was_trained():
+    setting = {"env": {"family": "point", "cameras": ["top"]}, "tasks": ["reach"], "varied": {}}
+    contract = stated_contract(decode(encode(metadata(setting=setting))))
+    assert contract is not None
+    assert contract.setting == setting
+    none = stated_contract(metadata())
+    assert none is not None
+    assert none.setting is None
+    with pytest.raises(ValueError, match="a setting that is no map"):
+        stated_contract(metadata(setting="point"))
 
 
 def metadata(**changes):

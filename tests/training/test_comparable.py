@@ -78,7 +78,7 @@ def test_the_best_checkpoint_is_kept_next_to_the_newest(
     train_for(run_dir, tmp_path, steps=3, now=2, validate_every_steps=1)
     train_for(run_dir, tmp_path, steps=3, validate_every_steps=1)  # resumed: 2.0 is no new best
     best = best_directory(run_dir)
-    assert read_state(best)["best"] == {"step": 2, "loss": 1.0}
+    assert read_state(best)["best"] == {"step": 2, "by": "loss", "loss": 1.0}
     newest = resolve_checkpoint(run_dir)
     assert newest == list_checkpoints(run_dir)[-1]
     assert read_state(newest)["step"] == 3
@@ -87,7 +87,7 @@ def test_the_best_checkpoint_is_kept_next_to_the_newest(
         == f"{newest}, step 3; the one with the least held-out loss is {best}, step 2"
     )
     assert load_checkpoint(best).path == best
-    assert which_checkpoint(best) == f"{best}, step 2"
+    assert which_checkpoint(best) == f"{best}, step 2, the one with the least held-out loss"
     second = list_checkpoints(run_dir)[0]
     assert which_checkpoint(second).endswith("which has the least held-out loss too")
 

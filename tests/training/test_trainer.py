@@ -16,7 +16,7 @@ import torch
 from training_fixtures import make_processor, make_windows, tiny_model, train_for
 
 from policies.vla_policy import VLAPolicy, load_policy_checkpoint
-from vla.data.demonstrations import DemonstrationSource
+from vla.data.demonstrations import BALANCES, DemonstrationSource
 from vla.data.sampler import EpochSampler
 from vla.model.checkpoint import (
     CheckpointError,
@@ -241,20 +241,20 @@ def test_committed_steps_are_drawn_by_batch_number_and_carry_no_loss(tmp_path: P
         assert model.loss(batch)["loss"] != before
 
 
-def test_tasks_are_balanced_only_if_asked(tmp_path: Path) -> None:
+def test_tasks_and_recordings_are_balanced_only_if_asked(tmp_path: Path) -> None:
     windows = make_windows(tmp_path)
     windows._episode_task = np.array([0, 0, 0, 0, 0, 1])
-    source = DemonstrationSource(windows)
-    processor = make_processor(source)
+    windows._episode_dataset = np.array([0, 0, 0, 0, 1, 1])
+    processor = make_processor(DemonstrationSource(windows))
     drawn = {}
-    for balance in (False, True):
+    for balance in BALANCES:
+        source = DemonstrationSource(windows, balance=balance)
         settings = TrainerSettings(
             num_samples=32,
             batch_size=32,
             learning_rate=1e-3,
             compile="off",
             num_threads=1,
-            balance_tasks=balance,
         )
         trainer = Trainer(
             settings,
@@ -262,13 +262,17 @@ def test_tasks_are_balanced_only_if_asked(tmp_path: Path) -> None:
             processor=processor,
             train=source,
             validation=source,
-            run_dir=tmp_path / str(balance),
+            run_dir=tmp_path / balance,
             provenance={},
         )
         order = trainer.prefetcher._sampler._order
         trainer.close()
-        drawn[balance] = int((windows.task_index[order] == 1).sum())
-    assert drawn == {False: 7, True: 21}
+        task, dataset = windows.task_index[order] == 1, windows.dataset_index[order] == 1
+        drawn[balance] = {"task": int(task.sum()), "dataset": int(dataset.sum())}
+    assert drawn["none"] == {"task": 7, "dataset": 14}  # of 42
+    assert drawn["tasks"]["task"] == 21
+    assert drawn["datasets"]["dataset"] == 21
+    assert drawn["both"] == {"task": 14, "dataset": 28}  # of three pairs
 
 
 class _OutOfMemory(BatchMaker):

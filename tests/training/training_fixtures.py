@@ -1,6 +1,7 @@
 """A tiny recorded dataset, a tiny model, and a short training run; shared by the tests of training."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from vla.data.writer import DatasetWriter
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.processor import DEFAULT_INPUTS, Processor
 from vla.spec import CameraSpec, Channel, RobotSpec
+from vla.training.best import RollOut
 from vla.training.settings import TrainerSettings, TrainingResult
 from vla.training.trainer import Trainer
+from vla.training.warm_start import open_start
 
 SPEC = RobotSpec(
     name="toy",
@@ -99,7 +102,9 @@ def train_for(
     validation_share: float = 0.2,
     augmentation: ImageAugmentation | None = AUGMENTATION,
     auxiliaries: dict[str, dict[str, Any]] | None = None,
-    **changes: float | str | None,
+    roll_out: RollOut | None = None,
+    init_from: Path | None = None,
+    **changes: float | str | Sequence[str] | dict[str, float] | None,
 ) -> TrainingResult:
     """Train in `run_dir` on the dataset in `directory`, in fp32 on one thread; resume if possible."""
     windows = make_windows(directory)
@@ -125,6 +130,8 @@ def train_for(
         train=train,
         validation=validation,
         run_dir=run_dir,
+        roll_out=roll_out,
+        start=open_start(run_dir, None if init_from is None else str(init_from)),
         provenance={"test": True},
     )
     try:

@@ -17,6 +17,7 @@ from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
 
 MOST_CHUNKS = 20_000  # that a codec is fitted to, spread evenly
+BALANCES = ("none", "tasks", "datasets", "both")
 _COMMITTED_STREAM = 0xC0  # keeps this randomness apart from the augmentation's
 
 
@@ -30,8 +31,10 @@ class DemonstrationSource:
         augmentation: ImageAugmentation | None = None,
         tasks: Sequence[str] | None = None,
         split_seed: int = 0,
+        balance: str = "none",
     ) -> None:
         self.windows, self.augmentation, self.split_seed = windows, augmentation, split_seed
+        self.balance = balance
         self.tasks = None if tasks is None else sorted(tasks)
 
     @classmethod
@@ -65,6 +68,9 @@ class DemonstrationSource:
         max_windows: Annotated[
             int | None, Range(1, 10**9), "train and validate on these alone: to learn them by heart"
         ] = None,
+        balance: Annotated[
+            str, Choices(*BALANCES), "what has equal shares of the samples; both: each task of each recording"
+        ] = "none",
         augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
         """Open recordings, decode what is not decoded yet, and return a source for training and one held out.
@@ -91,7 +97,7 @@ class DemonstrationSource:
         train, validation = windows.split_by_episode(validation_share=validation_share, seed=split_seed)
         if max_windows is not None:
             train = validation = train.subset(np.arange(min(max_windows, train.num_windows)))
-        mine = cls(train, augmentation=augmentation, tasks=tasks, split_seed=split_seed)
+        mine = cls(train, augmentation=augmentation, tasks=tasks, split_seed=split_seed, balance=balance)
         return mine, cls(validation, tasks=tasks, split_seed=split_seed)
 
     @property
@@ -100,23 +106,30 @@ class DemonstrationSource:
         return self.windows.num_windows
 
     @property
-    def groups(self) -> Int64[np.ndarray, " samples"]:
-        """For each window the number of its task."""
-        return self.windows.task_index
+    def groups(self) -> Int64[np.ndarray, " samples"] | None:
+        """For each window the number of what is balanced: its task, its recording, or the pair."""
+        tasks, datasets = self.windows.task_index, self.windows.dataset_index
+        pairs = datasets * len(self.windows.task_names) + tasks
+        return {"none": None, "tasks": tasks, "datasets": datasets, "both": pairs}[self.balance]
 
     @property
     def task_names(self) -> list[str]:
         """The tasks of the windows."""
-        return [self.windows.task_names[number] for number in np.unique(self.groups)]
+        return [self.windows.task_names[number] for number in np.unique(self.windows.task_index)]
 
     def describe(self) -> str:
         """Return the number of windows and episodes."""
         return f"{self.windows.num_windows:,} windows of {self.windows.num_episodes} episodes"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the augmentation and the choice of tasks and of held-out episodes."""
+        """Return the augmentation, the choice of tasks and of held-out episodes, and what is balanced."""
         augmentation = None if self.augmentation is None else dict(vars(self.augmentation))
-        return {"augmentation": augmentation, "tasks": self.tasks, "split_seed": self.split_seed}
+        return {
+            "augmentation": augmentation,
+            "tasks": self.tasks,
+            "split_seed": self.split_seed,
+            "balance": self.balance,
+        }
 
     def fingerprints(self) -> list[str]:
         """Return a hash of states and actions for each episode."""

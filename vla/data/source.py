@@ -27,8 +27,8 @@ class Source(Protocol):
         ...
 
     @property
-    def groups(self) -> Int64[np.ndarray, " samples"]:
-        """For each sample the number of its group (its task), by which they can be balanced."""
+    def groups(self) -> Int64[np.ndarray, " samples"] | None:
+        """For each sample the number of its group, if groups are to have equal shares of an epoch."""
         ...
 
     def describe(self) -> str:

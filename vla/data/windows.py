@@ -176,8 +176,13 @@ class Windows:
 
     @property
     def task_index(self) -> Int64[np.ndarray, " windows"]:
-        """For each window the number of its task in `task_names`; `EpochSampler` can balance by it."""
+        """For each window the number of its task in `task_names`."""
         return self._episode_task[self._episode_index[self.moments]]
+
+    @property
+    def dataset_index(self) -> Int64[np.ndarray, " windows"]:
+        """For each window the number of its recording, in the order in which they were given."""
+        return self._episode_dataset[self._episode_index[self.moments]]
 
     def state(self, indices: Int64[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch state"]:
         """Return the states of now, in the units of the spec."""

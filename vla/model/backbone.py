@@ -5,7 +5,7 @@ image features (FiLM), and state, keypoints and instruction make one context tok
 its own tokens. Further modalities append their tokens behind these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.interface import PAD_ID, ModelSpecs
-from vla.model.features import NUM_FEATURES, InstructionEncoder, fourier_features
+from vla.model.features import NUM_FEATURES, InstructionEncoder, feature_labels, fourier_features
 from vla.model.image_tokenizer import ImageTokenizer
-from vla.model.interface import Backbone, Embedder, Prefix, Tensors, Tokens
+from vla.model.interface import AxisLabels, AxisNames, Backbone, Embedder, Prefix, Tensors, Tokens
 from vla.model.masks import attention_bias
 from vla.model.registry import EMBEDDERS
 from vla.model.transformer import Transformer
@@ -84,6 +84,30 @@ class SceneBackbone(Backbone):
         """Draw the table of text and action ids; padding says nothing."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.zeros_(self.token_embedding.weight[PAD_ID])
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of all that depends on cameras, state, words and action ids."""
+        images = self.image_tokenizer
+        num_ids = self.token_embedding.num_embeddings - self._action_offset
+        ids = names["ids"][:num_ids]
+        context = (
+            *(("state", label) for label in feature_labels(names["state"])),
+            *(("keypoint", label) for label in images.keypoint_labels(names)),
+            *(("instruction", number) for number in range(self.width)),
+        )
+        labels: dict[str, tuple[Sequence[Hashable] | None, ...]] = {
+            "token_embedding.weight": (
+                (*(("text", name) for name in names["text_ids"]), *(("action", name) for name in ids)),
+                None,
+            ),
+            "text_position": (range(len(self.text_position)), None),
+            "context_tokenizer.0.weight": (None, context),
+        }
+        parts: Mapping[str, AxisLabels] = {
+            "image_tokenizer": images.axis_labels(names),
+            **{f"embedders.{name}": part.axis_labels(names) for name, part in self._embedders().items()},
+        }
+        return labels | {f"{part}.{key}": value for part, one in parts.items() for key, value in one.items()}
 
     def embed_actions(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n width"]:
         """Return the tokens of action ids, which lie behind those of text in one table."""

@@ -39,6 +39,10 @@ from vla.registry import UnknownPart
 WEIGHTS_NAME, MODEL_NAME, PROCESSOR_NAME = "model.safetensors", "model.json", "processor.json"
 GOLDEN_NAME, STATE_NAME = "golden.npz", "state.json"
 SCHEMA_VERSION = 2
+BEST_BY = {  # what a run may keep its best checkpoint by
+    "loss": "the least held-out loss",
+    "success": "the most success on development seeds",
+}
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 _LOG = logging.getLogger(__name__)
 
@@ -210,7 +214,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def best_directory(run_dir: Path) -> Path:
-    """Return where a run keeps its checkpoint with the least held-out loss, which cannot be resumed from."""
+    """Return where a run keeps its best checkpoint, which cannot be resumed from."""
     return run_dir / "checkpoints" / "best"
 
 
@@ -222,12 +226,15 @@ def which_checkpoint(chosen: Path) -> str:
     """
     best = best_directory(chosen.parent.parent)
     text = f"{chosen}, step {read_state(chosen).get('step')}"
-    if chosen.name == best.name or not (best / STATE_NAME).is_file():
+    if not (best / STATE_NAME).is_file():
         return text
     found = read_state(best)
+    why = BEST_BY.get((found.get("best") or {}).get("by", "loss"), "the best number")
+    if chosen.name == best.name:
+        return f"{text}, the one with {why}"
     if found.get("step") == read_state(chosen).get("step"):
-        return f"{text}, which has the least held-out loss too"
-    return f"{text}; the one with the least held-out loss is {best}, step {found.get('step')}"
+        return f"{text}, which has {why} too"
+    return f"{text}; the one with {why} is {best}, step {found.get('step')}"
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

@@ -1,5 +1,8 @@
 """Features that several parts of the model read numbers and words through."""
 
+import itertools
+from collections.abc import Hashable, Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -15,6 +18,11 @@ def fourier_features(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch
     """Return numbers in about [-1, 1] with their sines and cosines, `NUM_FEATURES` for each."""
     angles = torch.cat([values * (frequency * torch.pi) for frequency in FREQUENCIES], dim=-1)
     return torch.cat((values, angles.sin(), angles.cos()), dim=-1)
+
+
+def feature_labels(names: Sequence[Hashable]) -> tuple[Hashable, ...]:
+    """Return what each of the `fourier_features` of named numbers is of: which feature, and which number."""
+    return tuple(itertools.product(range(NUM_FEATURES), names))
 
 
 class InstructionEncoder(nn.Module):

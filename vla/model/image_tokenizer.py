@@ -10,12 +10,17 @@ that they answer "is it here?" about what is named; a softmax over each feature 
 with attention alone, eighty thousand of three tasks did not.
 """
 
+import itertools
+import math
+from collections.abc import Hashable
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla.model.interface import AxisLabels, AxisNames
 from vla.model.transformer import RMSNorm
 
 
@@ -49,6 +54,17 @@ class ImageTokenizer(nn.Module):
         self.norm = RMSNorm(width=width)
         grid = sine_positions(side=image_size // patch_size, width=width)
         self.position = nn.Parameter(grid + 0.1 * torch.randn(num_images, 1, width))
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of the positions: which frame, and which patch of how many."""
+        side = math.isqrt(self.num_patches)
+        patches = tuple((side, number) for number in range(self.num_patches))
+        return {"position": (names["images"], patches, None)}
+
+    def keypoint_labels(self, names: AxisNames) -> tuple[Hashable, ...]:
+        """Return what each coordinate of the keypoints is of: frame, feature, row or column."""
+        num_features = self.num_keypoint_features // (2 * len(names["images"]))
+        return tuple(itertools.product(names["images"], range(num_features), ("row", "column")))
 
     def forward(
         self, images: UInt8[Tensor, "batch images h w 3"], instruction: Float[Tensor, "batch width"]

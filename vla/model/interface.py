@@ -8,7 +8,7 @@ which say what the arrays look like; sizes travel by no other way.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from vla.interface import ArraySpec, ModelSpecs
 from vla.model.attention import KeyValue
 
 Tensors = Mapping[str, Tensor]  # by name; the first axis is the batch
+AxisNames = Mapping[str, Sequence[Hashable]]  # of images, text_ids, state, action, time and ids of actions
+AxisLabels = Mapping[str, tuple[Sequence[Hashable] | None, ...]]  # by parameter, for each axis
 
 
 class Prefix(NamedTuple):
@@ -36,7 +38,22 @@ class Tokens(NamedTuple):
     valid: Bool[Tensor, "batch n"]
 
 
-class Embedder(nn.Module, ABC):
+class Part(nn.Module, ABC):
+    """Anything that a model is put together from."""
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return what the entries of its parameters stand for, where that follows from names.
+
+        A model that begins with the weights of another one keeps the entries with labels that both have.
+        Along an axis without labels (None), and in a parameter that is left out, all must be the same.
+
+        Args:
+            names: of what goes in and comes out, in the order of the arrays.
+        """
+        return {}
+
+
+class Embedder(Part):
     """One more modality: named inputs to tokens, appended to the prefix.
 
     Its constructor takes `specs` and `width`, and its settings.
@@ -52,7 +69,7 @@ class Embedder(nn.Module, ABC):
         """Return the tokens of a batch."""
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Part):
     """Turns inputs into a prefix and runs tokens that look back at it.
 
     Its constructor takes `specs`, and its settings.
@@ -100,7 +117,7 @@ class Backbone(nn.Module, ABC):
         """Draw the table of text and action ids."""
 
 
-class Head(nn.Module, ABC):
+class Head(Part):
     """What an action is to a model, in training and when it acts.
 
     Its constructor takes `specs` and `backbone`, and its settings.
@@ -149,7 +166,7 @@ class Head(nn.Module, ABC):
         return torch.full_like(prefix.context[:, 0, 0], torch.inf)
 
 
-class AuxiliaryTarget(nn.Module, ABC):
+class AuxiliaryTarget(Part):
     """Something else that is learned from the prefix; at inference it does not exist.
 
     Its constructor takes `specs` and `backbone`, and its settings.

@@ -4,6 +4,7 @@ Where the hand will be is a plainer function of picture and instruction than the
 teaches the image stem which object is meant.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vla.interface import ModelSpecs
-from vla.model.interface import AuxiliaryTarget, Backbone, Prefix, Tensors
+from vla.model.interface import AuxiliaryTarget, AxisLabels, AxisNames, Backbone, Prefix, Tensors
 from vla.model.transformer import RMSNorm
 from vla.registry import Range
 
@@ -38,6 +39,11 @@ class LaterStates(AuxiliaryTarget):
         self.offsets, self.weight = tuple(offsets), weight
         self.norm = RMSNorm(width=backbone.width)
         self.states = nn.Linear(backbone.width, len(offsets) * self._state_dim)
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return which later state each output is: how many control periods later, and which channel."""
+        both = tuple(itertools.product(self.offsets, names["state"]))
+        return {"states.weight": (both, None), "states.bias": (both,)}
 
     def requests(self) -> Mapping[str, Any]:
         """Ask for the states at these offsets."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vla.interface import ArraySpec, ModelSpecs
-from vla.model.interface import AuxiliaryTarget, Backbone, Head, Tensors
+from vla.model.interface import AuxiliaryTarget, AxisLabels, AxisNames, Backbone, Head, Part, Tensors
 from vla.model.registry import AUXILIARIES, BACKBONES, HEADS
 from vla.registry import Registry
 
@@ -99,6 +99,11 @@ class VLAModel(nn.Module):
             }
         )
         unread = sorted(set(specs.inputs) - {*self.backbone.reads, *self.head.reads})
+        if unread and set(unread) <= {"committed", "num_committed"}:
+            raise ValueError(
+                f"model.head={config.head['kind']} does not read committed actions; give "
+                "processor.max_committed=0, or another model/head"
+            )
         if unread:
             raise ValueError(
                 f"the processor makes the inputs {unread}, which no part of the model reads; add an embedder "
@@ -124,6 +129,16 @@ class VLAModel(nn.Module):
     def auxiliary_targets(self) -> Mapping[str, AuxiliaryTarget]:
         """Return the auxiliary targets by name."""
         return {name: part for name, part in self.auxiliaries.items() if isinstance(part, AuxiliaryTarget)}
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return what the entries of the parameters stand for; see `Part.axis_labels`."""
+        auxiliaries = {f"auxiliaries.{name}": part for name, part in self.auxiliary_targets().items()}
+        parts: dict[str, Part] = {"backbone": self.backbone, "head": self.head, **auxiliaries}
+        return {
+            f"{part}.{name}": labels
+            for part, module in parts.items()
+            for name, labels in module.axis_labels(names).items()
+        }
 
     def loss(self, batch: Tensors, shares: Tensors | None = None) -> dict[str, Tensor]:
         """Return the `loss` of a batch, its parts, and what else is worth a curve, each a scalar.
@@ -171,7 +186,9 @@ class VLAModel(nn.Module):
 
     def sample(self, inputs: Tensors) -> dict[str, Tensor]:
         """Return what the codec decodes, for inputs and noise."""
-        return self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        outputs = self.head.sample(self.backbone, self.backbone.prefill(inputs), inputs)
+        half = (torch.bfloat16, torch.float16)  # what autocast leaves; NumPy and codecs know float32
+        return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
 
     def margins(self, inputs: Tensors, outputs: Tensors) -> Float[Tensor, " batch"]:
         """Return by how much the closest choice of each answer was won, in logits."""

@@ -150,6 +150,10 @@ class FastCodec(NormalizedActions):
         """Number of ids: symbols and merges."""
         return self.num_base + len(self.merges)
 
+    def coefficients_of_ids(self) -> list[tuple[int, ...]]:
+        """Return the rounded coefficients that each id stands for, in units of 1 / `scale`."""
+        return [tuple((run + self.lowest).tolist()) for run in self._runs]
+
     def specs(self) -> Mapping[str, ArraySpec]:
         """Return the ids of a chunk, PADDING behind the last one."""
         return {"action_ids": ArraySpec(dtype="int64", shape=(self.symbols_per_chunk,), num_ids=self.num_ids)}

@@ -46,6 +46,7 @@ from vla.model.vla import VLAModel
 from vla.plugins import require_versions
 from vla.processing.golden import write_observations
 from vla.processing.processor import Processor
+from vla.training.settings import BudgetSpent, TrainerSettings
 
 TRAINING_NAME = "training.safetensors"
 MOMENTS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}  # what each remembers
@@ -133,6 +134,79 @@ def require_same_parts(directory: Path, *, model: VLAModel, processor: Processor
             )
 
 
+def newest_state(
+    run_dir: Path,
+    *,
+    settings: TrainerSettings,
+    kept: Mapping[str, Any],
+    most_samples: int,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return the state of the newest checkpoint of a run, empty if there is none.
+
+    Args:
+        run_dir: of the run.
+        settings: of the trainer that wants to continue it.
+        kept: all settings that shape what is learned, by name.
+        most_samples: that the run will have been trained on when its last step is done.
+        report: gets a line if settings differ and may.
+
+    Raises:
+        BudgetSpent: that checkpoint was trained for longer than this run may.
+        CheckpointError: it is of a version that did not count samples, or has other settings.
+    """
+    found = list_checkpoints(run_dir)
+    if not found:
+        return {}
+    state = read_state(found[-1])
+    if "settings" not in state:
+        raise CheckpointError(
+            f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated "
+            "and exported. Train in a new run directory"
+        )
+    _require_same_settings(
+        found[-1], state["settings"], kept, may_differ=settings.resume == "override", report=report
+    )
+    minutes = state["elapsed_s"] / 60
+    if state["num_samples"] > most_samples:
+        raise BudgetSpent(
+            f"trainer.num_samples={settings.num_samples}, but {run_dir} was trained on "
+            f"{state['num_samples']} already; raise it, or train in a new run directory"
+        )
+    is_done = state["num_samples"] >= settings.num_samples
+    if settings.max_minutes is not None and not is_done and minutes >= settings.max_minutes:
+        raise BudgetSpent(
+            f"trainer.max_minutes={settings.max_minutes:g}, but {run_dir} was trained for "
+            f"{minutes:.1f} minutes already; raise it, or give trainer.max_minutes=null"
+        )
+    return state
+
+
+def _require_same_settings(
+    checkpoint: Path,
+    stored: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    may_differ: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Refuse, or report if they may differ, other settings than the checkpoint's."""
+    changed = [
+        f"{key}={given.get(key)} (was {stored.get(key)})"
+        for key in sorted({*given, *stored})
+        if given.get(key) != stored.get(key)
+    ]
+    if not changed:
+        return
+    text = f"{checkpoint} was trained with other settings: {', '.join(changed)}"
+    if not may_differ:
+        raise CheckpointError(
+            f"{text}. Give those of before, train in a new run directory, or continue with the new "
+            "ones by trainer.resume=override"
+        )
+    report(f"{text}; continuing with the new ones")
+
+
 def pack_training(model: VLAModel, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return raw weights and moments, named `weights.<parameter>`, `exp_avg.<parameter>` and so on."""
     tensors: dict[str, Tensor] = {}
@@ -173,7 +247,9 @@ def unpack_training(
     owners = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     left = {name for name in tensors if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
-        owner = owners[id(parameter)]
+        owner = owners.get(id(parameter))
+        if owner is None:
+            continue  # frozen
         wanted = MOMENTS[type(owner).__name__]
         if not {f"{key}.{name}" for key in wanted} <= left:
             continue  # this parameter was never stepped, or by another optimizer

@@ -20,6 +20,7 @@ from torch import nn
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROWS = 128  # tokens in a timed product
 _REPEATS = 5
+_GIVE_UP_S = 0.1
 _WORTH_ROUNDING = 1.2  # bf16 must be this much faster, as it rounds to three digits
 
 
@@ -44,7 +45,7 @@ def keep_freed_memory() -> None:
 
 
 class ProductRates(NamedTuple):
-    """Rates of matrix products of a model's own shapes [FLOP/s]."""
+    """Rates of matrix products of a model's own shapes, by one thread [FLOP/s]."""
 
     fp32: float
     bf16: float
@@ -55,7 +56,7 @@ class ProductRates(NamedTuple):
 
     def __str__(self) -> str:
         fp32, bf16 = self.fp32 / 1e9, self.bf16 / 1e9
-        return f"fp32 {fp32:.3g}, bf16 {bf16:.3g} GFLOP/s in products of this model's shapes"
+        return f"fp32 {fp32:.3g}, bf16 {bf16:.3g} GFLOP/s in products of this model's shapes, one thread"
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -99,7 +100,9 @@ def choose_precision(
 def measure_product_rates(model: nn.Module, device: torch.device) -> ProductRates:
     """Time the model's own matrix products in fp32 and bf16; takes some milliseconds.
 
-    A type that turns out much slower is timed only once. The best of several repeats counts.
+    One thread computes, and the best of several repeats counts: on a busy machine several threads wait for
+    one another in every product, far longer than they compute. A type that turns out much slower is given up
+    after a tenth of a second.
     """
     matrices = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2}
     in_blocks = {shape for name, shape in matrices.items() if "blocks." in name}
@@ -107,11 +110,16 @@ def measure_product_rates(model: nn.Module, device: torch.device) -> ProductRate
     if not shapes:
         raise ValueError("the model has no matrix to time; a backbone needs at least one linear layer")
     fp32_s = bf16_s = flops = 0.0
-    for rows, columns in shapes:
-        products = [_product(rows, columns, dtype, device) for dtype in (torch.float32, torch.bfloat16)]
-        fast, slow = _best_seconds(products, device)
-        fp32_s, bf16_s = fp32_s + fast, bf16_s + slow
-        flops += 2.0 * _ROWS * rows * columns
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for rows, columns in shapes:
+            products = [_product(rows, columns, dtype, device) for dtype in (torch.float32, torch.bfloat16)]
+            fast, slow = _best_seconds(products, device)
+            fp32_s, bf16_s = fp32_s + fast, bf16_s + slow
+            flops += 2.0 * _ROWS * rows * columns
+    finally:
+        torch.set_num_threads(num_threads)
     return ProductRates(fp32=flops / fp32_s, bf16=flops / bf16_s)
 
 
@@ -123,17 +131,18 @@ def _product(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
 
 def _best_seconds(products: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
     """Return the least time of each product, measured in turns; the first call of each does not count."""
-    best = [float("inf")] * len(products)
+    best, spent = [float("inf")] * len(products), [0.0] * len(products)
     for repeat in range(_REPEATS + 1):
         for index, product in enumerate(products):
-            if repeat > 1 and best[index] > 3 * min(best):
+            if spent[index] > _GIVE_UP_S and best[index] > 3 * min(best):
                 continue
             started = time.perf_counter()
             product()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+            took = time.perf_counter() - started
             if repeat:
-                best[index] = min(best[index], time.perf_counter() - started)
+                best[index], spent[index] = min(best[index], took), spent[index] + took
     return best
 
 

@@ -7,7 +7,7 @@ multiplied at once.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, decoupled weight decay, and steps as large as those of AdamW.
 
     Args:
-        params: matrices.
+        params: matrices, or groups of them as torch's optimizers take them.
         lr: learning rate.
         weight_decay: share of the weights that is removed per step and unit of `lr`.
         momentum: how much of the averaged gradient is kept per step.
@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Sequence[nn.Parameter],
+        params: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         *,
         lr: float,
         weight_decay: float,

@@ -1,12 +1,17 @@
 """AdamW and Muon, a warm-up and cosine schedule, and an average of the weights."""
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vla.training.muon import Muon
+from vla.training.parts import FROZEN
 
+_ByScale = defaultdict[float, list[nn.Parameter]]
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -17,29 +22,51 @@ def make_optimizers(
     weight_decay: float,
     betas: tuple[float, float],
     product_dtype: torch.dtype,
+    scales: Mapping[str, float],
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a run; `kind` is one of `OPTIMIZERS`, `product_dtype` that of all products.
 
     "adamw": AdamW (arXiv:1711.05101) for all; matrices and filters decay, gains, biases, positions do not.
     "muon": Muon (arXiv:2502.16982) for the trunk's matrices, with steps as large as AdamW's, so that one
         learning rate serves both; AdamW for the rest.
+    `scales` is by what the learning rate of each parameter is multiplied, kept as `scale` of its group;
+    frozen parameters are in no group.
     """
     if kind not in OPTIMIZERS:
         raise ValueError(f"optimizer {kind!r} is none of {OPTIMIZERS}; change trainer.optimizer")
-    hidden: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    hidden: _ByScale = defaultdict(list)
+    decayed: _ByScale = defaultdict(list)
+    kept: _ByScale = defaultdict(list)
     for name, parameter in model.named_parameters():
+        scale = scales[name]
+        if scale == FROZEN:
+            continue
         is_matrix = parameter.ndim >= 2 and name.endswith("weight") and "embedding" not in name
         if kind == "muon" and parameter.ndim == 2 and "blocks." in name and is_matrix:
-            hidden.append(parameter)
+            hidden[scale].append(parameter)
         else:
-            (decayed if is_matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
-    if hidden:
-        optimizers.append(Muon(hidden, lr=0.0, weight_decay=weight_decay, product_dtype=product_dtype))
+            (decayed if is_matrix else kept)[scale].append(parameter)
+    optimizers: list[torch.optim.Optimizer] = []
+    groups = [*_groups(decayed, weight_decay=weight_decay), *_groups(kept, weight_decay=0.0)]
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True))
+    groups = _groups(hidden, weight_decay=weight_decay)
+    if groups:
+        optimizers.append(Muon(groups, lr=0.0, weight_decay=weight_decay, product_dtype=product_dtype))
     return optimizers
+
+
+def _groups(by_scale: _ByScale, *, weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": params, "weight_decay": weight_decay, "scale": scale} for scale, params in by_scale.items()
+    ]
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    """Have all parameters learn at a rate, each group times its `scale`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
 
 
 def learning_rate_factor(progress: float, *, warmup: float, final: float = 0.02) -> float:

@@ -23,6 +23,8 @@ MAY_CHANGE = (
             "save_every_minutes",
             "keep_checkpoints",
             "keep_best",
+            "best_by",
+            "rollout_every_samples",
             "resume",
         }
     )
@@ -83,12 +85,18 @@ class TrainerSettings:
     ] = "muon"
     weight_decay: Annotated[float, Range(0, 100), "of the optimizer"] = 0.05
     betas: Annotated[tuple[float, float], Range(0, 1, open_high=True), "of adamw"] = (0.9, 0.98)
+    freeze: Annotated[
+        tuple[str, ...], "patterns of parameters that do not train, such as backbone.image_tokenizer.*"
+    ] = ()
+    learning_rate_scale: Annotated[
+        dict[str, Annotated[float, Range(0, 1000, open_low=True)]],
+        "times the learning rate, by such a pattern; of several that match, the last counts",
+    ] = dataclasses.field(default_factory=dict)
     max_grad_norm: Annotated[
         float, Range(0, 10**9, open_low=True), "gradients are scaled down to it; 1e9: never"
     ] = 1.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True), "of the averaged weights, a step"] = 0.998
     accumulate: Annotated[int, Range(1, 65536), "batches summed into one optimizer step"] = 1
-    balance_tasks: Annotated[bool, "as many samples of each task, however long its demonstrations"] = False
     max_minutes: Annotated[
         float | None,
         Range(0, 10**6, open_low=True),
@@ -102,9 +110,15 @@ class TrainerSettings:
     validation_batches: Annotated[int, Range(1, 10**6), "batches of a validation"] = 4
     save_every_minutes: Annotated[float, Range(0, 10**6), "minutes from one checkpoint to the next"] = 3.0
     keep_checkpoints: Annotated[int, Range(-1, 10**6), "newest checkpoints that are kept; -1: all"] = 2
-    keep_best: Annotated[
-        bool, "whether the one with the least held-out loss of actions is kept as checkpoints/best too"
-    ] = True
+    keep_best: Annotated[bool, "whether the best one is kept as checkpoints/best too, see best_by"] = True
+    best_by: Annotated[
+        str,
+        Choices("loss", "success"),
+        "what makes it so: least held-out loss of actions, most success on development seeds",
+    ] = "loss"
+    rollout_every_samples: Annotated[
+        int | None, Range(1, 10**12), "from one measurement of that success to the next; null: never"
+    ] = None
     num_threads: Annotated[
         int | None, Range(1, 256), "of the CPU; null: one or all, whichever is faster at the moment"
     ] = None
@@ -120,6 +134,11 @@ class TrainerSettings:
         if self.keep_checkpoints == 0:
             raise SettingError(
                 "trainer.keep_checkpoints is 0; it must be an integer in [1, 1000000], or -1 to keep all"
+            )
+        if self.best_by == "success" and self.rollout_every_samples is None:
+            raise SettingError(
+                "trainer.best_by is 'success', but trainer.rollout_every_samples is null, so that no success "
+                "is measured; give trainer.rollout_every_samples=30000, say"
             )
         per_step = self.batch_size * self.accumulate
         if self.num_samples < per_step:

@@ -21,22 +21,21 @@ from tqdm import tqdm
 
 from vla.data.sampler import EpochSampler
 from vla.data.source import Source
-from vla.interface import Observation
 from vla.model.attention import fuse_attention
 from vla.model.checkpoint import (
-    CheckpointError,
     best_directory,
     list_checkpoints,
     load_averaged,
     load_weights,
-    read_state,
 )
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, BatchMaker, Prefetcher, to_device
+from vla.training.best import DEVELOPMENT_SUCCESS, SUCCESS_HIGH, SUCCESS_LOW, BestSoFar, RollOut
 from vla.training.checkpoint import (
     checkpoint_directory,
     load_training,
+    newest_state,
     pack_training,
     prune_checkpoints,
     require_same_parts,
@@ -64,13 +63,12 @@ from vla.training.hardware import (
 )
 from vla.training.interrupt import Interruption, interruptible
 from vla.training.metrics import JsonLinesSink, MetricSink
-from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers
+from vla.training.optimizer import WeightAverage, learning_rate_factor, make_optimizers, set_learning_rate
 from vla.training.settings import (
     FINISHED,
     INTERRUPTED,
     MAY_CHANGE,
     OUT_OF_TIME,
-    BudgetSpent,
     NonFiniteLossError,
     TrainerSettings,
     TrainingResult,
@@ -78,10 +76,10 @@ from vla.training.settings import (
 )
 from vla.training.step import TrainStep, shares_of_terms
 from vla.training.threads import ThreadChooser
-from vla.training.validation import HELD_OUT_LOSS, validate, validation_batches
+from vla.training.validation import golden_moments, validate, validation_batches
+from vla.training.warm_start import Start, begin
 
 _STEPS_BEFORE_FORECAST = 20
-NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
 
 
 class Trainer:
@@ -105,27 +103,24 @@ class Trainer:
         validation: Source,
         run_dir: Path,
         sinks: Sequence[MetricSink] = (),
+        roll_out: RollOut | None = None,
+        start: Start | None = None,
         provenance: Mapping[str, Any],
     ) -> None:
         self.settings, self.model, self.processor, self.run_dir = settings, model, processor, run_dir
-        self.provenance, self.source_settings = dict(provenance), train.to_json()
+        self.provenance, self.source_settings, self.start = dict(provenance), train.to_json(), start
         self.device = local_device(settings.device)
         self.ranks = join_ranks(self.device)
         self.samples_per_step = settings.batch_size * settings.accumulate * self.ranks.world_size
         self.num_steps = math.ceil(settings.num_samples / self.samples_per_step)
+        scales = begin(model, processor, settings, start=start, report=self._say)
         model.to(self.device)
         keep_freed_memory()
         if self.ranks.is_main:
             settle_checkpoints(run_dir, report=self._say)
         wait_for_ranks(self.ranks)
         resumed = self._newest_state()
-        rates = self._product_rates()
-        self.precision, why = choose_precision(
-            settings.precision, rates=rates, begun_with=resumed.get("precision")
-        )
-        use_compile, compile_why = choose_compile(settings.compile, self.device)
-        size, attention = model.num_parameters() / 1e6, fuse_attention(model, self.device)
-        self._say(f"{size:.2f} M parameters on {self.device}; {why}; {compile_why}; {attention}")
+        self.precision, use_compile = self._choose_arithmetic(resumed)
         self.threads = self._thread_chooser(resumed, use_compile=use_compile)
         self.train_step = self._make_step(use_compile=use_compile)
         self.optimizers = make_optimizers(
@@ -134,13 +129,16 @@ class Trainer:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             product_dtype=self.precision,
+            scales=scales,
         )
         self.average = WeightAverage(model, decay=settings.ema_decay)
         self.step, self.elapsed_s = 0, 0.0
         self.sampler_state: dict[str, Any] | None = None  # at the first sample
         self.metrics: dict[str, float] = {}
         self.validated_step: int | None = None  # at which `metrics` were measured
-        self.best: dict[str, Any] | None = None  # step and loss of the least held-out loss so far
+        self.best = BestSoFar(
+            settings, roll_out=roll_out, num_steps=self.num_steps, samples_per_step=self.samples_per_step
+        )
         self._resume()
         self.log = (
             JsonLinesSink(run_dir / "metrics.jsonl", resume_step=self.step) if self.ranks.is_main else None
@@ -154,6 +152,17 @@ class Trainer:
         self._phase_s: defaultdict[str, float] = defaultdict(float)  # in all of them
         self._phase_ms: defaultdict[str, list[float]] = defaultdict(list)
 
+    def _choose_arithmetic(self, resumed: Mapping[str, Any]) -> tuple[torch.dtype, bool]:
+        """Return the type of matrix products and whether to compile, and print why."""
+        settings, begun_with = self.settings, resumed.get("precision")
+        precision, why = choose_precision(
+            settings.precision, rates=self._product_rates(), begun_with=begun_with
+        )
+        use_compile, compile_why = choose_compile(settings.compile, self.device)
+        size, attention = self.model.num_parameters() / 1e6, fuse_attention(self.model, self.device)
+        self._say(f"{size:.2f} M parameters on {self.device}; {why}; {compile_why}; {attention}")
+        return precision, use_compile
+
     def _product_rates(self) -> ProductRates:
         """Return the rates of matrix products here, the same for all ranks, so that all choose alike."""
         rates = measure_product_rates(self.model, self.device)
@@ -165,7 +174,7 @@ class Trainer:
         settings = self.settings
         sampler = EpochSampler(
             num_windows=train.num_samples,
-            groups=train.groups if settings.balance_tasks else None,
+            groups=train.groups,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=self.ranks.rank,
@@ -229,10 +238,15 @@ class Trainer:
                 if self.step % self.settings.validate_every_steps == 0:
                     self._validate()
                     mark = (time.monotonic(), self.step)
+                if self.best.is_due(self.step):
+                    self._measure_success(interruption)
+                    mark = (time.monotonic(), self.step)
                 if time.monotonic() - saved_at > 60 * self.settings.save_every_minutes:
                     self._save_newest()
                     saved_at = time.monotonic()
                     mark = (saved_at, self.step)
+            if self.best.lacks_last(self.step):
+                self._measure_success(interruption)
         if self.validated_step != self.step:
             self._validate()
         path = self._save_newest()
@@ -258,7 +272,7 @@ class Trainer:
 
     def _report_end(self, checkpoint: Path) -> str:
         """Return how the run ended; anything but the end of its budget is also printed."""
-        if self.step >= self.num_steps:
+        if self.step >= self.num_steps and not self.best.lacks_last(self.step):
             return FINISHED
         if self._is_out_of_time():
             self._say(out_of_time_message(self.num_samples, budget=self.settings.num_samples))
@@ -292,9 +306,7 @@ class Trainer:
         rate = settings.learning_rate * learning_rate_factor(
             self._progress_after_step(), warmup=settings.warmup_share
         )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_learning_rate(self.optimizers, rate)
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         with self._timing("data"):
             drawn, shares = self._draw(batches)
@@ -451,9 +463,28 @@ class Trainer:
         self._say(f"step {self.step}: held-out {shown}")
         for sink in self.sinks:
             sink.log(self.step, self.metrics)
-        loss = self.metrics[HELD_OUT_LOSS]
-        if self.settings.keep_best and (self.best is None or loss < self.best["loss"]):
-            self.best = {"step": self.step, "loss": loss}
+        self._keep_if_best(self.metrics)
+
+    def _measure_success(self, interruption: Interruption) -> None:
+        """Roll the averaged weights out on development seeds, in the main process, unless interrupted."""
+        numbers: dict[str, float] | None = None
+        if self.ranks.is_main:
+            assert self.best.roll_out is not None, "nothing measures success"
+            with self._averaged_weights():
+                numbers = self.best.roll_out(self.model, should_stop=lambda: interruption.signal is not None)
+            self.model.train()
+        if largest_over_ranks(float(numbers is not None), self.ranks, self.device):
+            self.best.rolled_out_step = self.step
+        if numbers is not None:
+            rate, low, high = (numbers[name] for name in (DEVELOPMENT_SUCCESS, SUCCESS_LOW, SUCCESS_HIGH))
+            self._say(f"step {self.step}: success on development seeds {rate:.0%} [{low:.0%}, {high:.0%}]")
+            for sink in self.sinks:
+                sink.log(self.step, numbers)
+            self._keep_if_best(numbers)
+
+    def _keep_if_best(self, numbers: Mapping[str, float]) -> None:
+        """Keep a checkpoint apart if these numbers make it the best one so far."""
+        if self.best.take(numbers, step=self.step):
             self._save(best_directory(self.run_dir), training={})
 
     @contextmanager
@@ -489,7 +520,8 @@ class Trainer:
             "average_updates": self.average.num_updates,
             "metrics": self.metrics,
             "validated_step": self.validated_step,
-            "best": self.best,
+            **self.best.to_json(),
+            "init_from": None if self.start is None else self.start.to_json(),
             "settings": self._settings_to_keep(),
         }
         save_checkpoint(
@@ -504,62 +536,27 @@ class Trainer:
         )
 
     def _newest_state(self) -> dict[str, Any]:
-        """Return the state of the newest checkpoint of the run directory, empty if there is none.
-
-        Raises:
-            BudgetSpent: that checkpoint was trained for longer than this run may.
-            CheckpointError: it is of a version that did not count samples.
-        """
-        found = list_checkpoints(self.run_dir)
-        if not found:
-            return {}
-        state = read_state(found[-1])
-        if "settings" not in state:
-            raise CheckpointError(
-                f"{found[-1]} was written by an older version and cannot be continued; it can be evaluated "
-                "and exported. Train in a new run directory"
-            )
-        self._require_same_settings(found[-1], state["settings"])
-        settings, minutes = self.settings, state["elapsed_s"] / 60
-        if state["num_samples"] > self.num_steps * self.samples_per_step:
-            raise BudgetSpent(
-                f"trainer.num_samples={settings.num_samples}, but {self.run_dir} was trained on "
-                f"{state['num_samples']} already; raise it, or train in a new run directory"
-            )
-        is_done = state["num_samples"] >= settings.num_samples
-        if settings.max_minutes is not None and not is_done and minutes >= settings.max_minutes:
-            raise BudgetSpent(
-                f"trainer.max_minutes={settings.max_minutes:g}, but {self.run_dir} was trained for "
-                f"{minutes:.1f} minutes already; raise it, or give trainer.max_minutes=null"
-            )
-        return state
+        """Return the state of the newest checkpoint of the run directory, empty if there is none."""
+        return newest_state(
+            self.run_dir,
+            settings=self.settings,
+            kept=self._settings_to_keep(),
+            most_samples=self.num_steps * self.samples_per_step,
+            report=self._say,
+        )
 
     def _settings_to_keep(self) -> dict[str, Any]:
         """Return the settings that shape what is learned, which a resumed run must not change unasked."""
-        trainer = {key: value for key, value in self.settings.to_json().items() if key not in MAY_CHANGE}
+        trainer = {
+            key: value
+            for key, value in self.settings.to_json().items()
+            if key not in MAY_CHANGE and value not in ([], {})  # as if it did not exist, as in older runs
+        }
         return {
             **{f"trainer.{key}": value for key, value in trainer.items()},
             **{f"data.{key}": value for key, value in self.source_settings.items()},
             "number of processes": self.ranks.world_size,
         }
-
-    def _require_same_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """Refuse, or with trainer.resume=override report, other settings than the checkpoint's."""
-        given = self._settings_to_keep()
-        changed = [
-            f"{key}={given.get(key)} (was {stored.get(key)})"
-            for key in sorted({*given, *stored})
-            if given.get(key) != stored.get(key)
-        ]
-        if not changed:
-            return
-        text = f"{checkpoint} was trained with other settings: {', '.join(changed)}"
-        if self.settings.resume != "override":
-            raise CheckpointError(
-                f"{text}. Give those of before, train in a new run directory, or continue with the new "
-                "ones by trainer.resume=override"
-            )
-        self._say(f"{text}; continuing with the new ones")
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint of the run directory, if there is one."""
@@ -582,16 +579,11 @@ class Trainer:
         self.average.load(load_averaged(found[-1]), num_updates=state["average_updates"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.sampler_state, self.metrics = state["sampler"], state["metrics"]
-        self.validated_step, self.best = state["validated_step"], state.get("best")
+        self.validated_step = state["validated_step"]
+        self.best.load(state)
         self._say(f"resuming from {found[-1]}")
 
     def _say(self, text: str) -> None:
         """Tell the person at the terminal, from the main process only."""
         if self.ranks.is_main:
             tqdm.write(text, file=sys.stderr)
-
-
-def golden_moments(source: Source) -> list[Observation]:
-    """Return moments for a checkpoint to keep, spread evenly over the samples."""
-    count = min(NUM_GOLDEN, source.num_samples)
-    return source.observations(np.linspace(0, source.num_samples - 1, count).astype(np.int64))

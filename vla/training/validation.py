@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from vla.data.source import Source
-from vla.interface import NOTHING, Arrays, ArraySpec
+from vla.interface import NOTHING, Arrays, ArraySpec, Observation
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor
 from vla.training.batches import Batch, BatchMaker, to_device
 from vla.training.step import shares_of_terms
 
+NUM_GOLDEN = 16  # held-out moments that a checkpoint keeps for exports
 HELD_OUT_LOSS = "validation/action_loss"  # by which checkpoints are told apart: that of the head alone
 
 
@@ -33,6 +34,12 @@ def validation_batches(
         seed=None,
     )
     return [maker.make(part, number=0) for part in np.array_split(chosen, max(1, count // batch_size))]
+
+
+def golden_moments(source: Source) -> list[Observation]:
+    """Return moments for a checkpoint to keep, spread evenly over the samples."""
+    count = min(NUM_GOLDEN, source.num_samples)
+    return source.observations(np.linspace(0, source.num_samples - 1, count).astype(np.int64))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 Action tokens share one embedding table with text.
 """
 
+import itertools
 from typing import Annotated
 
 import torch
@@ -21,7 +22,7 @@ from vla.model.heads.bins import (
     smoothed_targets,
 )
 from vla.model.heads.stepwise import Decoding, StepwiseHead
-from vla.model.interface import Backbone, Prefix, Tensors, require_targets
+from vla.model.interface import AxisLabels, AxisNames, Backbone, Prefix, Tensors, require_targets
 from vla.registry import Range
 
 
@@ -55,6 +56,14 @@ class AutoregressiveHead(StepwiseHead):
         self.register_buffer(
             "targets", smoothed_targets(num_bins=num_bins, smoothing_bins=smoothing_bins), persistent=False
         )
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of the positions and of the bins, which all dimensions share."""
+        bins = self.bin_logits.axis_labels(("any dimension",), names["ids"])
+        return {
+            "position": (tuple(itertools.product(names["time"], names["action"])), None),
+            **{f"bin_logits.{name}": labels for name, labels in bins.items()},
+        }
 
     def logits(
         self, backbone: Backbone, prefix: Prefix, bins: Int[Tensor, "batch time action"]

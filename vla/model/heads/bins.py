@@ -4,11 +4,14 @@ Bins of one dimension are numbers in a row, which plain logits do not know: the 
 discretized Gaussian plus unrestricted ones, and the targets may spread over neighboring bins.
 """
 
+import itertools
+from collections.abc import Hashable, Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vla.model.interface import Tensors
+from vla.model.interface import AxisLabels, Tensors
 
 LARGEST_LOGIT = 1e8  # beyond it, or with NaN, a model is broken: its actions must not reach a robot
 
@@ -32,6 +35,21 @@ class BinLogits(nn.Module):
         nn.init.zeros_(self.residual.bias)
         self.centers: Tensor
         self.register_buffer("centers", torch.linspace(-1, 1, num_bins), persistent=False)
+
+    def axis_labels(self, dims: Sequence[Hashable], ids: Sequence[Hashable]) -> AxisLabels:
+        """Return labels of the parameters; see `Part.axis_labels`.
+
+        Args:
+            dims: names of the dimensions.
+            ids: names of the bins.
+        """
+        both = tuple(itertools.product(dims, ids))
+        return {
+            "residual.weight": (both, None),
+            "residual.bias": (both,),
+            **dict.fromkeys(("mean", "log_width"), (dims, None)),
+            **dict.fromkeys(("mean_bias", "log_width_bias"), (dims,)),
+        }
 
     def forward(self, tokens: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch dims bins"]:
         """Return the logits of each dimension."""

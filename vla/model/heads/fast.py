@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vla.interface import NOTHING, ModelSpecs
-from vla.model.features import NUM_FEATURES, fourier_features
+from vla.model.features import NUM_FEATURES, feature_labels, fourier_features
 from vla.model.heads.bins import most_likely
 from vla.model.heads.stepwise import Decoding, StepwiseHead
-from vla.model.interface import Backbone, Prefix, Tensors, require_targets
+from vla.model.interface import AxisLabels, AxisNames, Backbone, Prefix, Tensors, require_targets
 from vla.model.masks import FORBIDDEN
 
 
@@ -39,6 +39,16 @@ class FastHead(StepwiseHead):
         self.num_symbols: Tensor
         table = torch.as_tensor(specs.constants["num_symbols"], dtype=torch.int64)
         self.register_buffer("num_symbols", table, persistent=False)
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of all that depends on the chunk, on committed actions and on ids."""
+        return {
+            "position": (range(self.max_ids), None),
+            "committed_tokenizer.weight": (None, feature_labels(names["action"])),
+            "committed_position": (names["time"], None),
+            "logits_out.weight": (names["ids"], None),
+            "logits_out.bias": (names["ids"],),
+        }
 
     def logits(
         self, backbone: Backbone, prefix: Prefix, batch: Tensors

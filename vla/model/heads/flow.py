@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vla.interface import ArraySpec, ModelSpecs
 from vla.model.features import NUM_FEATURES, fourier_features
-from vla.model.interface import Backbone, Head, Prefix, Tensors, require_targets
+from vla.model.interface import AxisLabels, AxisNames, Backbone, Head, Prefix, Tensors, require_targets
 from vla.model.masks import attention_bias
 from vla.model.transformer import Transformer
 from vla.registry import Range
@@ -59,6 +59,15 @@ class FlowHead(Head):
         self.velocity_out = nn.Linear(expert_width, dims)
         nn.init.zeros_(self.velocity_out.weight)
         nn.init.zeros_(self.velocity_out.bias)
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of all that depends on the chunk and on the action."""
+        return {
+            "position": (names["time"], None),
+            "actions_in.weight": (None, names["action"]),
+            "velocity_out.weight": (names["action"], None),
+            "velocity_out.bias": (names["action"],),
+        }
 
     def noise_specs(self, *, training: bool) -> Mapping[str, ArraySpec]:
         """Return where a chunk starts, and in training a number from which its time is drawn."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vla.interface import ModelSpecs
-from vla.model.features import NUM_FEATURES, fourier_features
+from vla.model.features import NUM_FEATURES, feature_labels, fourier_features
 from vla.model.heads.bins import (
     BinLogits,
     bin_loss,
@@ -20,7 +20,7 @@ from vla.model.heads.bins import (
     most_likely,
     smoothed_targets,
 )
-from vla.model.interface import Backbone, Head, Prefix, Tensors, require_targets
+from vla.model.interface import AxisLabels, AxisNames, Backbone, Head, Prefix, Tensors, require_targets
 from vla.registry import Range
 
 
@@ -54,6 +54,15 @@ class ParallelHead(Head):
         self.register_buffer(
             "targets", smoothed_targets(num_bins=num_bins, smoothing_bins=smoothing_bins), persistent=False
         )
+
+    def axis_labels(self, names: AxisNames) -> AxisLabels:
+        """Return labels of all that depends on the chunk, the action and its bins."""
+        bins = self.bin_logits.axis_labels(names["action"], names["ids"])
+        return {
+            "position": (names["time"], None),
+            "committed_tokenizer.weight": (None, feature_labels(names["action"])),
+            **{f"bin_logits.{name}": labels for name, labels in bins.items()},
+        }
 
     def logits(
         self, backbone: Backbone, prefix: Prefix, committed: Int[Tensor, "batch time action"] | None
