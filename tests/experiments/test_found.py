@@ -3,6 +3,7 @@
 import pytest
 from program_fixtures import composed
 
+from experiments.check import subject_of
 from experiments.config import schema
 from experiments.config.found import DATASET, EVALUATION, POLICY
 from vla.registry import SettingError
@@ -38,10 +39,10 @@ def test_what_is_there_is_found_and_caches_are_passed_over(folder):
             (),
             r"path has no value; give path=<a training run or a bundle>: outputs/ holds outputs/",
         ),
-        ("check", (), "dataset has no value; .*: outputs/ holds outputs/datasets/mine"),
         ("export", (), "checkpoint has no value; .*: outputs/ holds outputs/train/one"),
         ("serve", (), "bundle has no value; .*: outputs/ holds outputs/bundle"),
-        ("compare", ("a=x",), "b has no value; .*: outputs/ holds outputs/train/one"),
+        ("compare", (), "a has no value; .*: outputs/ holds outputs/train/one"),
+        ("improve", (), r"path has no value; give path=<a training run>: outputs/ holds outputs/train/one"),
         ("convert", ("source=x", "dataset=y"), "mapping has no value; .*: aloha, robomimic"),
         ("benchmark", (), r"part has no value; give part=<simulation \| data \| training"),
     ],
@@ -49,6 +50,11 @@ def test_what_is_there_is_found_and_caches_are_passed_over(folder):
 def test_a_missing_value_is_named_with_the_values_that_it_can_have(folder, program, given, message):
     with pytest.raises(SettingError, match=message):
         composed(program, *given)
+
+
+def test_a_check_of_nothing_says_what_can_be_checked(folder):
+    with pytest.raises(SettingError, match=r"give env=<name>, .*: outputs/ holds outputs/datasets/mine"):
+        subject_of(composed("check"))
 
 
 def test_where_there_is_nothing_the_message_says_what_makes_it(tmp_path, monkeypatch):
@@ -61,6 +67,8 @@ def test_where_there_is_nothing_the_message_says_what_makes_it(tmp_path, monkeyp
     ("program", "given", "message"),
     [
         ("evaluate", "path=outputs/train/oen", r"does not exist; did you mean 'one'\?"),
+        ("improve", "path=outputs/train/oen", r"does not exist; did you mean 'one'\?"),
+        ("compare", "a=outputs/train/oen", r"a is .* does not exist; did you mean 'one'\?"),
         ("serve", "bundle=outputs/bundel", r"does not exist; did you mean 'bundle'\?"),
         ("sweep_table", "runs=[outputs/train/two]", r"runs\[0\] is .* does not exist; choose from one in"),
         ("check", "dataset=nowhere/at/all", "give a dataset: outputs/ holds outputs/datasets/mine"),
@@ -75,6 +83,8 @@ def test_a_directory_that_is_not_there_is_refused_with_the_nearest(folder, progr
 
 def test_what_is_there_is_accepted(folder):
     schema.require_inputs(composed("evaluate", "path=outputs/train/one"))
+    schema.require_inputs(composed("compare", "a=outputs/train/one"))
+    schema.require_inputs(composed("check", "env=tabletop"))
     schema.require_inputs(composed("control", "replay=somewhere"))
 
 

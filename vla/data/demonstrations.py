@@ -75,8 +75,7 @@ class DemonstrationSource:
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
         """Open recordings, decode what is not decoded yet, and return a source for training and one held out.
 
-        They share no episode. Besides the settings it takes `dataset`, a directory, and the arguments of
-        `open_windows` of the same names.
+        They share no episode. `dataset` is a directory; what `open_windows` has as well is described there.
 
         Raises:
             DatasetError: a dataset is missing, empty or damaged.
