@@ -20,8 +20,8 @@ from setting_walk import MODEL, Attempt
 ROOT = Path(__file__).parents[2]
 LIMITS = "velocity acceleration jerk step refuse_position_factor refuse_speed_factor max_tracking_error"
 HUGE = (  # as many as there are; never; unlimited
-    "first_seed seed split_seed max_windows num_samples samples_per_round max_grad_norm log_every_steps validate_every_steps "
-    "rollout_every_samples "
+    "first_seed seed split_seed max_windows num_samples samples_per_round max_grad_norm log_every_steps "
+    "validate_every_steps rollout_every_samples "
     f"{LIMITS}"
 )
 SENSIBLE = {  # by value, the settings for which it has a meaning

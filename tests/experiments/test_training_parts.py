@@ -5,7 +5,6 @@ import json
 import pytest
 from program_fixtures import composed
 
-from experiments.train import require_settings
 from experiments.training_parts import require_recorded_setting, require_trainable
 from vla.errors import VLAError
 from vla.registry import SettingError
@@ -27,20 +26,6 @@ def test_what_does_not_go_together_is_refused_before_it_is_recorded(tmp_path, gi
     with pytest.raises(SettingError, match=message):
         require_trainable(run)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("init_from=outputs/train/oen", r"init_from is .* does not exist; did you mean 'one'\?"),
-        ("init_statistics=checkpoint", "init_statistics=checkpoint needs init_from"),
-    ],
-)
-def test_what_training_begins_with_is_there_before_anything_is_made(tmp_path, monkeypatch, given, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs" / "train" / "one" / "checkpoints" / "step_00000008").mkdir(parents=True)
-    with pytest.raises(SettingError, match=message):
-        require_settings(composed("train", *TINY, given))
 
 
 def test_a_run_that_makes_sense_is_accepted_before_its_dataset_is_there(tmp_path):
