@@ -113,6 +113,9 @@ PARTS: dict[str, Callable[[schema.BenchmarkRun], list[Row]]] = {
 def record_what_is_read(run: schema.BenchmarkRun) -> None:
     """Record what the measurement reads, unless there is a dataset, to which nothing is added."""
     if run.record and not (Path(run.dataset) / "meta" / "info.json").exists():
+        from experiments.training_parts import require_trainable
+
+        require_trainable(run)
         collect_dataset(root=Path(run.dataset), env=run.env, tasks=run.tasks, collect=run.collect)
 
 

@@ -26,8 +26,10 @@ from tqdm import tqdm
 from experiments.checks.examination import table_rows
 from experiments.config import cli, schema
 from experiments.config.checking import CheckRun
+from experiments.config.found import DATASET
 from experiments.config.robot_draft import write_draft
 from experiments.config.robot_file import read_robot_file
+from experiments.config.run_record import write_record
 from experiments.reports.part import write_part_page
 from experiments.reports.recording import summary, write_recording_page
 from experiments.reports.tables import format_lines, format_table
@@ -151,7 +153,8 @@ def subject_of(run: CheckRun) -> str:
         return named[0]
     if not named:
         raise SettingError(
-            "nothing to check is named; give dataset=<directory>, env=<name>, robot=<name> or codec=<name>"
+            f"nothing to check is named; give env=<name>, robot=<name>, codec=<name>, or "
+            f"dataset=<{DATASET.kind}>: {DATASET.offer()}"
         )
     raise SettingError(
         f"{' and '.join(named)} are given; check one at a time (env goes with robot, dataset with codec)"
@@ -228,10 +231,12 @@ def _mend(dataset: Dataset | None, findings: Sequence[Finding], run: CheckRun) -
 def main(config: DictConfig) -> None:
     """Check."""
     run = schema.typed(config, CheckRun)
+    schema.require_inputs(run)
     subject, out_dir = subject_of(run), Path(HydraConfig.get().runtime.output_dir)
     is_recording = subject == "dataset"
     findings = check_dataset(run, out_dir) if is_recording else check_part(run, subject, out_dir)
     if any(one.severity == "error" for one in findings):
+        write_record(config)
         sys.exit(cli.EXIT_FAILED)
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from envs.evaluation.comparison import compare, format_comparison
 from envs.evaluation.results import PLAN, Evaluation, folder_of_mode, load_evaluation
 from experiments.config import cli, schema
+from experiments.config.found import EVALUATION
 from experiments.config.run_record import runs_below
 from vla.files import atomic_write_json
 from vla.registry import SettingError
@@ -31,8 +32,14 @@ OF_RUNS = ("evaluation", "bundle_evaluation")  # where train and quickstart eval
 
 
 def evaluation_folder(path: Path, mode: str) -> Path:
-    """Return `path` if it is an evaluation itself, else its folder for an instruction mode, there or not."""
-    return path if (path / PLAN).exists() else folder_of_mode(path, mode)
+    """Return `path` if it is an evaluation itself, else its folder for an instruction mode, there or not.
+
+    Of a training run it is that of the evaluation that followed.
+    """
+    if (path / PLAN).exists():
+        return path
+    after_training = path / OF_RUNS[0]
+    return folder_of_mode(after_training if after_training.exists() else path, mode)
 
 
 def evaluation_folders(path: Path, mode: str) -> list[Path]:
@@ -67,7 +74,7 @@ def evaluation_folders(path: Path, mode: str) -> list[Path]:
 
 
 def _folders(path: Path, mode: str) -> list[Path]:
-    places = [evaluation_folder(one, mode) for one in (path, *(path / name for name in OF_RUNS))]
+    places = dict.fromkeys(evaluation_folder(one, mode) for one in (path, *(path / name for name in OF_RUNS)))
     return [place for place in places if (place / PLAN).exists()]
 
 
@@ -126,7 +133,9 @@ def pairs_of(a: Path, b: Path | None, mode: str) -> list[tuple[Evaluation, Evalu
     firsts = [open_evaluation(folder, mode) for folder in evaluation_folders(a, mode)]
     if b is None:
         if len(firsts) == 1:
-            raise SettingError(f"b is missing; give what to compare {firsts[0].run_dir} with")
+            raise SettingError(
+                f"b is missing; give what to compare {firsts[0].run_dir} with: {EVALUATION.offer()}"
+            )
         return [(firsts[0], other) for other in firsts[1:]]
     seconds = [open_evaluation(folder, mode) for folder in evaluation_folders(b, mode)]
     count = max(len(firsts), len(seconds))
@@ -164,6 +173,7 @@ def comparison_of(a: Evaluation, b: Evaluation) -> dict[str, Any]:
 def main(config: DictConfig) -> None:
     """Compare."""
     run = schema.typed(config, schema.CompareRun)
+    schema.require_inputs(run)
     pairs = pairs_of(Path(run.a), None if run.b is None else Path(run.b), run.instruction_mode)
     found = [comparison_of(a, b) for a, b in pairs]
     path = Path(HydraConfig.get().runtime.output_dir) / "comparison.json"

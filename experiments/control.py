@@ -39,6 +39,7 @@ from experiments.config.control_setup import (
     task_config,
 )
 from experiments.config.robot import TaskRobot
+from experiments.config.run_record import write_record
 from experiments.config.schema import ControlRun
 from experiments.controlled_run import Outcome, StopSignals, drive_recorded, require_no_recording
 from experiments.reports.control import GOAL_WORDS, summarize, write_control_page, write_film
@@ -268,6 +269,7 @@ def report(
 def main(config: DictConfig) -> None:
     """Drive the robot and report."""
     run = schema.typed(config, ControlRun)
+    schema.require_inputs(run)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if run.replay is not None:
         if not run.robot.is_simulated:
@@ -276,11 +278,13 @@ def main(config: DictConfig) -> None:
         return
     if run.dry_run:
         if dry_run(run, run_dir) == BAD:
+            write_record(config)
             sys.exit(cli.EXIT_FAILED)
         return
     began = time.monotonic()
     with DirectoryLock(run_dir), StopSignals() as signals:
         require_no_recording(run_dir)
+        write_record(config)
         outcome, is_reached = control_robot(run, run_dir, signals)
         code = exit_code(outcome.state)
         with contextlib.suppress(KeyboardInterrupt):  # the robot rests and the record is written

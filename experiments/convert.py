@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.config import cli, schema
+from experiments.config.found import shipped_mappings
 from experiments.reports.tables import format_table
 from vla.data.hdf5 import Hdf5Episode, Hdf5Mapping, find_files, read_episodes, read_pictures, robot_spec_of
 from vla.data.layout import DatasetError
 from vla.data.writer import DatasetWriter
 from vla.errors import did_you_mean
-from vla.registry import check_settings
+from vla.registry import SettingError, check_settings
 
 schema.register("convert")
 
@@ -34,13 +35,13 @@ def read_mapping(name: str, changes: dict[str, Any]) -> Hdf5Mapping:
     """Return a mapping: one of `conf/convert/` by name, or that in a YAML file; `changes` replace its keys.
 
     Raises:
-        DatasetError: there is no such mapping, or it is no YAML table.
-        SettingError: a key is unknown or missing, or a value is not allowed.
+        DatasetError: it is no YAML table.
+        SettingError: there is no such mapping, a key is unknown or missing, or a value is not allowed.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else SHIPPED / f"{name}.yaml"
     if not path.is_file():
-        names = sorted(shipped.stem for shipped in SHIPPED.glob("*.yaml"))
-        raise DatasetError(f"there is no mapping {name!r}; {did_you_mean(name, names)}, or give a .yaml file")
+        names = shipped_mappings()
+        raise SettingError(f"mapping is {name!r}; {did_you_mean(name, names)}, or give a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -58,7 +58,8 @@ def require_same_settings(run_dir: Path, run: DelayTableRun, *, bundle_id: str) 
     given = {**dataclasses.asdict(run), "bundle": bundle_id}
     text = json.dumps({key: value for key, value in given.items() if key not in FREE_TO_CHANGE}, indent=1)
     path = run_dir / "settings.json"
-    if path.exists():
+    rows = run_dir / "rows.jsonl"
+    if path.exists() and rows.exists() and read_delay_rows(rows):  # settings that never ran bind nobody
         stored = read_json(path)
         require_unchanged(run_dir, stored=stored, given=json.loads(text), advice="or another out_dir")
     else:
@@ -151,6 +152,7 @@ def write_results(run: DelayTableRun, run_dir: Path, rows: Sequence[DelayRow], b
 def main(config: DictConfig) -> None:
     """Run the episodes and print the table."""
     run = schema.typed(config, DelayTableRun)
+    schema.require_inputs(run)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if not isinstance(run.robot, SimulatedRobot):
         raise ValueError("only robot=sim can run in simulated time")

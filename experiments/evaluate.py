@@ -13,6 +13,7 @@ which is checked at the end.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from envs.evaluation.evaluate import evaluate
+from envs.evaluation.evaluate import evaluate, require_same_evaluation
 from envs.evaluation.results import (
     Evaluation,
     EvaluationPlan,
@@ -106,7 +107,10 @@ def load_policy(
             device=chosen,
             num_threads=threads_beside(num_workers),
         )
-        return LoadedPolicy(policy, loaded.checkpoint_id, loaded.provenance, loaded.processor)
+        policy_id = loaded.checkpoint_id
+        if head:  # other settings, other numbers
+            policy_id = f"{policy_id} with {json.dumps(dict(head), sort_keys=True)}"
+        return LoadedPolicy(policy, policy_id, loaded.provenance, loaded.processor)
     raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
 
 
@@ -135,13 +139,39 @@ def evaluate_instruction_modes(
         first_seed=settings.first_seed,
         num_episodes=settings.episodes_per_task,
     )
+    plans = evaluation_plans(env=env, tasks=tasks, settings=settings)
+    require_same_evaluations(run_dir, plans, policy_id=policy_id)
+    shown = probe_env(env_configs(env, list(tasks)))
+    policy.robot_spec.require_same(shown, mine="the policy", theirs=f"the environment {env['family']}")
+    return {
+        mode: evaluate(policy, plan, run_dir=folder_of_mode(run_dir, mode), policy_id=policy_id)
+        for mode, plan in plans.items()
+    }
+
+
+def require_same_evaluations(run_dir: Path, plans: Mapping[str, EvaluationPlan], *, policy_id: str) -> None:
+    """Check that evaluations, by instruction mode, may be continued in a directory.
+
+    Raises:
+        EvaluationMismatch: one holds rows of another policy or plan; nothing was changed.
+    """
+    for mode, plan in plans.items():
+        require_same_evaluation(folder_of_mode(run_dir, mode), plan, policy_id=policy_id)
+
+
+def evaluation_plans(
+    *, env: Mapping[str, Any], tasks: Sequence[str], settings: schema.EvaluationRunSettings
+) -> dict[str, EvaluationPlan]:
+    """Return the plan of each instruction mode.
+
+    Raises:
+        ValueError: an instruction mode, a task or the runtime is unknown.
+    """
     limits = evaluation_limits(settings, env["family"])
     configs: Mapping[str, dict[str, Any]] = env_configs(env, list(tasks))
-    shown = probe_env(configs)
-    policy.robot_spec.require_same(shown, mine="the policy", theirs=f"the environment {env['family']}")
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationSettings)}
     num_control_videos = min(1, settings.videos_per_task)
-    plans = {
+    return {
         mode: EvaluationPlan(
             env_configs=configs,
             instruction_mode=mode,
@@ -149,10 +179,6 @@ def evaluate_instruction_modes(
             **(shared if mode == "original" else {**shared, "videos_per_task": num_control_videos}),
         )
         for mode in settings.instruction_modes
-    }
-    return {
-        mode: evaluate(policy, plan, run_dir=folder_of_mode(run_dir, mode), policy_id=policy_id)
-        for mode, plan in plans.items()
     }
 
 
@@ -209,6 +235,7 @@ def compare_with_recording(
 def main(config: DictConfig) -> float | None:
     """Evaluate, and return what `metric` names."""
     run = schema.typed(config, schema.EvaluateRun)
+    schema.require_inputs(run)
     modes = [] if run.dataset is not None else run.evaluation.instruction_modes
     require_metric(run.metric, modes=modes, losses=())
     run_dir = Path(HydraConfig.get().runtime.output_dir)

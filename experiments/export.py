@@ -51,6 +51,7 @@ def export_checkpoint(
 def main(config: DictConfig) -> None:
     """Export."""
     run = schema.typed(config, schema.ExportRun)
+    schema.require_inputs(run)
     report = export_checkpoint(
         checkpoint=Path(run.checkpoint), bundle=Path(run.bundle), head=run.head, replace=run.replace
     )

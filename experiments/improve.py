@@ -23,12 +23,14 @@ from envs.evaluation.evaluate import evaluate
 from envs.evaluation.results import Evaluation, EvaluationPlan, folder_of_mode, format_table, load_evaluation
 from experiments.config import cli, schema
 from experiments.config.improving import ImproveRun
+from experiments.config.run_record import write_record
 from experiments.config.simulation import env_configs
 from experiments.corrections import CorrectionCounts, counts_table, record_corrections
 from experiments.evaluate import LoadedPolicy, evaluate_instruction_modes, load_policy
 from experiments.reports.improve import Round, write_improve_page
 from experiments.stages import Stages
 from experiments.train import require_settings, train_policy
+from experiments.training_parts import require_trainable
 from vla.files import DirectoryLock, atomic_write_json, read_json
 from vla.registry import SettingError
 
@@ -45,7 +47,9 @@ class Improvement:
         self.run, self.out_dir = run, out_dir
         settings = cli.config_with_paths(run, cli.short_path)
         del settings["rounds"]  # may be raised, to go on
-        self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
+        self.stages = Stages(
+            out_dir / STAGES_FILE, settings=settings, binds=self.folder(0).exists()
+        )  # before, nothing depends on them
 
     def all(self) -> None:
         """Do what is not done yet, then write the page and print what came of it."""
@@ -190,11 +194,16 @@ def require_own_scenes(run: ImproveRun) -> None:
 def main(config: DictConfig) -> None:
     """Do all rounds."""
     run = schema.typed(config, ImproveRun)
+    schema.require_inputs(run)
     require_own_scenes(run)
-    require_settings(dataclasses.replace(run, init_from=run.path))
+    first = dataclasses.replace(run, init_from=run.path, init_statistics="checkpoint")
+    require_settings(first)
+    require_trainable(first)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     with DirectoryLock(out_dir):
-        Improvement(run=run, out_dir=out_dir).all()
+        improvement = Improvement(run=run, out_dir=out_dir)
+        write_record(config)
+        improvement.all()
 
 
 if __name__ == "__main__":

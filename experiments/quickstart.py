@@ -29,8 +29,9 @@ from experiments.reports.pages import write_quickstart_page
 from experiments.reports.tables import format_table as format_rows
 from experiments.stages import Stages
 from experiments.train import require_settings, shortfall, train_policy
+from experiments.training_parts import require_trainable
 from vla.files import DirectoryLock, atomic_write_text
-from vla.model.checkpoint import read_state, resolve_checkpoint
+from vla.model.checkpoint import list_checkpoints, read_state, resolve_checkpoint
 
 schema.register("quickstart")
 
@@ -46,7 +47,11 @@ class Quickstart:
         settings = cli.config_with_paths(dataclasses.replace(run, fresh=False), cli.short_path)
         del settings["trainer"]["max_minutes"]  # may be raised, to train on
         del settings["from_run"]
-        self.stages = Stages(out_dir / STAGES_FILE, settings=settings)
+        self.stages = Stages(
+            out_dir / STAGES_FILE,
+            settings=settings,
+            binds=bool(list_checkpoints(out_dir / "train")),  # before, nothing depends on most of them
+        )
 
     def all(self) -> None:
         """Run what is not done yet, then write the report and print the summary."""
@@ -198,8 +203,9 @@ def start_over(out_dir: Path) -> None:
 def main(config: DictConfig) -> None:
     """Run all stages."""
     run = schema.typed(config, schema.QuickstartRun)
-    require_settings(run)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
+    require_settings(run, run_dir=out_dir / "train")
+    require_trainable(run, run_dir=out_dir / "train")
     with DirectoryLock(out_dir):
         if run.fresh:
             start_over(out_dir)

@@ -184,7 +184,9 @@ def main(config: DictConfig) -> None:
     budget = LineBudget()
     for name in (SERVER_LOG, f"{SERVER_LOG}.websockets"):
         logging.getLogger(name).addFilter(budget)
-    asyncio.run(serve(schema.typed(config, ServeRun)))
+    run = schema.typed(config, ServeRun)
+    schema.require_inputs(run)
+    asyncio.run(serve(run))
 
 
 if __name__ == "__main__":

@@ -35,17 +35,25 @@ def require_unchanged(
 class Stages:
     """The record of a program's stages in one JSON file: settings, and seconds spent by stage.
 
+    Args:
+        path: of the file.
+        settings: of the program.
+        binds: whether other settings than those in the file are refused; if not, all stages are run again, of
+            which each continues what it finds.
+
     Raises:
         SettingsChanged: the file was begun with other `settings`; the message names them.
     """
 
-    def __init__(self, path: Path, *, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, *, settings: Mapping[str, Any], binds: bool = True) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(dict(settings)))  # as it will be read back
         self.seconds: dict[str, float] = {}
         self.finished: list[str] = []
         if path.exists():
             stored = read_json(path)
+            if not binds and stored["settings"] != self.settings:
+                return
             require_unchanged(
                 path.parent,
                 stored=stored["settings"],

@@ -27,6 +27,7 @@ from experiments.reports.charts import Series
 from experiments.reports.html import Chart
 from experiments.reports.pages import write_sweep_page
 from experiments.reports.tables import format_table, markdown_table, save_results
+from experiments.resumed_run import newest_weights, recorded_overrides
 from experiments.sweep_seeds import SEED, seeds_table
 from vla.files import DamagedFile, read_json_object
 from vla.model.checkpoint import PROCESSOR_NAME, list_checkpoints, resolve_checkpoint
@@ -144,20 +145,20 @@ def overrides(run: Path) -> dict[str, str]:
         DamagedFile: its record is none.
     """
     path = run / RECORD / OVERRIDES
-    lines = OmegaConf.to_container(OmegaConf.load(path))
+    kept = recorded_overrides(run)  # of the weights, whatever command came last
+    lines = OmegaConf.to_container(OmegaConf.load(path)) if kept is None else kept
     if not isinstance(lines, list):
         raise DamagedFile(f"{path} is no list of what a command line set; restore it from a copy")
     pairs = (str(line).partition("=") for line in lines)  # ~key, which takes a key away, has no value
     return {key: value for key, _, value in pairs if key not in PLACES}
 
 
-def _evaluation(run: Path) -> Path:
-    return run / "evaluation" if (run / "evaluation").exists() else run
-
-
 def _is_evaluated(run: Path, mode: str) -> bool:
-    folder = evaluation_folder(_evaluation(run), mode)
-    return (folder / "plan.json").exists() and load_evaluation(folder).is_complete
+    folder = evaluation_folder(run, mode)
+    if not (folder / "plan.json").exists():
+        return False
+    found, weights = load_evaluation(folder), newest_weights(run)
+    return found.is_complete and weights in (None, found.policy_id)
 
 
 def _has_numbers(run: Path) -> bool:
@@ -174,7 +175,7 @@ def split_unevaluated(runs: list[Path], mode: str) -> tuple[list[Path], list[Pat
         ValueError: the first is among the latter.
     """
     is_evaluated = [_is_evaluated(run, mode) for run in runs]
-    begun = [run for run in runs if (evaluation_folder(_evaluation(run), mode) / "plan.json").exists()]
+    begun = [run for run in runs if (evaluation_folder(run, mode) / "plan.json").exists()]
     is_ready = is_evaluated if begun else [_has_numbers(run) for run in runs]
     if not is_ready[0]:
         others = [cli.short_path(str(run)) for run, ready in zip(runs, is_ready, strict=True) if ready]
@@ -208,9 +209,9 @@ def read_rows(runs: list[Path], mode: str) -> list[SweepRow]:
         ValueError: an evaluation is not finished, or two runs met other scenes.
     """
     given, rows = [overrides(run) for run in runs], list[SweepRow]()
-    is_evaluated = (evaluation_folder(_evaluation(runs[0]), mode) / "plan.json").exists()
+    is_evaluated = (evaluation_folder(runs[0], mode) / "plan.json").exists()
     for run, mine in zip(runs, given, strict=True):
-        evaluation = open_evaluation(_evaluation(run), mode) if is_evaluated else None
+        evaluation = open_evaluation(run, mode) if is_evaluated else None
         paired = None
         if evaluation is not None and rows and rows[0].evaluation is not None:
             require_same_scenes(rows[0].evaluation, evaluation, ignore=PICTURES)
@@ -330,6 +331,7 @@ def without_empty_columns(
 def main(config: DictConfig) -> None:
     """Read, print, write."""
     run = schema.typed(config, schema.SweepTableRun)
+    schema.require_inputs(run)
     ready, waiting = split_unevaluated(find_runs(run.runs), run.instruction_mode)
     rows, given = read_rows(ready, run.instruction_mode), [overrides(one) for one in ready]
     header, cells = without_empty_columns(HEADER, [row.cells() for row in rows])

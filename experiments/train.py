@@ -9,41 +9,66 @@ The same command continues an interrupted run.
 import contextlib
 import dataclasses
 import hashlib
-import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from envs.evaluation.results import Evaluation, format_table
-from envs.registry import make_env, probe_env
 from experiments.collect import collect_dataset
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
+from experiments.config.found import CHECKPOINT, require_directory
 from experiments.config.plugins import recorded_plugins
-from experiments.config.robot_file import read_robot_file
-from experiments.config.simulation import env_configs
+from experiments.config.run_record import given_overrides, write_record
 from experiments.config.trained_setting import SETTING
-from experiments.development import DevelopmentRollouts
-from experiments.evaluate import compare_with_recording, evaluate_instruction_modes, load_policy
-from experiments.objective import HELD_OUT, objective, require_metric, success_rates
-from experiments.recorded_seeds import require_unseen_scenes, with_seeds_of
+from experiments.evaluate import (
+    compare_with_recording,
+    evaluate_instruction_modes,
+    evaluation_plans,
+    load_policy,
+    require_same_evaluations,
+)
+from experiments.objective import objective, require_metric, success_rates
 from experiments.recorded_setting import recorded_setting
 from experiments.reports.training import write_training_page
+from experiments.resumed_run import (
+    BEGUN,
+    CHANGES,
+    EVALUATION,
+    OVERRIDES,
+    TRAINED,
+    Resumption,
+    begin,
+    newest_weights,
+    require_resumable,
+    require_same_episodes,
+    resumption,
+)
+from experiments.training_parts import (
+    build_model,
+    build_processor,
+    datasets,
+    episodes_of,
+    is_simulated,
+    open_data,
+    require_held_out,
+    require_trainable,
+    require_unseen,
+    rollouts_of,
+    seeds_of,
+    trained_before,
+)
 from vla.data.demonstrations import DemonstrationSource
-from vla.data.origin import read_extra_info
-from vla.data.registry import SOURCES
 from vla.data.source import Source
 from vla.files import DirectoryLock
 from vla.model.checkpoint import list_checkpoints, read_model_json, read_state, resolve_checkpoint
-from vla.model.vla import ModelConfig, VLAModel
+from vla.model.vla import ModelConfig
 from vla.plugins import PLUGINS
-from vla.processing.processor import Processor
 from vla.processing.text import equal_instructions
 from vla.provenance import software_versions
 from vla.registry import SettingError
@@ -60,106 +85,12 @@ from vla.training.distributed import (
 from vla.training.metrics import MetricSink
 from vla.training.settings import INTERRUPTED, TrainingResult, out_of_time_message
 from vla.training.trainer import Trainer
-from vla.training.warm_start import Start, open_start, require_same_family, with_statistics_of
+from vla.training.warm_start import Start, open_start, require_same_family
 
 if TYPE_CHECKING:
     from experiments.wandb_sink import WandbSink
 
 schema.register("train")
-
-BYTES_A_WEIGHT = 16  # fp32: weight, gradient and two moments
-
-
-def open_data(run: schema.TrainRun) -> tuple[Source, Source]:
-    """Return a source for training and one that is held out.
-
-    Raises:
-        DatasetError: a dataset is missing, empty or damaged.
-        ValueError: a setting of `data` is wrong, or a camera was not recorded.
-    """
-    return SOURCES.build(
-        run.data,
-        where="data",
-        dataset=run.dataset,
-        action_horizon=run.processor.action_horizon,
-        frame_offsets=run.processor.frame_offsets,
-        robot_spec=None if run.robot_file is None else read_robot_file(run.robot_file).spec,
-    )
-
-
-def datasets(run: schema.TrainRun) -> list[str]:
-    """Return the directories of all recordings that a run trains on."""
-    return [run.dataset, *(run.data.get("more_datasets") or ())]
-
-
-def is_simulated(run: schema.TrainRun, spec: RobotSpec) -> bool:
-    """Tell whether the policy will be rolled out, after training or meanwhile, and check that it can be.
-
-    It will if the recordings are of the environment's robot; else its actions are compared with held-out
-    recorded ones.
-
-    Args:
-        run: the run.
-        spec: the robot of the recordings, with the cameras that the policy sees.
-
-    Raises:
-        ValueError: the environment has that robot, but shows other cameras or draws in another quality.
-        SpecMismatch: it differs in something else.
-        NoOpenGL: nothing can draw here.
-    """
-    is_rolled_out = bool(run.evaluation.instruction_modes) or run.trainer.rollout_every_samples is not None
-    if not is_rolled_out or run.robot_file is not None:
-        return False
-    configs = env_configs(run.env, run.tasks)
-    env = make_env(next(iter(configs.values())))
-    shown = env.robot_spec
-    env.close()
-    if spec.name != shown.name:
-        return False
-    quality_shown = run.env.get("render_quality")
-    for root in datasets(run):
-        recorded_by_us = read_extra_info(Path(root)).get("env", {})
-        quality = recorded_by_us.get("render_quality", quality_shown)
-        if quality != quality_shown:
-            raise ValueError(
-                f"{root} was drawn with render_quality={quality}, the evaluation after training would draw "
-                f"with {quality_shown}. Give env.render_quality={quality}, or skip the evaluation "
-                "with evaluation.instruction_modes=[]"
-            )
-    if spec.camera_names != shown.camera_names:
-        raise ValueError(
-            f"the policy would learn from cameras {list(spec.camera_names)}, but the evaluation after it "
-            f"shows {list(shown.camera_names)}. Choose with data.cameras and env.cameras, or skip the "
-            "evaluation with evaluation.instruction_modes=[]"
-        )
-    spec.require_same(shown, mine=f"the recording {run.dataset}", theirs="the environment of the evaluation")
-    probe_env(configs)
-    return True
-
-
-def build_processor(run: schema.TrainRun, train: Source, start: Start | None = None) -> Processor:
-    """Fit input encoders and action codec on the training samples, or take their constants from a start."""
-    demonstrations = train.demonstrations()
-    processor = Processor.fit(
-        demonstrations,
-        codec=run.codec,
-        inputs=run.processor.inputs,
-        frame_offsets=run.processor.frame_offsets,
-        max_committed=run.processor.max_committed,
-    )
-    if start is None or run.init_statistics == "data":
-        return processor
-    return with_statistics_of(
-        processor,
-        Processor.from_json(start.processor_json),
-        instructions=demonstrations.instructions,
-        source=Path(start.given),
-    )
-
-
-def recorded_scenes(source: Source) -> set[tuple[str, str, int]]:
-    """Return environment family, task and seed of the episodes of a source that a simulator recorded."""
-    return source.windows.recorded_scenes() if isinstance(source, DemonstrationSource) else set()
 
 
 def setting(
@@ -206,33 +137,16 @@ def note_on_instructions(train: Source) -> str | None:
     )
 
 
-def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -> VLAModel:
-    """Return a model with random weights for what the processor encodes.
-
-    Raises:
-        ValueError: a setting is wrong, parts do not fit one another, or the model does not fit into memory;
-            the message says which.
-    """
-    config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
-    specs = processor.specs()
-    with torch.device("meta"):  # takes no memory
-        num_weights = VLAModel(specs=specs, config=config).num_parameters()
-    needed_gb = num_weights * BYTES_A_WEIGHT / 1e9
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    if needed_gb > memory_gb:
-        raise ValueError(
-            f"model has {num_weights:,} weights, which take {needed_gb:.0f} GB to train, and this machine "
-            f"has {memory_gb:.0f} GB of memory; lower width, expert_width, depth or mlp_ratio in model"
-        )
-    torch.manual_seed(seed)
-    return VLAModel(specs=specs, config=config)
-
-
-def require_settings(run: schema.TrainRun) -> None:
+def require_settings(run: schema.TrainRun, *, run_dir: Path | None = None) -> None:
     """Check before anything is recorded that the model's parts go together, and the evaluation's runtime.
+
+    Args:
+        run: the run.
+        run_dir: where it trains; None for its `out_dir`.
 
     Raises:
         CheckpointError: `init_from` has no checkpoint, or one of another model family or size.
+        SettingError: there is nothing at `init_from`.
         ValueError: they do not, or the runtime has no limits for the environment.
     """
     evaluation_limits(run.evaluation, run.env["family"])
@@ -247,9 +161,38 @@ def require_settings(run: schema.TrainRun) -> None:
         raise SettingError(
             "init_statistics=checkpoint needs init_from, the checkpoint that they are taken from"
         )
-    if run.init_from is not None and not list_checkpoints(Path(run.out_dir)):
+    if run.init_from is not None and not list_checkpoints(run_dir or Path(run.out_dir)):
+        require_directory("init_from", Path(run.init_from), CHECKPOINT)
         directory = resolve_checkpoint(Path(run.init_from))
         require_same_family(config, read_model_json(directory)[1], source=directory)
+
+
+def resumed_by(run: schema.TrainRun, run_dir: Path) -> Resumption | None:
+    """Return what a run continues, after checking what it changes; None if it is new.
+
+    Raises:
+        CheckpointError: it changes what shapes what is learned, unasked, or begins with something else.
+    """
+    found = resumption(run_dir, cli.config_with_paths(run, cli.portable_path))
+    if found is not None:
+        open_start(run_dir, run.init_from)
+        may_override = run.trainer.resume == "override"
+        require_resumable(found, run_dir, may_override=may_override, records=run.record)
+    return found
+
+
+def continue_run(run: schema.TrainRun, run_dir: Path, found: Resumption, trainer: Trainer) -> None:
+    """Print and record what a continued run changes, unless its evaluation could not be continued.
+
+    Raises:
+        EvaluationMismatch: nothing is left to train, and these weights were evaluated in another way.
+    """
+    trains_on = trainer.step < trainer.num_steps
+    evaluation, weights = run_dir / EVALUATION, newest_weights(run_dir)
+    if not trains_on and weights is not None and is_simulated(run, trainer.processor.robot_spec):
+        plans = evaluation_plans(env=run.env, tasks=run.tasks, settings=run.evaluation)
+        require_same_evaluations(evaluation, plans, policy_id=weights)
+    begin(found, run_dir, command=cli.typed_command("train"), trains_on=trains_on)
 
 
 def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
@@ -274,76 +217,77 @@ def make_sink(run: schema.TrainRun, run_dir: Path) -> "WandbSink | None":
 
 
 def provenance(
-    run: schema.TrainRun, train: Source, validation: Source, start: Start | None
+    run: schema.TrainRun,
+    train: Source,
+    validation: Source,
+    *,
+    start: Start | None,
+    resumed: Resumption | None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint should tell of its origin; it was trained on what its start was trained on."""
-    before = [] if start is None else start.provenance.get("episodes", {}).get("trained", [])
-    trained = list(dict.fromkeys([*train.fingerprints(), *before]))
-    begun = (
-        {} if start is None else {"init_from": {**start.to_json(), "given": cli.portable_path(start.given)}}
-    )
+    """Return what a checkpoint should tell of its origin."""
+    command = cli.typed_command("train")
+    begun = {}
+    if start is not None:
+        given = cli.portable_path(start.given)
+        begun = {BEGUN: {**start.to_json(), "given": given, TRAINED: trained_before(start)}}
     return {
         **begun,
-        "command": cli.typed_command("train"),
+        "command": command,
+        OVERRIDES: given_overrides(),
+        CHANGES: [] if resumed is None else resumed.history(command),
         "config": cli.config_with_paths(run, cli.portable_path),
         "versions": software_versions(),
         PLUGINS: recorded_plugins(run.plugins),
-        "episodes": {
-            "trained": trained,
-            "held_out": [one for one in validation.fingerprints() if one not in set(before)],
-        },
+        "episodes": episodes_of(train, validation, start),
     }
 
 
-def rollouts_of(
-    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], simulated: bool
-) -> DevelopmentRollouts | None:
-    """Return what measures success while the run trains, if it is to be measured."""
-    if run.trainer.rollout_every_samples is None:
-        return None
-    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=simulated)
+def describe_data(run: schema.TrainRun, train: Source, validation: Source) -> None:
+    """Print what is trained on, and what may be unexpected about it."""
+    held_out = "none" if validation.num_samples == 0 else validation.describe()
+    print(f"training on {train.describe()}; held out: {held_out}")
+    for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
+        if note is not None:
+            print(note)
 
 
 def train_policy(
-    run: schema.TrainRun, run_dir: Path, *, ranks: Ranks = ALONE, sinks: Sequence[MetricSink] = ()
+    run: schema.TrainRun,
+    run_dir: Path,
+    *,
+    ranks: Ranks = ALONE,
+    sinks: Sequence[MetricSink] = (),
+    when_accepted: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train, or continue, in `run_dir`, alone or together with the other processes of `torchrun`.
 
-    Metrics go to the sinks, of which the caller closes each, and into `metrics.jsonl`.
+    Metrics go to the sinks, of which the caller closes each, and into `metrics.jsonl`; `when_accepted` is
+    called when all has been compared with what is in `run_dir`, before the first step.
 
     Raises:
+        CheckpointError: `run_dir` was trained with other settings or on other episodes.
         DirectoryInUse: another live process trains there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved, calling again continues.
         NonFiniteLossError: the loss diverged; the last good checkpoint is kept.
-        SeedsWereRecorded: the evaluation after training would be on scenes that are trained on.
+        SeedsWereRecorded: an evaluation would be on scenes that are trained on.
         ValueError: the evaluation after training would show other pictures, or the run is to return a
             held-out number and nothing is held out.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(run_dir) if ranks.is_main else contextlib.nullcontext():
+        resumed, start = resumed_by(run, run_dir), open_start(run_dir, run.init_from)
         train, validation = open_data(run)
         if ranks.is_main:
-            held_out = "none" if validation.num_samples == 0 else validation.describe()
-            print(f"training on {train.describe()}; held out: {held_out}")
-            for note in (note_on_tasks(train, run.tasks), note_on_instructions(train)):
-                if note is not None:
-                    print(note)
-        if run.metric is not None and run.metric.startswith(HELD_OUT) and validation.num_samples == 0:
-            raise ValueError(f"metric={run.metric}, but nothing is held out; raise data.validation_share")
-        start = open_start(run_dir, run.init_from)
+            describe_data(run, train, validation)
+        require_held_out(run, validation)
+        if resumed is not None:
+            may_override, episodes = run.trainer.resume == "override", episodes_of(train, validation, start)
+            require_same_episodes(resumed, run_dir, episodes, may_override=may_override)
         processor = build_processor(run, train, start)
-        seeds = with_seeds_of(
-            {} if start is None else start.provenance, recorded_scenes(train) | recorded_scenes(validation)
-        )
-        simulated = is_simulated(run, processor.robot_spec)
-        if simulated and run.evaluation.instruction_modes:  # refused before training, if at all
-            require_unseen_scenes(
-                seeds,
-                family=run.env["family"],
-                tasks=run.tasks,
-                first_seed=run.evaluation.first_seed,
-                num_episodes=run.evaluation.episodes_per_task,
-            )
+        seeds = seeds_of(start, train, validation)
+        is_played = is_simulated(run, processor.robot_spec)
+        if is_played:  # refused before training, if at all
+            require_unseen(run, seeds)
         trainer = Trainer(
             dataclasses.replace(run.trainer, seed=run.seed),
             model=build_model(run.model, processor, seed=run.seed),
@@ -352,13 +296,16 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
-            roll_out=rollouts_of(run, processor, seeds=seeds, simulated=simulated),
+            roll_out=rollouts_of(run, processor, seeds=seeds, is_simulated=is_played),
             start=start,
-            provenance=provenance(run, train, validation, start)
+            provenance=provenance(run, train, validation, start=start, resumed=resumed)
             | seeds
             | setting(run, train, validation, processor.robot_spec),
         )
         with contextlib.closing(trainer):
+            if resumed is not None and ranks.is_main:
+                continue_run(run, run_dir, resumed, trainer)
+            when_accepted()
             result = trainer.fit()
     if result.end == INTERRUPTED:
         raise cli.ENDED_BY[result.signal or signal.SIGINT]
@@ -413,7 +360,7 @@ def evaluate_checkpoint(
             env=run.env,
             tasks=run.tasks,
             settings=run.evaluation,
-            run_dir=run_dir / "evaluation",
+            run_dir=run_dir / EVALUATION,
         )
         print(format_table(*results.values()))
         print(f"results in {run_dir / 'evaluation'}")
@@ -423,7 +370,7 @@ def evaluate_checkpoint(
             dataset=Path(run.dataset),
             cache_dir=run.data["cache_dir"],
             execute_horizon=min(run.evaluation.execute_horizon, loaded.policy.action_horizon),
-            out_dir=run_dir / "evaluation",
+            out_dir=run_dir / EVALUATION,
             title=f"Training on {run.dataset}",
             command=cli.typed_command("train"),
         )
@@ -468,6 +415,8 @@ def main(config: DictConfig) -> float | None:
     run_dir = Path(text_of_main(HydraConfig.get().runtime.output_dir, ranks, device))
     try:
         if ranks.is_main:
+            if resumed_by(run, run_dir) is None:
+                require_trainable(run)
             record_if_asked(run)
             if not ranks.is_alone:
                 open_data(run)  # decodes frames that are not decoded yet, for all
@@ -475,7 +424,9 @@ def main(config: DictConfig) -> float | None:
         sink = make_sink(run, run_dir) if ranks.is_main else None
         with contextlib.nullcontext() if sink is None else contextlib.closing(sink):
             sinks = [] if sink is None else [sink]
-            result = train_policy(run, run_dir, ranks=ranks, sinks=sinks)
+            result = train_policy(
+                run, run_dir, ranks=ranks, sinks=sinks, when_accepted=lambda: write_record(config)
+            )
             leave_ranks(ranks)
             return finish(run, result, run_dir, sink=sink) if ranks.is_main else None
     finally:

@@ -249,7 +249,10 @@ def test_an_unlimited_acceleration_is_a_setting():
             "trainer.num_samples=null",
             "trainer.num_samples is null; it must be an integer in [1, 1000000000000]",
         ),
-        ("trainer.num_samples='???'", "trainer.num_samples has no value; give trainer.num_samples=<value>"),
+        (
+            "trainer.num_samples='???'",
+            "trainer.num_samples has no value; give trainer.num_samples=<an integer in [1, 1000000000000]>",
+        ),
         ("trainer.num_steps=3", "unknown key 'trainer.num_steps'; it is now num_samples"),
         ("evaluation.conditions=[right]", "unknown key 'evaluation.conditions'; it is now instruction_modes"),
         ("trainer.time_budget_minutes=9", "unknown key 'trainer.time_budget_minutes'; it is now num_samples"),
@@ -313,10 +316,9 @@ def test_a_missing_value_is_named():
     schema.register()
     with (
         initialize_config_module("conf", version_base="1.3"),
-        pytest.raises(OmegaConfBaseException) as caught,
+        pytest.raises(SettingError, match="path has no value"),
     ):
         schema.typed(compose("evaluate"), schema.EvaluateRun)
-    assert "path" in explain_config_error(caught.value)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CONF)))

@@ -51,15 +51,16 @@ def evaluate(
         run_dir: made if it does not exist; continued if it holds rows of the same policy and plan.
         policy_id: what identifies the policy, such as the hash of its checkpoint.
         env_factory: ``module:function`` that makes an environment from a configuration.
-        show_progress: print a progress bar with the running success rate.
+        show_progress: print a bar with the running success rate.
 
     Raises:
         EvaluationMismatch: `run_dir` holds rows of another policy or plan.
+        ValueError: the policy predicts fewer actions.
         DirectoryInUse: another evaluation writes there.
         WorkerError: an environment failed; the rows so far are kept, and the next call continues.
     """
     started_s = time.monotonic()
-    (run_dir / "actions").mkdir(parents=True, exist_ok=True)
+    _prepare(run_dir, plan, policy)
     with DirectoryLock(run_dir):
         rows = _matching_rows(run_dir, plan, policy_id)
         requests = plan.requests()
@@ -93,6 +94,26 @@ def evaluate(
         evaluation = dataclasses.replace(evaluation, videos=tuple(videos))
         atomic_write_json(run_dir / "results.json", evaluation.to_json())
     return evaluation
+
+
+def _prepare(run_dir: Path, plan: EvaluationPlan, policy: Policy) -> None:
+    """Make the directory, unless the policy predicts fewer actions than are to be executed."""
+    if plan.execute_horizon > policy.action_horizon:
+        raise ValueError(
+            f"evaluation.execute_horizon is {plan.execute_horizon}; it must lie in "
+            f"[1, {policy.action_horizon}], as the policy predicts that many actions"
+        )
+    (run_dir / "actions").mkdir(parents=True, exist_ok=True)
+
+
+def require_same_evaluation(run_dir: Path, plan: EvaluationPlan, *, policy_id: str) -> None:
+    """Check that a directory may be continued by `evaluate`, without changing anything.
+
+    Raises:
+        EvaluationMismatch: it holds rows of another policy or plan.
+        DamagedFile: its record is damaged, or two rows contradict each other.
+    """
+    _matching_rows(run_dir, plan, policy_id)
 
 
 def _matching_rows(run_dir: Path, plan: EvaluationPlan, policy_id: str) -> list[EpisodeRow]:

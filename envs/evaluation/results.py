@@ -314,13 +314,20 @@ def load_evaluation(run_dir: Path) -> Evaluation:
 
     Raises:
         FileNotFoundError: the directory holds no evaluation.
-        DamagedFile: a file is damaged.
+        DamagedFile: a file is damaged, or a row is of another policy or instruction mode than the plan.
     """
     if not (run_dir / PLAN).exists():
         raise FileNotFoundError(f"{run_dir} holds no evaluation: it has no {PLAN}")
     policy_id, plan = read_plan(run_dir)
     log = run_dir / "episodes.jsonl"
     rows = {(row.task, row.seed): row for row in (read_rows(log) if log.exists() else [])}
+    for row in rows.values():
+        if (row.policy_id, row.instruction_mode) != (policy_id, plan.instruction_mode):
+            raise DamagedFile(
+                f"{log} has a row of policy {row.policy_id!r}, {row.instruction_mode} instruction (task "
+                f"{row.task}, seed {row.seed}), but {PLAN} is of {policy_id!r}, {plan.instruction_mode} "
+                "instruction; restore both from a copy, or evaluate into another directory"
+            )
     wanted = [rows.get((request.task, request.seed)) for request in plan.requests()]
     videos, wall_s = (), 0.0
     if (run_dir / "results.json").exists():

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.benchmarks.limits import limit_rows, memory_bandwidth
 from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.config.schema import TrainRun
-from experiments.train import build_processor, open_data
+from experiments.training_parts import build_processor, open_data
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.frame_cache import open_frame_cache
 from vla.data.reader import Dataset

@@ -26,7 +26,7 @@ from experiments.benchmarks.limits import (
 )
 from experiments.benchmarks.measure import Row
 from experiments.config.schema import BenchmarkRun
-from experiments.train import build_model, build_processor, open_data
+from experiments.training_parts import build_model, build_processor, open_data
 from policies.conformance import PolicyComparison, compare_policies
 from policies.export import export_bundle
 from policies.model_policy import ModelPolicy

@@ -17,7 +17,7 @@ from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwid
 from experiments.benchmarks.measure import Row
 from experiments.benchmarks.training import trained_for_a_while
 from experiments.config.schema import TrainRun
-from experiments.train import build_model, build_processor, open_data
+from experiments.training_parts import build_model, build_processor, open_data
 
 NEIGHBORS = (0, 2, 6)
 NICE = 5

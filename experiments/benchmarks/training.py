@@ -19,7 +19,7 @@ from experiments.benchmarks.limits import gemm_flops, limit_rows, memory_bandwid
 from experiments.benchmarks.measure import Row, best_cpu_s
 from experiments.benchmarks.product_types import ProductTypes
 from experiments.config.schema import TrainRun
-from experiments.train import build_model, build_processor, open_data
+from experiments.training_parts import build_model, build_processor, open_data
 from vla.data.source import Source
 from vla.model.vla import VLAModel
 from vla.processing.processor import Processor

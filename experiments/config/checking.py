@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from experiments.config.found import DATASET
 from experiments.config.robot import ROBOTS, RobotSetup
 from experiments.config.schema import FirstSeed, SceneProgram
 from vla.data.quality.examine import ExamineSettings
@@ -17,7 +18,7 @@ class CheckRun(SceneProgram):
     """`python -m experiments.check`: of a dataset, an environment, a robot (in a scene) or a codec."""
 
     dataset: Annotated[
-        str | None, FilePath(), "directory of the recording, which is only read; with codec, its chunks"
+        str | None, DATASET, "directory of the recording, which is only read; with codec, its chunks"
     ] = None
     robot: Annotated[RobotSetup | None, ROBOTS, "a robot; simulated ones alone are commanded"] = None
     may_move: Annotated[

@@ -30,6 +30,7 @@ from experiments.config.declared import all_keys, allowed_in, help_table, keys_o
 from experiments.config.earlier_settings import with_earlier_settings
 from experiments.config.overrides import as_value
 from experiments.config.plugins import CONF, GROUPS, PLUGIN_HINT, load_plugins, plugins_in
+from experiments.config.run_record import FolderOfAnother
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
@@ -128,6 +129,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         if wants_traceback or not is_for_the_user(error):
             raise
         _end(EXIT_FAILED, explain_failure(error))
+    except FolderOfAnother as refusal:
+        _end(EXIT_CONFIG, str(refusal))
     except HungUp:
         _end(EXIT_HUNG_UP, "the terminal is gone; the same command with the same output directory continues")
     except Terminated:

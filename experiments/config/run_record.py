@@ -2,7 +2,8 @@
 
 Hydra writes the record before a program has looked at what is there, so that a command that is refused
 replaces the record of the one that made the results. Here the first command of a directory writes it; a later
-one replaces it once it has succeeded; and one that is refused before it has made anything takes it back.
+one replaces it once it has succeeded, or has called `write_record` as it begins to change what is there; and
+one that is refused before it has made anything takes it back. A directory belongs to one program.
 """
 
 import contextlib
@@ -21,7 +22,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from vla.files import atomic_write_text
 from vla.registry import absolute_path
 
-RECORD, OVERRIDES = ".hydra", "overrides.yaml"  # names as Hydra gives them
+RECORD, OVERRIDES, OF_HYDRA = ".hydra", "overrides.yaml", "hydra.yaml"  # names as Hydra gives them
+
+
+class FolderOfAnother(BaseException):
+    """A directory holds a run of another program; no `Exception`, of which Hydra makes a mere warning."""
 
 
 @functools.cache
@@ -55,7 +60,11 @@ class RunRecord(Callback):
         self._is_ours = False  # whether this job wrote the record that is there
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Write the record, unless another command has; one process of several does it for all."""
+        """Write the record, unless another command has; one process of several does it for all.
+
+        Raises:
+            FolderOfAnother: the directory holds a run of another program.
+        """
         if os.environ.get("RANK", "0") != "0":
             return
         folder = _folder()
@@ -63,9 +72,10 @@ class RunRecord(Callback):
             folder.mkdir()
         except FileExistsError:
             self._is_ours = False
+            _require_own_program(folder)
         else:
             self._is_ours = True
-            _write(folder, config)
+            _write(folder, config, config.hydra)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Write the record of a job that has succeeded; remove that of a command that has made nothing.
@@ -79,7 +89,7 @@ class RunRecord(Callback):
         if job_return.status == JobStatus.COMPLETED:
             if not self._is_ours:
                 folder.mkdir(exist_ok=True)
-                _write(folder, config)
+                _write(folder, config, config.hydra)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"job {HydraConfig.get().job.num} of the sweep failed: {job_return._return_value}")
         elif self._is_ours and os.listdir(folder.parent) == [RECORD]:  # noqa: PTH208
@@ -89,17 +99,53 @@ class RunRecord(Callback):
             with contextlib.suppress(OSError):  # of another's: no right to remove it
                 folder.parent.rmdir()
 
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Remove the record of the whole sweep, which Hydra writes before a job has been accepted."""
+        (Path(config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+
+
+def write_record(config: DictConfig) -> None:
+    """Make the record that of this command, which has compared its settings with what is there.
+
+    For programs that change a directory long before they succeed, or that end with a code of their own.
+
+    Args:
+        config: of the program, as its main was given it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        _folder().mkdir(exist_ok=True)
+        _write(_folder(), config, HydraConfig.get())
+
+
+def given_overrides() -> list[str]:
+    """Return what the command line of this program set; nothing where no command line started it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
 
 def _folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir) / RECORD
 
 
-def _write(folder: Path, config: DictConfig) -> None:
+def _require_own_program(folder: Path) -> None:
+    """Raise `FolderOfAnother` if the record is of another program; a torn one is of none."""
+    path = folder / OF_HYDRA
+    if not path.exists():
+        return
+    stored = OmegaConf.load(path)
+    earlier, mine = OmegaConf.select(stored, "hydra.job.name"), HydraConfig.get().job.name
+    if earlier != mine:
+        raise FolderOfAnother(
+            f"out_dir={folder.parent} holds a run of {earlier}, whose settings are in {folder}; {mine} would "
+            "mix its own with them: give another out_dir"
+        )
+
+
+def _write(folder: Path, config: DictConfig, hydra: Any) -> None:
     """Write what Hydra writes: the program's configuration, Hydra's own, and what the command line set."""
     job = config.copy()
-    with read_write(job), open_dict(job):
-        del job["hydra"]
-    hydra = OmegaConf.masked_copy(config, ["hydra"])
+    if "hydra" in job:
+        with read_write(job), open_dict(job):
+            del job["hydra"]
     atomic_write_text(folder / "config.yaml", OmegaConf.to_yaml(job))
-    atomic_write_text(folder / "hydra.yaml", OmegaConf.to_yaml(hydra))
-    atomic_write_text(folder / OVERRIDES, OmegaConf.to_yaml(config.hydra.overrides.task))
+    atomic_write_text(folder / OF_HYDRA, OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+    atomic_write_text(folder / OVERRIDES, OmegaConf.to_yaml(hydra.overrides.task))

@@ -17,6 +17,18 @@ from envs.episode_request import INSTRUCTION_MODES
 from envs.evaluation.results import GREATEST_SEED, EvaluationSettings
 from envs.registry import ENVIRONMENTS, expand_tasks
 from experiments.config.declared import schema_node
+from experiments.config.found import (
+    BUNDLE,
+    CHECKPOINT,
+    DATASET,
+    EVALUATION,
+    POLICY,
+    RUN,
+    Offered,
+    no_value,
+    require_there,
+    shipped_mappings,
+)
 from experiments.config.plugins import load_plugins, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
 from experiments.config.run_record import register_resolvers
@@ -55,6 +67,7 @@ Metric = Annotated[
     str | None,
     "what the program returns to a sweeper: success/<instruction mode>, or validation/action_loss, ...",
 ]
+BACKENDS_TIMED = ("torch", "torch.compile", "onnxruntime", "openvino")
 FIRST_REPORTED_SEED = 900_000  # conf/evaluation/reporting.yaml
 Duration = Range(0, 10**6, open_low=True)
 
@@ -74,7 +87,9 @@ class CollectSettings:
         float | None, Range(0, 1), "same_color_share of env while recording; null: as in env"
     ] = None
     pixel_format: Annotated[
-        str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
+        str,
+        Choices("yuv420p", "yuv444p"),
+        "of video; as in LeRobot; yuv444p keeps the colors of small things sharp",
     ] = "yuv420p"
     num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
 
@@ -196,7 +211,9 @@ class ConvertRun(Program):
 
     source: Annotated[str, FilePath(), "a file in HDF5, or a directory of such"]
     dataset: Annotated[str, FilePath(), "directory to write; continued if it is there"]
-    mapping: Annotated[str, "of keys: a YAML file, or the name of one in conf/convert"]
+    mapping: Annotated[
+        str, Offered(shipped_mappings), "of keys: a YAML file, or the name of one in conf/convert"
+    ]
     storage: Annotated[str, Choices("video", "image"), "exact frames, or smaller ones"] = "video"
     instruction: Annotated[str | None, "of every episode; null: as the mapping says"] = None
     control_hz: Annotated[float | None, Range(0.1, 1000), "frames per second; null: as the mapping says"] = (
@@ -217,7 +234,7 @@ class TrainRun(CollectRun):
     trainer: Annotated[TrainerSettings, "how the model is trained"]
     init_from: Annotated[
         str | None,
-        FilePath(),
+        CHECKPOINT,
         "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
     ] = None
     init_statistics: Annotated[
@@ -240,12 +257,12 @@ class EvaluateRun(TaskProgram):
     """`python -m experiments.evaluate`."""
 
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
-    path: Annotated[str, FilePath(), "of a checkpoint, of a training run, or of a bundle"]
+    path: Annotated[str, POLICY, "of a checkpoint, of a training run, or of a bundle"]
     metric: Metric = None
     head: HeadChanges = field(default_factory=dict)
     dataset: Annotated[
         str | None,
-        FilePath(),
+        DATASET,
         "a recording: compare actions with its episodes instead of rolling out in simulation",
     ] = None
     cache_dir: Annotated[str, FilePath(), "where decoded frames of that recording are kept"] = "outputs/cache"
@@ -256,7 +273,7 @@ class EvaluateRun(TaskProgram):
 class ExportRun(Program):
     """`python -m experiments.export`."""
 
-    checkpoint: Annotated[str, FilePath(), "a checkpoint, or a training run"]
+    checkpoint: Annotated[str, CHECKPOINT, "a checkpoint, or a training run"]
     bundle: Annotated[str, FilePath(), "directory to write"]
     head: HeadChanges = field(default_factory=dict)
     replace: Annotated[bool, "whether an existing bundle gives way"] = False
@@ -266,10 +283,10 @@ class ExportRun(Program):
 class CompareRun(Program):
     """`python -m experiments.compare`."""
 
-    a: Annotated[str, FilePath(), "directory of an evaluation, a training, a quickstart or a sweep"]
+    a: Annotated[str, EVALUATION, "directory of an evaluation, a training, a quickstart or a sweep"]
     b: Annotated[
         str | None,
-        FilePath(),
+        EVALUATION,
         "another one to compare it with; null: the first evaluation of a with its others",
     ] = None
     instruction_mode: InstructionMode = "original"
@@ -279,9 +296,7 @@ class CompareRun(Program):
 class SweepTableRun(Program):
     """`python -m experiments.sweep_table`."""
 
-    runs: Annotated[
-        list[str], FilePath(), "directories of runs, or of sweeps; the first run is the one to beat"
-    ]
+    runs: Annotated[list[str], RUN, "directories of runs, or of sweeps; the first run is the one to beat"]
     instruction_mode: InstructionMode = "original"
 
 
@@ -301,8 +316,8 @@ class BenchmarkRun(TrainRun):
         str, Choices("simulation", "data", "training", "threads", "latency", "serving"), "what to time"
     ]
     repeats: Annotated[int, Range(1, 10**4), "of every short measurement"] = 20
-    backends: Annotated[list[str], "that latency is measured in"] = field(
-        default_factory=lambda: ["torch", "torch.compile", "onnxruntime", "openvino"]
+    backends: Annotated[list[Annotated[str, Choices(*BACKENDS_TIMED)]], "that latency is measured in"] = (
+        field(default_factory=lambda: list(BACKENDS_TIMED))
     )
     heads: Annotated[list[Annotated[str, Choices(*HEADS.names())]], "whose latency is measured"] = field(
         default_factory=lambda: ["parallel", "autoregressive"]
@@ -328,7 +343,7 @@ class RobotProgram(Program):
 class ControlRun(RobotProgram, SceneProgram):
     """`python -m experiments.control`."""
 
-    bundle: Annotated[str | None, FilePath(), "either a bundle, run in this process,"] = None
+    bundle: Annotated[str | None, BUNDLE, "either a bundle, run in this process,"] = None
     server: Annotated[str | None, "or the address of a policy server: ws://host:port"] = None
     token_env: Annotated[str, "environment variable that holds the server's token, if it wants one"] = (
         "VLA_SERVE_TOKEN"
@@ -356,7 +371,7 @@ class ControlRun(RobotProgram, SceneProgram):
 class DelayTableRun(RobotProgram, TaskProgram):
     """`python -m experiments.delay_table`."""
 
-    bundle: Annotated[str, FilePath(), "the policy"]
+    bundle: Annotated[str, BUNDLE, "the policy"]
     task: Annotated[str | None, "the one to do; null: the first of tasks"] = None
     delays_ms: Annotated[list[float], Range(0, 60000), "of an inference"]
     schedules: Annotated[list[Annotated[str, Choices(*SCHEDULES)]], "to compare"]
@@ -375,7 +390,7 @@ class DelayTableRun(RobotProgram, TaskProgram):
 class FrankaTrialsRun(RobotProgram, TaskProgram):
     """`python -m experiments.franka_trials`."""
 
-    bundle: Annotated[str | None, FilePath(), "null: the scripted expert acts in place of a policy"] = None
+    bundle: Annotated[str | None, BUNDLE, "null: the scripted expert acts in place of a policy"] = None
     trials: Annotated[int, Range(1, 10**4), "without faults"]
     faults: Annotated[int, Range(0, 10**4), "of each kind: killed, stopped, slowed"]
     first_seed: FirstSeed
@@ -428,8 +443,10 @@ def typed(config: DictConfig, program: type[Run]) -> Run:
 
     Raises:
         SettingError: a key is unknown, or a value is not allowed; one line names the key.
-        omegaconf.errors.OmegaConfBaseException: a value without default is missing.
     """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise SettingError("\n".join(no_value(key, program) for key in missing))
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     load_plugins(values["plugins"])
     return checked(values, program)
@@ -449,8 +466,24 @@ def checked(values: dict[str, Any], program: type[Run]) -> Run:
     values = {key: value for key, value in values.items() if value or key not in optional}  # not chosen
     run = program(**check_settings(program, values))
     if isinstance(run, TaskProgram | SceneProgram) and run.env:
-        return dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
+        run = dataclasses.replace(run, tasks=_known_tasks(run.env["family"], run.tasks))
+        if isinstance(run, ControlRun | DelayTableRun) and run.task is not None and run.task not in run.tasks:
+            raise SettingError(f"task is {run.task!r}; {did_you_mean(run.task, run.tasks)}")
     return run
+
+
+def require_inputs(run: Program) -> None:
+    """Check that what a program reads is named and there, before it makes anything.
+
+    Raises:
+        SettingError: it is not; the message names what there is.
+    """
+    require_there(run)
+    if isinstance(run, ControlRun) and run.bundle is None and run.server is None and run.replay is None:
+        raise SettingError(
+            f"neither bundle nor server has a value; give server=ws://host:port, or bundle=<a bundle>: "
+            f"{BUNDLE.offer()}"
+        )
 
 
 def _known_tasks(family: str, given: list[str]) -> list[str]:

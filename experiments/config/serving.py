@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from experiments.config.found import BUNDLE
 from experiments.config.schema import NumThreads, Program
 from policies.serving.access import Access
 from policies.serving.observation_map import ObservationMap
@@ -16,7 +17,7 @@ _ACCESS = Access()  # has the defaults
 class ServeRun(Program):
     """`python -m experiments.serve`."""
 
-    bundle: Annotated[str, FilePath(), "the policy"]
+    bundle: Annotated[str, BUNDLE, "the policy"]
     host: Annotated[str, "address to listen on"] = _ACCESS.host
     port: Annotated[int, Range(0, 65535), "0: any free one"] = _ACCESS.port
     token_env: Annotated[str, "environment variable that holds the token"] = "VLA_SERVE_TOKEN"

@@ -15,7 +15,12 @@ from PIL import Image
 
 from envs.evaluation.comparison import compare, format_comparison
 from envs.evaluation.episodes import EpisodeRow, read_rows
-from envs.evaluation.evaluate import EvaluationMismatch, EvaluationPlan, evaluate
+from envs.evaluation.evaluate import (
+    EvaluationMismatch,
+    EvaluationPlan,
+    evaluate,
+    require_same_evaluation,
+)
 from envs.evaluation.results import folder_of_mode, format_table, load_evaluation
 from envs.workers import WorkerError
 from vla.files import DamagedFile, DirectoryInUse, write_json_lines
@@ -317,3 +322,28 @@ def test_rows_that_are_no_pairs_are_refused():
         compare(a, [row_of(1, True, instruction="push it")])
     with pytest.raises(ValueError, match="occurs twice"):
         compare(a + a, a)
+
+
+def test_a_directory_is_compared_without_being_changed(tmp_path):
+    run(tmp_path, plan=plan_of(episodes_per_task=1))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    require_same_evaluation(tmp_path, plan_of(episodes_per_task=3), policy_id="a")
+    with pytest.raises(EvaluationMismatch, match="first_seed: 10 there, 20 now"):
+        require_same_evaluation(tmp_path, plan_of(first_seed=20), policy_id="a")
+    require_same_evaluation(tmp_path / "new", plan_of(), policy_id="a")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_too_many_actions_are_refused_before_a_directory_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"evaluation\.execute_horizon is 500; it must lie in"):
+        run(tmp_path / "new", plan=plan_of(execute_horizon=500))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_row_of_another_policy_than_the_plan_is_not_read_as_one_of_its_own(tmp_path):
+    run(tmp_path, plan=plan_of(episodes_per_task=1))
+    log = tmp_path / "episodes.jsonl"
+    first, second = map(json.loads, log.read_text().splitlines())
+    write_json_lines(log, [first, {**second, "policy_id": "b"}])
+    with pytest.raises(DamagedFile, match=r"a row of policy 'b'.*but plan\.json is of 'a'"):
+        load_evaluation(tmp_path)

@@ -36,6 +36,7 @@ from vla.registry import (
 REQUIRED_KEYS = {  # what a person has to give
     "check": ["dataset=d"],
     "evaluate": ["path=p"],
+    "improve": ["path=p"],
     "export": ["checkpoint=c"],
     "compare": ["a=a", "b=b"],
     "sweep_table": ["runs=[a]"],
@@ -143,7 +144,10 @@ def composed_values(root: str) -> dict[str, Any]:
 
 def walk(owner: Callable[..., Any], values: Mapping[str, Any]) -> Iterator[Found]:
     """Yield every number and every map of a program."""
-    yield from _of_owner(owner, values, "", ())
+    known = {setting.name for setting in settings_of(owner)}
+    for found in _of_owner(owner, values, "", ()):
+        parts = [part for part in found.parts if part[0].split(".")[0] in known]  # a check has no model
+        yield found._replace(parts=tuple(parts))
 
 
 def changed(values: dict[str, Any], found: Found, value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The programs that drive robots: configuration, the course of a run, the delay table and its page."""
 
 import dataclasses
+import json
 import socket
 import sys
 from pathlib import Path
@@ -165,8 +166,10 @@ def test_chunk_underruns_are_reported(table):
 
 
 def test_a_directory_with_other_settings_is_refused(table, tmp_path):
-    run = table[0]
-    require_same_settings(tmp_path, run, bundle_id="a" * 64)
+    run, rows = table[0], table[-1]
+    require_same_settings(tmp_path, dataclasses.replace(run, execute_horizon=99), bundle_id="a" * 64)
+    require_same_settings(tmp_path, run, bundle_id="a" * 64)  # no episode was played with 99
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dataclasses.asdict(rows[0])) + "\n")
     require_same_settings(tmp_path, dataclasses.replace(run, episodes=50), bundle_id="a" * 64)
     with pytest.raises(SettingsChanged, match="bundle"):
         require_same_settings(tmp_path, run, bundle_id="b" * 64)

@@ -83,8 +83,8 @@ def test_what_a_run_begins_with_is_checked_before_anything_is_recorded(tmp_path)
     train_for(tmp_path / "old", tmp_path, steps=1)
     with pytest.raises(CheckpointError, match=r"another size: width=32 there, 256 in the new model"):
         require_settings(composed("train", f"init_from={tmp_path / 'old'}", f"out_dir={tmp_path / 'new'}"))
-    with pytest.raises(CheckpointError, match="nothing: no such directory"):
-        require_settings(composed("train", f"init_from={tmp_path / 'none'}", f"out_dir={tmp_path / 'new'}"))
+    with pytest.raises(SettingError, match=r"init_from is .* does not exist; did you mean 'old'\?"):
+        require_settings(composed("train", f"init_from={tmp_path / 'odl'}", f"out_dir={tmp_path / 'new'}"))
     with pytest.raises(SettingError, match="init_statistics=checkpoint needs init_from"):
         require_settings(composed("train", "init_statistics=checkpoint"))
     resumed = composed("train", f"init_from={tmp_path / 'gone'}", f"out_dir={tmp_path / 'old'}")

@@ -20,13 +20,13 @@ from setting_walk import MODEL, Attempt
 ROOT = Path(__file__).parents[2]
 LIMITS = "velocity acceleration jerk step refuse_position_factor refuse_speed_factor max_tracking_error"
 HUGE = (  # as many as there are; never; unlimited
-    "first_seed seed split_seed max_windows num_samples max_grad_norm log_every_steps validate_every_steps "
-    "rollout_every_samples "
+    "first_seed seed split_seed max_windows num_samples samples_per_round max_grad_norm log_every_steps "
+    "validate_every_steps rollout_every_samples "
     f"{LIMITS}"
 )
 SENSIBLE = {  # by value, the settings for which it has a meaning
     "0": "same_color_share recording_same_color_share noise_std probability bump_probability extra_steps "
-    "drop_probability latency_s jitter_s videos_per_task faults "  # none
+    "drop_probability latency_s jitter_s videos_per_task faults after_success after_failure "  # none
     "max_shift brightness contrast color smoothing_bins weight weight_decay betas ema_decay warmup_share "
     "ensemble_decay validation_share max_committed malformed_pause_s inference_delay_s delays_ms "  # none
     "first_seed seed split_seed frame_offsets "  # the first

@@ -226,6 +226,6 @@ def test_a_directory_in_use_is_refused(tmp_path):
 def test_a_policy_that_is_not_there_is_named(tmp_path):
     for kind in ("checkpoint", "bundle"):
         result = program("evaluate", f"policy={kind}", f"path={tmp_path}/nothing", f"out_dir={tmp_path}/run")
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert f"{tmp_path}/nothing" in result.stderr
         assert "Traceback" not in result.stderr

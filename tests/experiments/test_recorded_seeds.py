@@ -1,5 +1,7 @@
 """A policy is not evaluated on scenes of which it was given demonstrations."""
 
+import dataclasses
+
 import pytest
 from program_fixtures import composed
 
@@ -11,8 +13,20 @@ from experiments.recorded_seeds import (
     require_unseen_scenes,
     with_seeds_of,
 )
-from experiments.train import open_data, recorded_scenes, train_policy
-from vla.model.checkpoint import load_checkpoint
+from experiments.train import resumed_by, train_policy
+from experiments.training_parts import (
+    episodes_of,
+    open_data,
+    recorded_scenes,
+    require_trainable,
+    trained_before,
+)
+from vla.model.checkpoint import CheckpointError, load_checkpoint
+from vla.spec import SpecMismatch
+from vla.training.warm_start import open_start
+
+PLAYED = ("trainer.rollout_every_samples=8", "rollouts.first_seed=700000")
+OTHER_CODEC = ("codec.num_bins=99", "init_statistics=checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +89,22 @@ def test_what_a_run_begins_with_is_in_its_record_with_all_that_it_was_trained_on
     assert set(new.provenance["episodes"]["held_out"]).isdisjoint(old.provenance["episodes"]["trained"])
     assert new.provenance[KEY] == old.provenance[KEY]
     assert train_policy(begun, tmp_path / "second").step == second.step  # resumed: its own statistics
+    start = open_start(tmp_path / "second", begun.init_from)
+    assert trained_before(start) == old.provenance["episodes"]["trained"]  # its own are told apart
+    assert episodes_of(*open_data(begun), start) == new.provenance["episodes"]
+    assert resumed_by(begun, tmp_path / "second").changed == {}
+    with pytest.raises(CheckpointError, match="was begun with those of"):
+        resumed_by(dataclasses.replace(begun, init_from=None), tmp_path / "second")
+    measured = ("evaluation.instruction_modes=[original]", "evaluation.first_seed=700000")
+    again = composed("train", *tiny, *measured, f"init_from={tmp_path / 'first'}", "data.cache_dir=none")
+    with pytest.raises(SeedsWereRecorded):
+        require_trainable(again)
+    again = composed("train", *tiny, f"init_from={tmp_path / 'first'}", *PLAYED)
+    with pytest.raises(SeedsWereRecorded, match=r"Give rollouts\.first_seed="):
+        require_trainable(again)
+    other = composed("train", *tiny, f"init_from={tmp_path / 'first'}", *OTHER_CODEC)
+    with pytest.raises(SpecMismatch, match="codec: .*num_ids=99"):
+        require_trainable(other)
 
 
 @pytest.mark.parametrize(

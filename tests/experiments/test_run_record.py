@@ -23,8 +23,12 @@ def runs(tmp_path):
 
 
 def compare(folder, *arguments):
+    return program("compare", folder, *arguments)
+
+
+def program(name, folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.compare", *arguments],
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -45,7 +49,7 @@ def test_a_refused_command_leaves_the_record_of_a_finished_run(runs):
     before = record(runs / "out")
     assert set(before) == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     assert before["overrides.yaml"].split() == ["-", good[0], "-", good[1], "-", good[2]]
-    assert compare(runs, "a=missing", *good[1:]).returncode == 1
+    assert compare(runs, "a=missing", *good[1:]).returncode == 2
     assert record(runs / "out") == before
     assert compare(runs, "a=two/evaluation", *good[1:]).returncode == 0
     assert "a=two/evaluation" in record(runs / "out")["overrides.yaml"]
@@ -53,14 +57,14 @@ def test_a_refused_command_leaves_the_record_of_a_finished_run(runs):
 
 def test_a_refused_command_leaves_nothing_in_a_new_folder(runs):
     refused = compare(runs, "a=missing", "b=two/evaluation", "out_dir=new/one")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert not (runs / "new" / "one").exists()
 
 
 @pytest.mark.timeout(600)
 def test_a_job_of_a_sweep_that_fails_is_named_at_once_and_keeps_its_record(runs):
     done = compare(runs, "--multirun", "a=missing,one/evaluation", "b=two/evaluation", "out_dir=sweep")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout.index("job 0 of the sweep failed: ") < done.stdout.index("#1 :")
     assert "a=missing" in record(runs / "sweep" / "0")["overrides.yaml"]
     assert (runs / "sweep" / "1" / "comparison.json").exists()
@@ -94,3 +98,30 @@ def test_records_of_a_run_keep_no_place_of_this_machine(tmp_path, monkeypatch):
     kept = cli.config_with_paths(run, cli.portable_path)
     assert (kept["dataset"], kept["out_dir"]) == ("data/mine", ".../else")
     assert cli.config_with_paths(run, cli.short_path)["out_dir"] == "/somewhere/else"
+
+
+@pytest.mark.timeout(600)
+def test_a_directory_belongs_to_the_program_that_made_it(runs):
+    good = ("a=one/evaluation", "b=two/evaluation", "out_dir=out")
+    assert compare(runs, *good).returncode == 0
+    before = record(runs / "out")
+    refused = program("check", runs, "dataset=one", "out_dir=out")
+    assert refused.returncode == 2
+    assert "holds a run of compare" in refused.stderr
+    assert "give another out_dir" in refused.stderr
+    assert record(runs / "out") == before
+    assert sorted(path.name for path in (runs / "out").iterdir()) == [".hydra", "comparison.json"]
+
+
+@pytest.mark.timeout(600)
+def test_a_program_that_ends_with_findings_replaces_the_record_of_an_earlier_one(runs):
+    assert program("check", runs, "dataset=one", "out_dir=out").returncode == 1
+    assert program("check", runs, "dataset=two", "out_dir=out").returncode == 1
+    assert "dataset=two" in record(runs / "out")["overrides.yaml"]
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_leaves_no_record_of_its_last_command(runs):
+    done = compare(runs, "--multirun", "a=one,two", "b=two/evaluation", "out_dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (runs / "sweep").iterdir()) == ["0", "1"]

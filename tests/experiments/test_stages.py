@@ -61,3 +61,10 @@ def test_an_override_of_any_path_is_read_back(name):
 def test_tables_are_aligned():
     lines = format_table(["task", "n"], [["reach", "9"], ["open_drawer", "10"]]).splitlines()
     assert lines == ["task          n", "reach         9", "open_drawer  10"]
+
+
+def test_settings_that_nothing_depends_on_yet_bind_nobody(tmp_path):
+    Stages(tmp_path / "stages.json", settings={"a": 1}).run("first", lambda: None)
+    corrected = Stages(tmp_path / "stages.json", settings={"a": 2}, binds=False)
+    assert corrected.finished == []
+    assert Stages(tmp_path / "stages.json", settings={"a": 1}, binds=False).finished == ["first"]

@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from experiments.config import schema
-from experiments.train import build_model, build_processor
+from experiments.training_parts import build_model, build_processor
 from vla.interface import Moments
 from vla.processing.moments import Demonstrations
 from vla.processing.state import StateInput

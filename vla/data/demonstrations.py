@@ -45,6 +45,7 @@ class DemonstrationSource:
         action_horizon: int,
         frame_offsets: Sequence[int],
         robot_spec: RobotSpec | None,
+        decode: bool = True,
         cache_dir: Annotated[str, FilePath(), "where decoded frames are kept"],
         more_datasets: Annotated[Sequence[str], FilePath(), "further recordings of the same robot"] = (),
         cameras: Annotated[
@@ -72,14 +73,9 @@ class DemonstrationSource:
         ] = "none",
         augmentation: Annotated[ImageAugmentation | None, "of the images of training"] = None,
     ) -> "tuple[DemonstrationSource, DemonstrationSource]":
-        """Open recordings, and decode what is not decoded yet.
+        """Open recordings, decode what is not decoded yet, and return a source for training and one held out.
 
-        Besides the settings it takes `dataset`, the directory of the recording; `action_horizon`, control
-        periods in a chunk; `frame_offsets`, the frames that a policy looks at, in control periods before now,
-        oldest first; and the `robot_spec`, what the numbers mean, in place of what the recording says.
-
-        Returns:
-            A source for training and one that is held out, which share no episode.
+        They share no episode. `dataset` is a directory; what `open_windows` has as well is described there.
 
         Raises:
             DatasetError: a dataset is missing, empty or damaged.
@@ -92,7 +88,8 @@ class DemonstrationSource:
             frame_offsets=frame_offsets,
             robot_spec=robot_spec,
             cameras=cameras,
-            resizing=_square(image_size, mode=resize),
+            resizing=square(image_size, mode=resize),
+            decode=decode,
         )
         if tasks is not None:
             windows = windows.of_tasks(tasks)
@@ -221,7 +218,8 @@ class DemonstrationSource:
         }
 
 
-def _square(size: int | None, *, mode: str) -> Resizing | None:
+def square(size: int | None, *, mode: str) -> Resizing | None:
+    """Return what makes frames squares of `size` pixels; None for None."""
     return None if size is None else Resizing(height=size, width=size, mode=mode)
 
 

@@ -32,6 +32,7 @@ def open_windows(
     cameras: Sequence[str] | None = None,
     resizing: Resizing | None = None,
     progress: bool = True,
+    decode: bool = True,
 ) -> "Windows":
     """Open datasets and their frame caches as one set of windows, one for every frame.
 
@@ -44,6 +45,7 @@ def open_windows(
         cameras: those to use, in this order; None for all.
         resizing: what is done to frames when they are decoded; None for nothing.
         progress: show a bar while frames are decoded for the first time.
+        decode: whether frames are needed; without, all are black, for a look at what is there.
 
     Raises:
         DatasetError: a dataset is damaged or empty, or there is none, or frames have several sizes.
@@ -54,7 +56,10 @@ def open_windows(
     _require_one_robot(datasets)
     _require_one_size(datasets, resizing)
     frames = [
-        open_frame_cache(dataset, cache_dir, resizing=resizing, progress=progress) for dataset in datasets
+        open_frame_cache(dataset, cache_dir, resizing=resizing, progress=progress)
+        if decode
+        else _black(dataset, resizing)
+        for dataset in datasets
     ]
     return Windows(
         datasets,
@@ -326,6 +331,16 @@ class Windows:
                     for c, frames in enumerate(self._frames[owner]):
                         images[row, k, c] = frames[frame]
         return images
+
+
+def _black(dataset: Dataset, resizing: Resizing | None) -> dict[str, UInt8[np.ndarray, "_ _ _ 3"]]:
+    """Return black frames, which take no memory, in the place of those of a dataset."""
+    return {
+        camera.name: np.broadcast_to(
+            np.uint8(0), (dataset.num_frames, (resizing or camera).height, (resizing or camera).width, 3)
+        )
+        for camera in dataset.robot_spec.cameras
+    }
 
 
 def _require_one_robot(datasets: Sequence[Dataset]) -> None:
