@@ -296,7 +296,7 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
-            roll_out=rollouts_of(run, processor, seeds=seeds, is_simulated=is_played),
+            roll_out=rollouts_of(run, processor, seeds=seeds, simulated=is_played),
             start=start,
             provenance=provenance(run, train, validation, start=start, resumed=resumed)
             | seeds

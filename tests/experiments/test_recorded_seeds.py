@@ -103,7 +103,7 @@ def test_what_a_run_begins_with_is_in_its_record_with_all_that_it_was_trained_on
     with pytest.raises(SeedsWereRecorded, match=r"Give rollouts\.first_seed="):
         require_trainable(again)
     other = composed("train", *tiny, f"init_from={tmp_path / 'first'}", *OTHER_CODEC)
-    with pytest.raises(SpecMismatch, match="codec: .*num_ids=99"):
+    with pytest.raises(SpecMismatch, match=r"codec: .*num_ids=99"):
         require_trainable(other)
 
 
