@@ -48,8 +48,11 @@ class Improvement:
         settings = cli.config_with_paths(run, cli.short_path)
         del settings["rounds"]  # may be raised, to go on
         self.stages = Stages(
-            out_dir / STAGES_FILE, settings=settings, binds=self.folder(0).exists()
-        )  # before, nothing depends on them
+            out_dir / STAGES_FILE,
+            settings=settings,
+            binds=self.folder(0).exists(),  # before, nothing depends on them
+            advice="or another out_dir",
+        )
 
     def all(self) -> None:
         """Do what is not done yet, then write the page and print what came of it."""

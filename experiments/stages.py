@@ -40,12 +40,20 @@ class Stages:
         settings: of the program.
         binds: whether other settings than those in the file are refused; if not, all stages are run again, of
             which each continues what it finds.
+        advice: what else to give when they are refused, for the message.
 
     Raises:
         SettingsChanged: the file was begun with other `settings`; the message names them.
     """
 
-    def __init__(self, path: Path, *, settings: Mapping[str, Any], binds: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        settings: Mapping[str, Any],
+        binds: bool = True,
+        advice: str = "another out_dir, or fresh=true to start over",
+    ) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(dict(settings)))  # as it will be read back
         self.seconds: dict[str, float] = {}
@@ -58,7 +66,7 @@ class Stages:
                 path.parent,
                 stored=stored["settings"],
                 given=self.settings,
-                advice="another out_dir, or fresh=true to start over",
+                advice=advice,
             )
             self.seconds, self.finished = stored["seconds"], stored["finished"]
 

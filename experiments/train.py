@@ -296,7 +296,7 @@ def train_policy(
             validation=validation,
             run_dir=run_dir,
             sinks=sinks,
-            roll_out=rollouts_of(run, processor, seeds=seeds, is_simulated=is_played),
+            roll_out=rollouts_of(run, processor, seeds=seeds, simulated=is_played),
             start=start,
             provenance=provenance(run, train, validation, start=start, resumed=resumed)
             | seeds
@@ -409,14 +409,14 @@ def main(config: DictConfig) -> float | None:
         What `metric` names, for a sweeper.
     """
     run = schema.typed(config, schema.TrainRun)
-    require_settings(run)
+    require_settings(run, run_dir=Path(HydraConfig.get().runtime.output_dir))
     device = local_device(run.trainer.device)
     ranks = join_ranks(device)
     run_dir = Path(text_of_main(HydraConfig.get().runtime.output_dir, ranks, device))
     try:
         if ranks.is_main:
             if resumed_by(run, run_dir) is None:
-                require_trainable(run)
+                require_trainable(run, run_dir=run_dir)
             record_if_asked(run)
             if not ranks.is_alone:
                 open_data(run)  # decodes frames that are not decoded yet, for all

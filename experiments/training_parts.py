@@ -66,7 +66,7 @@ def require_trainable(run: schema.TrainRun, *, run_dir: Path | None = None) -> N
         if is_played:
             require_unseen(run, seeds)
         processor = fit_processor(run, demonstrations, start)
-        rollouts_of(run, processor, seeds=seeds, is_simulated=is_played)
+        rollouts_of(run, processor, seeds=seeds, simulated=is_played)
         require_model(run.model, processor)
     except ValueError as error:
         if type(error) is not ValueError:
@@ -239,12 +239,12 @@ def episodes_of(train: Source, validation: Source, start: Start | None) -> dict[
 
 
 def rollouts_of(
-    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], is_simulated: bool
+    run: schema.TrainRun, processor: Processor, *, seeds: Mapping[str, Any], simulated: bool
 ) -> DevelopmentRollouts | None:
     """Return what measures success while the run trains, if it is to be measured."""
     if run.trainer.rollout_every_samples is None:
         return None
-    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=is_simulated)
+    return DevelopmentRollouts(run, processor, seeds=seeds, is_simulated=simulated)
 
 
 def build_processor(run: schema.TrainRun, train: Source, start: Start | None = None) -> Processor:

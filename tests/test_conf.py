@@ -22,7 +22,8 @@ from experiments.config.cli import explain_config_error, explain_setting_error
 from experiments.config.overrides import overrides as as_overrides
 from experiments.config.simulation import env_configs
 from experiments.quickstart import Quickstart
-from experiments.train import build_model, require_settings
+from experiments.train import require_settings
+from experiments.training_parts import build_model
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
 from vla.registry import SettingError

@@ -12,7 +12,8 @@ from training_fixtures import make_processor, make_windows, tiny_model, train_fo
 
 from experiments import development
 from experiments.reports.pages import training_section
-from experiments.train import require_settings, rollouts_of
+from experiments.train import require_settings
+from experiments.training_parts import rollouts_of
 from vla.data.demonstrations import DemonstrationSource
 from vla.files import write_json_lines
 from vla.model.checkpoint import CheckpointError

@@ -14,7 +14,8 @@ from experiments.benchmark import record_what_is_read
 from experiments.collect import Collection
 from experiments.config import schema
 from experiments.config.schema import CollectSettings
-from experiments.train import is_simulated, record_if_asked
+from experiments.train import record_if_asked
+from experiments.training_parts import is_simulated
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.spec import CameraSpec, Channel, RobotSpec, SpecMismatch

@@ -68,3 +68,9 @@ def test_settings_that_nothing_depends_on_yet_bind_nobody(tmp_path):
     corrected = Stages(tmp_path / "stages.json", settings={"a": 2}, binds=False)
     assert corrected.finished == []
     assert Stages(tmp_path / "stages.json", settings={"a": 1}, binds=False).finished == ["first"]
+
+
+def test_the_refusal_of_other_settings_advises_what_the_program_has(tmp_path):
+    Stages(tmp_path / "stages.json", settings={"a": 1}).run("one", lambda: None)
+    with pytest.raises(SettingsChanged, match=r"settings of \['a'\]; give the same, or another out_dir$"):
+        Stages(tmp_path / "stages.json", settings={"a": 2}, advice="or another out_dir")
