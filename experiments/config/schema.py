@@ -20,6 +20,7 @@ from experiments.config.declared import schema_node
 from experiments.config.plugins import load_plugins, offer_parts
 from experiments.config.robot import ROBOTS, RobotSetup
 from experiments.config.run_record import register_resolvers
+from policies.pretrained_names import PolicyPath
 from policies.runtime.chunking import SCHEDULES
 from policies.runtime.observation_buffer import StreamLimits
 from policies.runtime.watchdog import WatchdogLimits
@@ -217,7 +218,7 @@ class TrainRun(CollectRun):
     trainer: Annotated[TrainerSettings, "how the model is trained"]
     init_from: Annotated[
         str | None,
-        FilePath(),
+        PolicyPath(),
         "a checkpoint or a run whose weights training begins with, as far as they fit; null: random ones",
     ] = None
     init_statistics: Annotated[
@@ -240,7 +241,7 @@ class EvaluateRun(TaskProgram):
     """`python -m experiments.evaluate`."""
 
     policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
-    path: Annotated[str, FilePath(), "of a checkpoint, of a training run, or of a bundle"]
+    path: Annotated[str, PolicyPath(), "of a checkpoint, of a training run, or of a bundle"]
     metric: Metric = None
     head: HeadChanges = field(default_factory=dict)
     dataset: Annotated[
@@ -256,7 +257,7 @@ class EvaluateRun(TaskProgram):
 class ExportRun(Program):
     """`python -m experiments.export`."""
 
-    checkpoint: Annotated[str, FilePath(), "a checkpoint, or a training run"]
+    checkpoint: Annotated[str, PolicyPath(), "a checkpoint, or a training run"]
     bundle: Annotated[str, FilePath(), "directory to write"]
     head: HeadChanges = field(default_factory=dict)
     replace: Annotated[bool, "whether an existing bundle gives way"] = False
@@ -397,6 +398,8 @@ ROOTS: Registry[Program] = Registry(
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",
         "export": f"{__name__}:ExportRun",
+        "release": "experiments.config.releasing:ReleaseRun",
+        "demo": "experiments.config.releasing:DemoRun",
         "compare": f"{__name__}:CompareRun",
         "sweep_table": f"{__name__}:SweepTableRun",
         "serve": "experiments.config.serving:ServeRun",
