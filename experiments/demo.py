@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -240,6 +241,7 @@ def demonstrate(run: DemoRun, out_dir: Path, *, started: Callable[[], float]) ->
         out_dir: gets demo.mp4, report.html and demo.json.
         started: returns the seconds since the program began.
     """
+    torch.set_num_threads(1)  # the workers simulate meanwhile; on busy cores two threads wait for each other
     loaded = load_policy_checkpoint(run.path)
     policy = VLAPolicy(model=loaded.model, processor=loaded.processor)
     print(describe(loaded.provenance, source=Path(run.path), env=run.env, tasks=run.tasks), flush=True)
