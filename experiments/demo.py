@@ -255,9 +255,7 @@ def demonstrate(run: DemoRun, out_dir: Path, *, started: Callable[[], float]) ->
             else scenes.suggested(seed=run.seed)
         )
     _require_unseen(loaded, chosen)
-    results = play(
-        policy, chosen, configs, execute_horizon=run.execute_horizon, num_workers=run.num_workers
-    )
+    results = play(policy, chosen, configs, execute_horizon=run.execute_horizon, num_workers=run.num_workers)
     played = [
         Played(**scene._asdict(), success=result.success, seconds=result.steps / shown.control_hz)
         for scene, result in zip(chosen, results, strict=True)

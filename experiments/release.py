@@ -1,12 +1,13 @@
-"""Makes a pretrained policy of a checkpoint: weights in half precision and a card, small enough for git.
+r"""Makes a pretrained policy of a checkpoint: weights in half precision and a card, small enough for git.
 
     python -m experiments.release checkpoint=outputs/train/tabletop name=tabletop
     python -m experiments.evaluate path=pretrained/tabletop out_dir=outputs/evaluate/released
-    python -m experiments.release checkpoint=outputs/train/tabletop name=tabletop replace=true evaluations=[outputs/evaluate/released]
+    python -m experiments.release checkpoint=outputs/train/tabletop name=tabletop replace=true \
+        evaluations=[outputs/evaluate/released]
 
-What it writes to `policies/pretrained/<name>` is a checkpoint without what resuming needs: the averaged weights
-in bf16, which are widened to fp32 when they are loaded. `card.json` has the results, and `README.md`, which a
-person may edit, shows them. The same checkpoint gives the same weights each time.
+What it writes to `policies/pretrained/<name>` is a checkpoint without what resuming needs: the averaged
+weights in bf16, which are widened to fp32 when they are loaded. `card.json` has the results, and `README.md`,
+which a person may edit, shows them. The same checkpoint gives the same weights each time.
 """
 
 import re
@@ -96,8 +97,9 @@ def read_evaluations(directories: Sequence[str], *, policy_ids: Sequence[str]) -
     for one in found:
         if one.policy_id not in policy_ids:
             raise ForeignEvaluation(
-                f"{one.run_dir} is an evaluation of the policy {one.policy_id[:12]}, not of {policy_ids[0][:12]}"
-                f" or its weights in half precision, {policy_ids[-1][:12]}; leave it out of evaluations"
+                f"{one.run_dir} is an evaluation of the policy {one.policy_id[:12]}, not of "
+                f"{policy_ids[0][:12]} or its weights in half precision, {policy_ids[-1][:12]}; leave it out "
+                "of evaluations"
             )
         if not one.is_complete:
             raise ForeignEvaluation(

@@ -16,8 +16,8 @@ from yaml import YAMLError
 from experiments.config.declared import nested_class
 from experiments.config.run_record import RECORD, runs_below
 from experiments.config.schema import ROOTS
-from vla.errors import did_you_mean
 from policies.pretrained_names import is_short_name
+from vla.errors import did_you_mean
 from vla.registry import FilePath, Registry, Setting, SettingError, settings_of
 
 KEY = "from_run"

@@ -193,11 +193,7 @@ def card_of(
         limits=[
             f"Simulation only ({env.get('family', 'unknown')}): it has driven no real arm.",
             "It knows the words of the instructions that it was trained with, not English.",
-            *(
-                [f"It was trained with level {env['level']} of the scene's look; others are other tasks to it."]
-                if "level" in env
-                else []
-            ),
+            *([f"It was trained with env.level={env['level']} alone."] if "level" in env else []),
             *limits,
         ],
         results=results,
@@ -279,8 +275,8 @@ def card_markdown(card: Card) -> str:
     return "\n".join(
         [
             f"# {card.name}\n",
-            f"A pretrained policy with {card.num_parameters:,} weights in bf16. Give `{short}` wherever a program "
-            "takes the path of a checkpoint:\n",
+            f"A pretrained policy with {card.num_parameters:,} weights in bf16. Give `{short}` wherever a "
+            "program takes the path of a checkpoint:\n",
             "```bash",
             *([f"python -m experiments.demo path={short}"] if played else []),
             f"python -m experiments.evaluate path={short}",

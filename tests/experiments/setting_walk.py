@@ -37,6 +37,7 @@ REQUIRED_KEYS = {  # what a person has to give
     "check": ["dataset=d"],
     "evaluate": ["path=p"],
     "export": ["checkpoint=c"],
+    "release": ["checkpoint=c", "name=n"],
     "compare": ["a=a", "b=b"],
     "sweep_table": ["runs=[a]"],
     "benchmark": ["part=data"],
