@@ -28,8 +28,8 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Replay(Job):
-    """An episode to see again: where it starts and what was done."""
+class _PastEpisode(Job):
+    """An episode that was played: where it starts and what was done."""
 
     task: str
     env_config: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Replay(Job):
         """Return a short name for messages."""
         return f"video of task {self.task}, seed {self.seed}"
 
-    def run(self, workspace: Workspace, slot: int) -> Seen:
+    def see(self, workspace: Workspace) -> Seen:
         """Execute the actions again and return what was seen."""
         env = workspace.env(0, self.env_config)
         env.start_episode(seed=self.seed, options=dict(self.options))
@@ -54,8 +54,16 @@ class Replay(Job):
         return Seen(frames=frames, success=success, fps=env.robot_spec.control_hz / self.every)
 
 
+class Replay(_PastEpisode):
+    """An episode whose frames are wanted."""
+
+    def run(self, workspace: Workspace, slot: int) -> Seen:
+        """Return what was seen."""
+        return self.see(workspace)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recording(Replay):
+class Recording(_PastEpisode):
     """An episode to film: what to see again, and where the pictures go."""
 
     video_path: Path
@@ -63,15 +71,15 @@ class Recording(Replay):
 
     def run(self, workspace: Workspace, slot: int) -> bool:
         """Film the episode and tell whether it ended in success."""
-        seen = Replay.run(self, workspace, slot)
+        seen = self.see(workspace)
         write_filmstrip(self.filmstrip_path, seen.frames)
         write_video(self.video_path, with_still_end(seen.frames), fps=seen.fps)
         return seen.success
 
 
-def with_still_end(frames: Frames) -> Frames:
+def with_still_end(frames: Frames) -> list[UInt8[np.ndarray, "h w 3"]]:
     """Return the frames of a video whose end stands still for a while."""
-    return [*frames, *frames[-1:] * _STILL_FRAMES]
+    return [*frames, *[frames[-1]] * _STILL_FRAMES]
 
 
 def replay(replays: Sequence[Replay], *, num_workers: int, env_factory: str = MAKE_ENV) -> list[Seen]:
