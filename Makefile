@@ -1,7 +1,7 @@
-# make quickstart | test | setup | lint | format | franka-test | clean | clean-venv
+# make demo | quickstart | test | setup | lint | format | franka-test | clean | clean-venv
 # ARGS are handed on: make quickstart ARGS="fresh=true out_dir=outputs/again", make test ARGS="tests/data"
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format franka-setup franka-test clean clean-venv
+.PHONY: help setup demo quickstart test lint format franka-setup franka-test clean clean-venv
 
 PY := .venv/bin/python
 export PYTHON TORCH_INDEX
@@ -11,6 +11,9 @@ help: ## print these lines
 
 setup: ## make .venv: torch (CPU), the package, the software-GL libraries
 	@bash .ci/setup.sh
+
+demo: setup ## a pretrained policy obeys five sentences: a film, a page, a table (a minute on two cores)
+	$(PY) -m experiments.demo $(ARGS)
 
 quickstart: setup ## record, train, evaluate and export a small policy (20 to 25 minutes on two cores)
 	$(PY) -m experiments.quickstart $(ARGS)

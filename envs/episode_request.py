@@ -1,7 +1,7 @@
 """Which episode to run, as plain data: needs no simulator."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 INSTRUCTION_MODES = ("original", "blank", "swapped")  # which one the policy is given; the goal stays the same
@@ -15,6 +15,7 @@ class EpisodeRequest:
     env_config: Mapping[str, Any]
     seed: int
     instruction_mode: str = "original"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the environment's reset
 
     def __post_init__(self) -> None:
         if self.instruction_mode not in INSTRUCTION_MODES:

@@ -272,7 +272,7 @@ class _StartEpisode(Job):
 
     def run(self, workspace: Workspace, slot: int) -> _Progress:
         env = workspace.env(slot, self.request.env_config)
-        env.start_episode(seed=self.request.seed)
+        env.start_episode(seed=self.request.seed, options=dict(self.request.options))
         episode = _RunningEpisode(
             env=env, given_instruction=_given_instruction(env, self.request.instruction_mode), road=self.road
         )

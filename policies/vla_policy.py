@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from policies.model_policy import ModelPolicy
+from policies.pretrained_names import policy_path, require_pretrained
 from vla.interface import Arrays, Observation
 from vla.model.attention import fuse_attention
 from vla.model.checkpoint import CheckpointError, ModelCheckpoint, load_checkpoint
@@ -61,7 +62,7 @@ class VLAPolicy(ModelPolicy):
         """Load the policy of a checkpoint, or of the newest one of a training run.
 
         Args:
-            path: of either.
+            path: of either, or `pretrained/<name>`.
             device: `cpu`, `cuda` or another of torch's.
             head: settings of the head that no weight depends on, in place of those of training.
 
@@ -127,16 +128,19 @@ def load_policy_checkpoint(path: Path | str, *, head: Mapping[str, Any] | None =
     """Load a checkpoint, or the newest one of a run directory.
 
     Args:
-        path: of either.
+        path: of either, or `pretrained/<name>`.
         head: settings of the head that no weight depends on, in place of those of training.
 
     Raises:
+        NoPretrainedPolicy: no pretrained policy has that name.
         CheckpointError: there is none at `path`, it is of another version, or its weights do not fit.
         ManifestError: a file of it is damaged.
         PluginError: a plug-in that it needs was not passed, or has another version.
         ValueError: a setting in `head` does not exist, or weights depend on it.
     """
-    loaded: ModelCheckpoint = load_checkpoint(Path(path), head=head)
+    place = Path(policy_path(str(path)))
+    require_pretrained(place)
+    loaded: ModelCheckpoint = load_checkpoint(place, head=head)
     try:
         processor = Processor.from_json(loaded.processor_json)
         _require_fitting(loaded.model, processor)

@@ -38,6 +38,7 @@ REQUIRED = {  # what a person has to give
     "evaluate": ["path=p"],
     "improve": ["path=p"],
     "export": ["checkpoint=c"],
+    "release": ["checkpoint=c", "name=n"],
     "compare": ["a=a", "b=b"],
     "sweep_table": ["runs=[a]"],
     "benchmark": ["part=data"],

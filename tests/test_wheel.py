@@ -47,6 +47,11 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in ("tabletop", "metaworld_mt50"):  # whether or not this checkout has them
+        folder = source / "policies" / "pretrained" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "stand_in.safetensors").touch()
+        (folder / "README.md").touch()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip("wheel", ".", "--no-build-isolation", "--wheel-dir", "dist", cwd=source)
@@ -103,6 +108,15 @@ def test_the_wheel_holds_every_configuration_and_every_module(wheel):
     }
     assert wanted <= held, sorted(wanted - held)[:5]
     assert not {name.split("/")[0] for name in held} & {"tests", "shared", "outputs"}
+
+
+def test_the_wheel_holds_one_pretrained_policy(wheel):
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if "pretrained/" in name}
+    assert {
+        "policies/pretrained/tabletop/stand_in.safetensors",
+        "policies/pretrained/tabletop/README.md",
+    } <= held
+    assert not [name for name in held if not name.startswith("policies/pretrained/tabletop/")]
 
 
 def test_every_program_explains_itself_from_the_wheel(installed, tmp_path):

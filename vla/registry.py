@@ -112,6 +112,10 @@ class Choices(Constraint):
 class FilePath(Constraint):
     """A place in the file system; the checked setting is absolute, see `absolute_path`."""
 
+    def resolve(self, path: str) -> str:
+        """Return it as an absolute path."""
+        return absolute_path(path)
+
 
 def absolute_path(path: str) -> str:
     """Return a path as every library takes it: absolute, so that no colon in it makes it an address.
@@ -546,7 +550,7 @@ def _checked_scalar(scalar: Any, value: Any, key: str, constraint: Constraint | 
     if isinstance(constraint, FilePath):
         if not value:
             raise SettingError(f"{key} is empty; give a path")
-        return absolute_path(value)
+        return constraint.resolve(value)
     return value
 
 

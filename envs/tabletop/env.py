@@ -11,7 +11,7 @@ from envs.base import ImageSize, ManipulationEnv, VideoSize, require_choice
 from envs.rendering import Renderer, RenderQuality, apply_quality
 from envs.tabletop.control import WORKSPACE_HIGH, WORKSPACE_LOW, ArmController
 from envs.tabletop.experts import MAX_STEP_M, MAX_TURN_RAD, Hand
-from envs.tabletop.instructions import phrase, wordings
+from envs.tabletop.instructions import phrase, read_instruction, wordings
 from envs.tabletop.randomization import Level, apply_look, checked_level, paint_textures
 from envs.tabletop.scene import CONTROL_HZ, build_model
 from envs.tabletop.scene_state import SceneState
@@ -21,11 +21,12 @@ from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
 from envs.tabletop.tasks.stack import Stack
 from envs.wordings import Wording
+from vla.errors import VLAError
 from vla.registry import Choices, Range, check_settings
 from vla.spec import CameraSpec, Channel, RobotSpec
 
 CAMERAS = ("exterior", "wrist")
-OPTIONS = ("wording",)
+OPTIONS = ("wording", "instruction")
 _TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Reach, Push, Lift, Place, Stack, OpenDrawer, CloseDrawer)
 }
@@ -61,12 +62,17 @@ def make_robot_spec(*, image_size: int, cameras: tuple[str, ...]) -> RobotSpec:
     )
 
 
+class GoalNotInScene(VLAError):
+    """The scene of a seed has not the objects that an instruction names."""
+
+
 class TabletopEnv(ManipulationEnv):
     """A Franka FR3 at a table with objects of several colors and shapes.
 
     Actions move the commanded pose by x, y, z [m] and roll, pitch, yaw [rad] about the base's axes and set
     the gripper's opening in [0, 1], at 20 Hz. The state is the point between the fingertips [m], sine and
-    cosine of the hand's yaw, and the gripper's opening.
+    cosine of the hand's yaw, and the gripper's opening. The seed chooses one of the scene's goals, unless
+    `reset(options={"instruction": "lift the red cube"})` names one.
 
     Args:
         task: one of `TASKS`.
@@ -143,6 +149,9 @@ class TabletopEnv(ManipulationEnv):
         mujoco.mj_forward(self._model, self._data)
         self._goal = goals[int(rng.integers(len(goals)))]
         index = int(rng.integers(1000))
+        sentence = options.get("instruction")
+        if sentence is not None:
+            self._goal = self._named_goal(sentence)
         hand = self.hand()
         others = [
             goal
@@ -151,7 +160,17 @@ class TabletopEnv(ManipulationEnv):
         ]
         other = others[int(rng.integers(len(others)))]
         self._swapped_instruction = phrase(self.task, wording, index, self._task.words(self._scene, other))
-        return phrase(self.task, wording, index, self._task.words(self._scene, self._goal))
+        drawn = phrase(self.task, wording, index, self._task.words(self._scene, self._goal))
+        return drawn if sentence is None else sentence
+
+    def _named_goal(self, sentence: str) -> Goal:
+        """Return the goal of this scene that a sentence names."""
+        task, words = read_instruction(str(sentence))
+        for goal in self._goals if task == self.task else ():
+            if self._task.words(self._scene, goal) == words:
+                return goal
+        there = [phrase(self.task, "train", 0, self._task.words(self._scene, goal)) for goal in self._goals]
+        raise GoalNotInScene(f"{sentence!r} names no goal of this scene of {self.task!r}; there are {there}")
 
     def _apply(self, action: Float32[np.ndarray, " action"]) -> None:
         self._arm.apply(action.astype(np.float64))

@@ -4,7 +4,13 @@ A wording is a template: `{object}` stands for a phrase such as ``red cube``, `{
 `{where}` for ``in the bowl`` or ``on the blue mat``, `{mat}` for ``blue mat``, `{drawer}` for ``red drawer``.
 """
 
+import difflib
+import functools
+import re
+
+from envs.tabletop.scene import COLORS, SHAPES
 from envs.wordings import choose_wordings
+from vla.errors import VLAError
 
 TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "reach": (
@@ -70,6 +76,20 @@ HELDOUT_WORDINGS: dict[str, tuple[str, ...]] = {
     "close_drawer": ("please close the {drawer}", "make sure the {drawer} is closed"),
 }
 
+_COLOR = f"(?:{'|'.join(COLORS)})"
+_OBJECT = f"{_COLOR} (?:{'|'.join(SHAPES)})"
+_SLOTS = {  # what may stand in place of a word in braces
+    "object": _OBJECT,
+    "target": _OBJECT,
+    "mat": f"{_COLOR} mat",
+    "where": f"in the bowl|on the {_COLOR} mat",
+    "drawer": f"{_COLOR} drawer",
+}
+
+
+class UnknownInstruction(VLAError):
+    """A sentence names no goal of any task, in no wording."""
+
 
 def wordings(task: str, wording: str) -> tuple[str, ...]:
     """Return the templates of a task.
@@ -88,3 +108,41 @@ def phrase(task: str, wording: str, index: int, words: dict[str, str]) -> str:
     """
     templates = wordings(task, wording)
     return templates[index % len(templates)].format(**words)
+
+
+def read_instruction(sentence: str) -> tuple[str, dict[str, str]]:
+    """Return which task a sentence names, and with which words, in any wording; capitals and marks are free.
+
+    Raises:
+        UnknownInstruction: it names none; the message shows the nearest wording, colors and shapes.
+
+    >>> read_instruction("Put the red cube in the bowl!")
+    ('place', {'object': 'red cube', 'where': 'in the bowl'})
+    """
+    plain = " ".join(re.findall(r"\w+", sentence.lower()))
+    for template, task in _templates().items():
+        match = _pattern(template).fullmatch(plain)
+        if match:
+            return task, match.groupdict()
+    near = difflib.get_close_matches(plain, _templates(), n=3, cutoff=0.0)
+    raise UnknownInstruction(
+        f"{sentence!r} names no goal on the tabletop; the nearest of the sentences that name one are: "
+        f"{', '.join(map(repr, near))}. An object is a color ({', '.join(COLORS)}) and a shape "
+        f"({', '.join(SHAPES)}), as in 'red cube'; mats and drawers have colors"
+    )
+
+
+@functools.cache
+def _templates() -> dict[str, str]:
+    """Return all wordings, each with its task."""
+    return {
+        template: task
+        for table in (TRAIN_WORDINGS, HELDOUT_WORDINGS)
+        for task, templates in table.items()
+        for template in templates
+    }
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", lambda slot: f"(?P<{slot[1]}>{_SLOTS[slot[1]]})", template))

@@ -24,10 +24,12 @@ from experiments.config.robot import ROBOTS
 from experiments.config.run_record import RECORD
 from experiments.config.schema import ROOTS
 from experiments.config.trained_setting import TrainedSetting, read_provenance, require_family, setting_in
+from policies.pretrained_names import policy_path
 from vla.registry import Registry, SettingError, absolute_path, settings_of
 
 POLICIES = {  # programs that make environments for a policy, and their key that says where it lies
     "evaluate": "path",
+    "demo": "path",
     "control": "bundle",
     "delay_table": "bundle",
 }
@@ -76,7 +78,7 @@ def _run_that_goes_on(typed: CommandLine) -> list[str]:
     None where that run left no record: then the settings are those of the configuration.
     """
     paths = typed.values(GO_ON[typed.program]) if typed.program in GO_ON else []
-    places = [Path(absolute_path(str(one))) for one in paths if one is not None]
+    places = [Path(policy_path(str(one))) for one in paths if one is not None]
     found = [one for place in places for one in (place, *place.parents[:3]) if (one / RECORD).is_dir()]
     return [str(one) for one in found[:1]]
 
@@ -150,7 +152,7 @@ def _of_policy(typed: CommandLine) -> dict[str, Any]:
     key = POLICIES[typed.program]
     config = typed.composed()
     given = typed.values(key) or [_within(config, key)]
-    found = [_setting_at(Path(absolute_path(str(one)))) for one in given if one is not None]
+    found = [_setting_at(Path(policy_path(str(one)))) for one in given if one is not None]
     known = [(setting, provenance, path) for setting, provenance, path in found if setting is not None]
     if not known:
         return {}

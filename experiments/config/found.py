@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.config.declared import rows_of
 from experiments.config.plugins import CONF
+from policies.pretrained_names import policy_path, require_pretrained
 from vla.errors import did_you_mean
 from vla.registry import Constraint, FilePath, Setting, SettingError, settings_of
 
@@ -67,10 +68,20 @@ class Artifact(FilePath):
         )
 
 
+class PolicyArtifact(Artifact):
+    """A policy that a program reads; `pretrained/<name>` is one that comes with the repository."""
+
+    def resolve(self, path: str) -> str:
+        """Return its place as an absolute path."""
+        return policy_path(path)
+
+
 DATASET = Artifact("a dataset", "meta/info.json", made_by="python -m experiments.collect")
-CHECKPOINT = Artifact("a training run", "checkpoints/step_*", made_by="python -m experiments.train")
+CHECKPOINT = PolicyArtifact("a training run", "checkpoints/step_*", made_by="python -m experiments.train")
 BUNDLE = Artifact("a bundle", "policy.onnx", made_by="python -m experiments.export")
-POLICY = Artifact("a training run or a bundle", *CHECKPOINT.marks, *BUNDLE.marks, made_by=CHECKPOINT.made_by)
+POLICY = PolicyArtifact(
+    "a training run or a bundle", *CHECKPOINT.marks, *BUNDLE.marks, made_by=CHECKPOINT.made_by
+)
 EVALUATION = Artifact(
     "an evaluation", "*/plan.json", "evaluation/*/plan.json", made_by="python -m experiments.evaluate"
 )
@@ -130,8 +141,10 @@ def require_directory(key: str, path: Path, artifact: Artifact) -> None:
         artifact: what is expected there.
 
     Raises:
+        NoPretrainedPolicy: it is the short name of a policy that does not come with the repository.
         SettingError: nothing is; the message names the nearest and what there is.
     """
+    require_pretrained(path)
     if not path.exists():
         raise SettingError(_not_there(key, path, artifact))
 

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from experiments.config.declared import nested_class
 from experiments.config.run_record import RECORD, runs_below
 from experiments.config.schema import ROOTS
+from policies.pretrained_names import is_short_name
 from vla.errors import did_you_mean
 from vla.registry import FilePath, Registry, Setting, SettingError, settings_of
 
@@ -132,6 +133,8 @@ class _Reader:
     def _place(self, path: Any) -> Any:
         """Return a path of the run as it counts from here."""
         if not isinstance(path, str) or path.startswith("~") or self.started_in == Path.cwd():
+            return path
+        if is_short_name(path):
             return path
         return str(self.started_in / path)
 

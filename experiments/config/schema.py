@@ -412,6 +412,8 @@ ROOTS: Registry[Program] = Registry(
         "train": f"{__name__}:TrainRun",
         "evaluate": f"{__name__}:EvaluateRun",
         "export": f"{__name__}:ExportRun",
+        "release": "experiments.config.releasing:ReleaseRun",
+        "demo": "experiments.config.releasing:DemoRun",
         "compare": f"{__name__}:CompareRun",
         "sweep_table": f"{__name__}:SweepTableRun",
         "serve": "experiments.config.serving:ServeRun",

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla.errors import VLAError
+from vla.errors import VLAError, did_you_mean
 from vla.files import (
     MANIFEST_NAME,
     ManifestError,
@@ -289,4 +289,14 @@ def resolve_checkpoint(path: Path) -> Path:
     there = sorted(child.name for child in path.iterdir()) if path.is_dir() else "nothing: no such directory"
     raise CheckpointError(
         f"{path} is neither a checkpoint nor a run directory with checkpoints/step_*; it holds {there}"
+        f"{_nearby(path)}"
     )
+
+
+def _nearby(path: Path) -> str:
+    """Return what checkpoints and runs lie next to a path that does not exist; nothing if there are none."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    others = [one for one in path.parent.iterdir() if (one / MODEL_NAME).is_file() or list_checkpoints(one)]
+    names = sorted(one.name for one in others)
+    return f". Next to it: {did_you_mean(path.name, names)}" if names else ""

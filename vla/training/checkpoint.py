@@ -74,7 +74,7 @@ def save_checkpoint(
     with staging_directory(directory) as staging:
         atomic_write_json(staging / MODEL_NAME, model_json(model))
         for name, tensors in ((WEIGHTS_NAME, averaged), (TRAINING_NAME, training)):
-            _save_tensors(tensors, staging / name)
+            save_tensors(tensors, staging / name)
             shutil.copymode(staging / MODEL_NAME, staging / name)  # theirs is for the owner alone
         atomic_write_json(staging / PROCESSOR_NAME, processor.to_json())
         atomic_write_json(staging / STATE_NAME, dict(state))
@@ -83,7 +83,7 @@ def save_checkpoint(
         publish_directory(staging, directory, replace=True)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file; a full disk is an `OSError`, as from everything else that writes."""
     try:
         save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, path)
