@@ -76,6 +76,7 @@ class CollectSettings:
     pixel_format: Annotated[
         str, "of video; as in LeRobot; yuv444p keeps the colors of small things sharp"
     ] = "yuv420p"
+    geometry: Annotated[bool, "whether depth and the pixels of hand, object and goal are recorded"] = False
     num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
 
 
