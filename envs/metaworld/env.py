@@ -221,14 +221,16 @@ class MetaWorldEnv(ManipulationEnv):
         require_choice("camera", name, self.robot_spec.camera_names)
         simulation = self._simulation
         objects = np.reshape(simulation._get_pos_objects(), (-1, 3))
-        goal = simulation._target_pos
-        points = {"hand": simulation.tcp_center, **dict(zip(("object", "other_object"), objects, strict=False))}
+        points = dict(zip(("object", "other_object"), objects, strict=False))
+        points["hand"] = simulation.tcp_center
+        if simulation._target_pos is not None:
+            points["goal"] = simulation._target_pos
         return measure_view(
             self._ready_renderer(),
             model=self._drawn,
             data=simulation.data,
             camera_id=self._drawn.camera(name).id,
-            points=points if goal is None else {**points, "goal": goal},
+            points=points,
             names=self.POINTS,
             upside_down=name in _UPSIDE_DOWN,
         )

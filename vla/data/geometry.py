@@ -126,9 +126,7 @@ def check_views(
 
 def to_arrow(values: np.ndarray) -> pa.Array:
     """Return the rows of an array as fixed-size lists of its own type."""
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(np.ascontiguousarray(values).ravel()), values.shape[1]
-    )
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
 
 
 def read_views(dataset: Dataset) -> dict[str, ViewGeometry]:
@@ -167,6 +165,7 @@ class JoinedViews:
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self._datasets = tuple(datasets)
+        self._points: dict[tuple[str, ...], np.ndarray] = {}
 
     @functools.cached_property
     def _views(self) -> list[dict[str, ViewGeometry]]:
@@ -197,13 +196,22 @@ class JoinedViews:
             DatasetError: a dataset has no geometry.
             ValueError: it has no such point; the message names those it has.
         """
-        joined = []
-        for views, spec in zip(self._views, self._specs, strict=True):
-            for name in names:
-                if name not in spec.points:
-                    raise ValueError(
-                        f"the recorded geometry has no point {name!r}; {did_you_mean(name, spec.points)}"
-                    )
-            chosen = [spec.points.index(name) for name in names]
-            joined.append(np.stack([view.points[:, chosen] for view in views.values()], axis=1))
-        return np.concatenate(joined)
+        if tuple(names) not in self._points:
+            joined = [
+                _chosen_points(views, spec, names)
+                for views, spec in zip(self._views, self._specs, strict=True)
+            ]
+            self._points[tuple(names)] = np.concatenate(joined)
+        return self._points[tuple(names)]
+
+
+def _chosen_points(
+    views: Mapping[str, ViewGeometry], spec: GeometrySpec, names: Sequence[str]
+) -> Float32[np.ndarray, "N camera point 3"]:
+    for name in names:
+        if name not in spec.points:
+            raise ValueError(
+                f"the recorded geometry has no point {name!r}; {did_you_mean(name, spec.points)}"
+            )
+    chosen = [spec.points.index(name) for name in names]
+    return np.stack([view.points[:, chosen] for view in views.values()], axis=1)

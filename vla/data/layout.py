@@ -7,8 +7,9 @@ schemas; of the files it opens info.json alone.
     data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
 
 Our own additions: the key `vla` in info.json (robot spec, storage, recording settings) and its copy
-`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, and
-`.recording/` while open, and columns of data/ with what a simulator measured (vla/data/geometry.py). LeRobot checks every column under `stats/`, so none of ours may stand there.
+`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, columns of
+data/ with what a simulator measured (geometry.py), and `.recording/` while open. LeRobot checks every column
+under `stats/`, so none of ours may stand there.
 """
 
 import json

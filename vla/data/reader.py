@@ -175,9 +175,7 @@ class Dataset:
         return images
 
     def _load_numbers(self) -> None:
-        self.data_files = tables.data_files(
-            self.root, self.episodes, self.info.get("data_path") or DATA_PATH
-        )
+        self.data_files = tables.data_files(self.root, self.episodes, self.info.get("data_path") or DATA_PATH)
         numbers = tables.read_numbers(
             self.data_files, self.info["total_episodes"], self.robot_spec, float(self.info["fps"])
         )

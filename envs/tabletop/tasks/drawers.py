@@ -46,7 +46,8 @@ class _DrawerTask(Task):
 def _knob_places(scene: SceneState, goal: Goal, *, opening: float) -> Places:
     """Return the knob of a drawer, and where it is when the drawer is pulled out so far [m]."""
     knob = scene.knob_position(goal.target)
-    return Places(object=knob, goal=knob + [opening - scene.drawer_opening(goal.target), 0.0, 0.0])
+    to_go = np.array([opening - scene.drawer_opening(goal.target), 0.0, 0.0])
+    return Places(object=knob, goal=knob + to_go)
 
 
 class OpenDrawer(_DrawerTask):

@@ -92,9 +92,7 @@ class Push(Task):
 
     def places(self, scene: SceneState, goal: Goal) -> Places:
         """Return the object, and the middle of the mat."""
-        return Places(
-            object=scene.object_position(goal.object_slot), goal=scene.mat_position(goal.target)
-        )
+        return Places(object=scene.object_position(goal.object_slot), goal=scene.mat_position(goal.target))
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object stands with its middle over the mat."""
