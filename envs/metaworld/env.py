@@ -221,8 +221,8 @@ class MetaWorldEnv(ManipulationEnv):
         require_choice("camera", name, self.robot_spec.camera_names)
         simulation = self._simulation
         objects = np.reshape(simulation._get_pos_objects(), (-1, 3))
-        points = dict(zip(("object", "other_object"), objects, strict=False))
-        points["hand"] = simulation.tcp_center
+        points: dict[str, np.ndarray] = {"hand": simulation.tcp_center}
+        points |= zip(("object", "other_object"), objects, strict=False)
         if simulation._target_pos is not None:
             points["goal"] = simulation._target_pos
         return measure_view(
