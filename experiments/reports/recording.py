@@ -28,7 +28,7 @@ from vla.geometry import ViewGeometry
 from vla.spec import Channel
 
 SHEET_EPISODES, SHEET_FRAMES, SHEET_HEIGHT = 8, 3, 120  # of a contact sheet; height in pixels
-VIEW_HEIGHT = 192  # of pictures with recorded points and depth [pixels]
+VIEW_SIZE = 192  # of a side of a picture with recorded points, or of its depth [pixels]
 CURVES = 4  # episodes in a chart
 BINS = 40
 SHOWN_SENTENCES = 30
@@ -238,15 +238,15 @@ def _view_sheets(dataset: Dataset) -> list[ContactSheet]:
         for number in _spread_episodes(dataset):
             start, length = int(dataset.episode_starts[number]), int(dataset.episode_lengths[number])
             numbers = np.linspace(start, start + length - 1, SHEET_FRAMES).round().astype(int)
-            caption = f"episode {number}: {texts[number]}. {legend(spec.points)}"
+            caption = f"episode {number}: {texts[number]}"
             try:
                 frames = [dataset.frames(camera, int(i), int(i) + 1)[0] for i in numbers]
             except DatasetError as error:
                 strips.append((f"{caption}. Not shown: {error}", strip([np.zeros((90, 120, 3), np.uint8)])))
                 continue
             seen = ViewGeometry(depth=view.depth[numbers], points=view.points[numbers])
-            strips.append((caption, strip(view_pictures(frames, seen, size=VIEW_HEIGHT), height=VIEW_HEIGHT)))
-        sheets.append(ContactSheet(title=f"Camera {camera}: recorded points and depth", strips=strips))
+            strips.append((caption, strip(view_pictures(frames, seen, size=VIEW_SIZE), height=2 * VIEW_SIZE)))
+        sheets.append(ContactSheet(title=f"Camera {camera}: {legend(spec.points)}", strips=strips))
     return sheets
 
 

@@ -1,4 +1,4 @@
-"""Pictures of recorded geometry, for people: points marked in a frame, and depth in gray next to it."""
+"""Pictures of recorded geometry, for people: points marked in a frame, and depth in gray below it."""
 
 from collections.abc import Sequence
 
@@ -49,9 +49,8 @@ def shaded(depth: UInt16[np.ndarray, "cells cells"], *, size: int) -> UInt8[np.n
 def view_pictures(
     frames: Sequence[UInt8[np.ndarray, "h w 3"]], views: ViewGeometry, *, size: int
 ) -> list[np.ndarray]:
-    """Return for each moment the marked frame and its depth, at `size` [pixels]."""
+    """Return for each moment the marked frame with its depth below, `size` wide [pixels]."""
     return [
-        picture
+        np.concatenate([marked(frame, points, size=size), shaded(depth, size=size)])
         for frame, points, depth in zip(frames, views.points, views.depth, strict=True)
-        for picture in (marked(frame, points, size=size), shaded(depth, size=size))
     ]

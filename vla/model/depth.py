@@ -75,7 +75,8 @@ class Depth(AuxiliaryTarget):
         """Return the logits of each cell, row by row."""
         assert prefix.features is not None, "the constructor has seen to that"
         maps = torch.einsum("bkdhw,hi,wj->bkijd", prefix.features, self.rows, self.columns)
-        return self.read(self.norm(rearrange(maps, "b k i j d -> b k (i j) d"))) + self.usual
+        read = self.read(self.norm(rearrange(maps, "b k i j d -> b (k i j) d")))
+        return rearrange(read, "b (k n) c -> b k n c", k=maps.shape[1]) + self.usual
 
     def loss(self, prefix: Prefix, batch: Tensors) -> Float[Tensor, ""]:
         """Return the mean divergence [nats] over cells in which something is.
