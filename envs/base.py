@@ -16,6 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Float32, UInt8
 
 from vla.errors import VLAError
+from vla.geometry import ViewGeometry
 from vla.registry import Range, did_you_mean
 from vla.spec import RobotSpec
 
@@ -61,6 +62,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     """
 
     TASKS: ClassVar[tuple[str, ...]]  # names of the family's tasks, for error messages; each family sets it
+    POINTS: ClassVar[tuple[str, ...]] = ()  # names of what `measure_view` finds in pictures
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
@@ -146,6 +148,16 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     @abc.abstractmethod
     def expert_action(self) -> Float32[np.ndarray, " action"]:
         """Return the scripted expert's action for the present state. It sees the simulator's state."""
+
+    # What a family may implement besides.
+
+    def measure_view(self, name: str) -> ViewGeometry | None:
+        """Return depth, and where the `POINTS` are, in what a camera sees now; None if nobody measures it.
+
+        Raises:
+            gymnasium.error.ResetNeeded, ValueError: as in `render_camera`.
+        """
+        return None
 
     # What all share.
 

@@ -10,7 +10,7 @@ executed are executed again from the same seed, without drawing anything, and wh
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float32, UInt8
 from envs.base import ManipulationEnv
 from envs.disturbance import Disturbance
 from envs.workers import MAKE_ENV, Job, WorkerPool, Workspace
+from vla.geometry import ViewGeometry, stacked_views
 from vla.spec import RobotSpec
 
 _JOBS_QUEUED = 2  # per worker: it goes on while the parent writes
@@ -39,6 +40,7 @@ class DemonstrationEpisode:
     success: bool
     noisy: bool  # whether the expert was disturbed
     taken_over_at: int = 0  # control periods that a policy had acted for before
+    geometry: Mapping[str, ViewGeometry] = field(default_factory=dict)  # by camera, where it is recorded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,7 @@ class _Demonstrate(Job):
     extra_steps: int
     lead: Float32[np.ndarray, "led action"] | None = None  # what is executed before the expert begins
     own: Float32[np.ndarray, "left action"] | None = None  # what is executed and recorded in its place
+    geometry: bool = False  # whether the view of each camera is measured, too
 
     def describe(self) -> str:
         return f"demonstration of task {self.task}, seed {self.seed}"
@@ -76,11 +79,14 @@ class _Demonstrate(Job):
         disturbances = self.disturbance.of_episode(spec, seed=self.seed)
         noisy = disturbances is not None
         images: dict[str, list[np.ndarray]] = {name: [] for name in spec.camera_names}
+        views: dict[str, list[ViewGeometry]] = {name: [] for name in spec.camera_names if self.geometry}
         states, actions = [], []
         success, steps_left = False, env.max_steps if self.own is None else len(self.own)
         while steps_left > 0:
             for name in spec.camera_names:
                 images[name].append(env.render_camera(name))
+            for name, seen in views.items():
+                seen.append(_measured(env, name))
             states.append(env.read_state())
             meant = env.expert_action() if self.own is None else self.own[len(actions)]
             clean = np.clip(meant, spec.action_low, spec.action_high)
@@ -104,6 +110,7 @@ class _Demonstrate(Job):
             success=True,
             noisy=noisy,
             taken_over_at=0 if self.lead is None else len(self.lead),
+            geometry=stacked_views(views),
         )
 
     def _follow_lead(self, env: ManipulationEnv) -> None:
@@ -115,6 +122,13 @@ class _Demonstrate(Job):
                 )
 
 
+def _measured(env: ManipulationEnv, camera: str) -> ViewGeometry:
+    view = env.measure_view(camera)
+    if view is None:
+        raise ValueError(f"{type(env).__name__} measures no geometry; it needs a method measure_view")
+    return view
+
+
 def collect_episodes(
     env_configs: Mapping[str, Mapping[str, Any]],
     seeds_by_task: Mapping[str, Sequence[int]],
@@ -122,6 +136,7 @@ def collect_episodes(
     disturbance: Disturbance,
     num_workers: int,
     extra_steps: int = 0,
+    geometry: bool = False,
     on_failure: Callable[[str, int], None] | None = None,
     env_factory: str = MAKE_ENV,
 ) -> Generator[DemonstrationEpisode, None, None]:
@@ -133,6 +148,7 @@ def collect_episodes(
         disturbance: of the expert.
         num_workers: recording processes; about one a core.
         extra_steps: control periods to record after success, undisturbed.
+        geometry: whether to measure depth and points in each picture.
         on_failure: called with task and seed of each episode in which the expert failed.
         env_factory: ``module:function`` that makes an environment from a configuration.
 
@@ -152,6 +168,7 @@ def collect_episodes(
             seed=seed,
             disturbance=disturbance,
             extra_steps=extra_steps,
+            geometry=geometry,
         )
         for task, seed in _taking_turns(seeds_by_task)
     ]
@@ -164,6 +181,7 @@ def collect_takeovers(
     *,
     num_workers: int,
     extra_steps: int = 0,
+    geometry: bool = False,
     on_failure: Callable[[str, int], None] | None = None,
     env_factory: str = MAKE_ENV,
 ) -> Generator[DemonstrationEpisode, None, None]:
@@ -174,6 +192,7 @@ def collect_takeovers(
         takeovers: where they begin.
         num_workers: recording processes; about one a core.
         extra_steps: control periods to record after success.
+        geometry: whether to measure depth and points in each picture.
         on_failure: called with task and seed where the expert did not reach the goal in the time of a whole
             episode; nothing of it is handed over.
         env_factory: ``module:function`` that makes an environment from a configuration.
@@ -190,6 +209,7 @@ def collect_takeovers(
             extra_steps=extra_steps,
             lead=one.lead,
             own=one.own,
+            geometry=geometry,
         )
         for one in takeovers
     ]

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import mujoco
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from envs.opengl import NoOpenGL, does_not_start, require_device, require_drawable
 
@@ -179,6 +179,37 @@ class Renderer:
             ValueError: the frame is larger than the size that the renderer was made for.
             RuntimeError: the renderer is closed.
         """
+        frame = np.empty((height, width, 3), dtype=np.uint8)
+        self._draw(data, camera_id=camera_id, frame=frame, depth=None)
+        return np.ascontiguousarray(frame[::-1])
+
+    def render_depth(
+        self, data: mujoco.MjData, *, camera_id: int, height: int, width: int
+    ) -> Float32[np.ndarray, "h w"]:
+        """Return the distance of each pixel from the plane of a fixed camera [m], infinite where nothing is.
+
+        Raises:
+            ValueError, RuntimeError: as in `render`.
+        """
+        depth = np.empty((height, width), dtype=np.float32)
+        self._draw(data, camera_id=camera_id, frame=None, depth=depth)
+        extent = float(self._model.stat.extent)
+        near, far = self._model.vis.map.znear * extent, self._model.vis.map.zfar * extent
+        distance = near / (1.0 - depth.astype(np.float64) * (1.0 - near / far))  # OpenGL keeps its inverse
+        return np.where(depth < 1.0, distance, np.inf)[::-1].astype(np.float32)
+
+    def _draw(
+        self,
+        data: mujoco.MjData,
+        *,
+        camera_id: int,
+        frame: UInt8[np.ndarray, "h w 3"] | None,
+        depth: Float32[np.ndarray, "h w"] | None,
+    ) -> None:
+        """Fill the color or the depth of a picture, from its lowest row up."""
+        wanted = frame if frame is not None else depth
+        assert wanted is not None, "nothing to draw into"
+        height, width = wanted.shape[:2]
         if self._context is None:
             raise RuntimeError("this renderer is closed; make another environment to draw again")
         if height > self._max_size[0] or width > self._max_size[1]:
@@ -197,9 +228,7 @@ class Renderer:
             )
             viewport = mujoco.MjrRect(0, 0, width, height)
             mujoco.mjr_render(viewport, self._scene, self._context)
-            frame = np.empty((height, width, 3), dtype=np.uint8)
-            mujoco.mjr_readPixels(frame, None, viewport, self._context)
-        return np.ascontiguousarray(frame[::-1])
+            mujoco.mjr_readPixels(frame, depth, viewport, self._context)
 
     def close(self) -> None:
         """Free the OpenGL context. Safe to call more than once."""

@@ -17,13 +17,15 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from envs.collection import DemonstrationEpisode, collect_episodes
-from envs.registry import probe_env, with_current_names
+from envs.registry import ENVIRONMENTS, probe_env, with_current_names
 from experiments.config import cli, schema
 from experiments.config.simulation import env_configs
 from experiments.reports.tables import format_table
 from vla.data.layout import INFO_PATH
 from vla.data.origin import read_extra_info
 from vla.data.writer import DatasetWriter
+from vla.geometry import GeometrySpec, ViewGeometry
+from vla.registry import SettingError
 
 schema.register("collect")
 
@@ -43,6 +45,7 @@ class Collection:
             root,
             robot_spec=spec,
             storage=collect.storage,
+            geometry=_geometry(env["family"]) if collect.geometry else None,
             extra_info=info,
             pixel_format=collect.pixel_format,
         )
@@ -85,6 +88,7 @@ class Collection:
                     disturbance=self.settings.disturbance,
                     num_workers=self.settings.num_workers,
                     extra_steps=self.settings.extra_steps,
+                    geometry=self.settings.geometry,
                     on_failure=self._count_failure,
                 )
                 for episode in episodes:
@@ -136,9 +140,29 @@ def save_demonstration(
 ) -> None:
     """Append an episode to a dataset, with what else is to be known about it."""
     for i, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
-        writer.add_frame({name: frames[i] for name, frames in episode.images.items()}, state, action)
+        views = {
+            name: ViewGeometry(depth=seen.depth[i], points=seen.points[i])
+            for name, seen in episode.geometry.items()
+        }
+        images = {name: frames[i] for name, frames in episode.images.items()}
+        writer.add_frame(images, state, action, views=views or None)
     known = {"seed": episode.seed, "task_name": episode.task, "success": True, "noisy": episode.noisy}
     writer.save_episode(episode.instruction, {**known, **extra})
+
+
+def _geometry(family: str) -> GeometrySpec:
+    """Return what a family of environments measures in its pictures.
+
+    Raises:
+        SettingError: it measures nothing.
+    """
+    points = ENVIRONMENTS.get(family).POINTS
+    if not points:
+        raise SettingError(
+            f"collect.geometry=true, but env={family} measures no geometry: it needs POINTS and a method "
+            "measure_view (envs/base.py). Implement them, or give collect.geometry=false"
+        )
+    return GeometrySpec(points=points)
 
 
 def _as_begun(root: Path, env: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ GROUND_FLOOR = (
     "vla.registry",
     "vla.plugins",
     "vla.resize",
+    "vla.geometry",
 )
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "vla.registry": ("vla.errors",),
     "vla.plugins": ("vla.errors", "vla.registry"),
     "vla.resize": ("vla.errors", "vla.registry"),
+    "vla.geometry": (),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),

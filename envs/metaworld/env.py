@@ -22,7 +22,9 @@ from envs.metaworld.coarse_model import QUALITIES, model_to_draw
 from envs.metaworld.instructions import phrase, wordings
 from envs.metaworld.tasks import MT50, swapped_task
 from envs.rendering import Renderer
+from envs.view_geometry import DEPTH_PIXELS, measure_view
 from envs.wordings import Wording
+from vla.geometry import ViewGeometry
 from vla.registry import Choices, Range, check_settings
 from vla.spec import CameraSpec, Channel, RobotSpec
 
@@ -95,6 +97,7 @@ class MetaWorldEnv(ManipulationEnv):
     """
 
     TASKS: ClassVar[tuple[str, ...]] = MT50
+    POINTS: ClassVar[tuple[str, ...]] = ("hand", "object", "goal", "other_object")
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
@@ -188,16 +191,19 @@ class MetaWorldEnv(ManipulationEnv):
         space = self.observation_space["state"]  # pyright: ignore[reportIndexIssue]
         return np.clip(self._seen[:_NUM_STATE].astype(np.float32), space.low, space.high)
 
-    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    def _ready_renderer(self) -> Renderer:
         self.require_reset("the first picture")
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._drawn,
-                max_height=max(self._image_size, self._video_size[0]),
-                max_width=max(self._image_size, self._video_size[1]),
+                max_height=max(self._image_size, self._video_size[0], DEPTH_PIXELS),
+                max_width=max(self._image_size, self._video_size[1], DEPTH_PIXELS),
                 share_context=True,
             )
-        frame = self._renderer.render(
+        return self._renderer
+
+    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        frame = self._ready_renderer().render(
             self._simulation.data, camera_id=self._drawn.camera(camera).id, height=height, width=width
         )
         return np.ascontiguousarray(frame[::-1, ::-1]) if camera in _UPSIDE_DOWN else frame
@@ -206,6 +212,28 @@ class MetaWorldEnv(ManipulationEnv):
         """Return what a camera of the robot spec sees now."""
         require_choice("camera", name, self.robot_spec.camera_names)
         return self._draw(name, self._image_size, self._image_size)
+
+    def measure_view(self, name: str) -> ViewGeometry:
+        """Return depth, and where the point between the fingertips, the goal and the task's objects are.
+
+        The objects are those that Meta-World tells its experts of: one, or two in some tasks.
+        """
+        require_choice("camera", name, self.robot_spec.camera_names)
+        simulation = self._simulation
+        objects = np.reshape(simulation._get_pos_objects(), (-1, 3))
+        points: dict[str, np.ndarray] = {"hand": simulation.tcp_center}
+        points |= zip(("object", "other_object"), objects, strict=False)
+        if simulation._target_pos is not None:
+            points["goal"] = simulation._target_pos
+        return measure_view(
+            self._ready_renderer(),
+            model=self._drawn,
+            data=simulation.data,
+            camera_id=self._drawn.camera(name).id,
+            points=points,
+            names=self.POINTS,
+            upside_down=name in _UPSIDE_DOWN,
+        )
 
     def render_video_frame(self) -> UInt8[np.ndarray, "h w 3"]:
         """Return the view of `corner2`, larger, for people."""

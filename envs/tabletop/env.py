@@ -20,8 +20,10 @@ from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
 from envs.tabletop.tasks.stack import Stack
+from envs.view_geometry import DEPTH_PIXELS, measure_view
 from envs.wordings import Wording
 from vla.errors import VLAError
+from vla.geometry import ViewGeometry
 from vla.registry import Choices, Range, check_settings
 from vla.spec import CameraSpec, Channel, RobotSpec
 
@@ -83,6 +85,7 @@ class TabletopEnv(ManipulationEnv):
     """
 
     TASKS: ClassVar[tuple[str, ...]] = TASKS
+    POINTS: ClassVar[tuple[str, ...]] = ("hand", "object", "goal")
 
     def __init__(
         self,
@@ -215,21 +218,38 @@ class TabletopEnv(ManipulationEnv):
         space = self.observation_space["state"]  # pyright: ignore[reportIndexIssue]
         return np.clip(state, space.low, space.high)
 
-    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    def _ready_renderer(self) -> Renderer:
         self.require_reset("the first picture")
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._model,
-                max_height=max(self._image_size, self._video_size[0]),
-                max_width=max(self._image_size, self._video_size[1]),
+                max_height=max(self._image_size, self._video_size[0], DEPTH_PIXELS),
+                max_width=max(self._image_size, self._video_size[1], DEPTH_PIXELS),
             )
-        camera_id = self._model.camera(camera).id
-        return self._renderer.render(self._data, camera_id=camera_id, height=height, width=width)
+        return self._renderer
+
+    def _draw(self, camera: str, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        renderer, camera_id = self._ready_renderer(), self._model.camera(camera).id
+        return renderer.render(self._data, camera_id=camera_id, height=height, width=width)
 
     def render_camera(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
         """Return what a camera of the robot spec sees now."""
         require_choice("camera", name, self.robot_spec.camera_names)
         return self._draw(name, self._image_size, self._image_size)
+
+    def measure_view(self, name: str) -> ViewGeometry:
+        """Return depth, and where the point between the fingertips, the named object and its goal are."""
+        require_choice("camera", name, self.robot_spec.camera_names)
+        renderer = self._ready_renderer()
+        places = self._task.places(self._scene, self._goal)
+        return measure_view(
+            renderer,
+            model=self._model,
+            data=self._data,
+            camera_id=self._model.camera(name).id,
+            points={"hand": self.hand().position, "object": places.object, "goal": places.goal},
+            names=self.POINTS,
+        )
 
     def render_video_frame(self) -> UInt8[np.ndarray, "h w 3"]:
         """Return the exterior view, larger, for people."""

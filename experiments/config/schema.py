@@ -91,6 +91,7 @@ class CollectSettings:
         Choices("yuv420p", "yuv444p"),
         "of video; as in LeRobot; yuv444p keeps the colors of small things sharp",
     ] = "yuv420p"
+    geometry: Annotated[bool, "whether depth and the pixels of hand, object and goal are recorded"] = False
     num_workers: Annotated[int, Range(1, 256), "recording processes"] = 2
 
 

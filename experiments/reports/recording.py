@@ -17,14 +17,18 @@ from PIL import Image
 from experiments.reports.charts import Series
 from experiments.reports.html import Chart, Charts, Commands, Headline, Section, Table, Text, write_report
 from experiments.reports.pages import machine
+from experiments.reports.views import legend, view_pictures
+from vla.data.geometry import read_views, recorded_geometry
 from vla.data.layout import DatasetError, camera_key
 from vla.data.lerobot_v3 import Dataset
 from vla.data.quality.episodes import sentences
 from vla.data.quality.findings import SEVERITIES, Finding
 from vla.data.quality.recording import Recording, paired_channels
+from vla.geometry import ViewGeometry
 from vla.spec import Channel
 
 SHEET_EPISODES, SHEET_FRAMES, SHEET_HEIGHT = 8, 3, 120  # of a contact sheet; height in pixels
+VIEW_SIZE = 192  # of a side of a picture with recorded points, or of its depth [pixels]
 CURVES = 4  # episodes in a chart
 BINS = 40
 SHOWN_SENTENCES = 30
@@ -187,7 +191,8 @@ def write_recording_page(
             Headline(label="episodes", value=str(dataset.num_episodes)),
             Headline(label="minutes", value=f"{dataset.num_frames / float(dataset.info['fps']) / 60:.1f}"),
         ]
-        sections += [*_sheets(dataset, findings), *_curves(dataset), _histograms(dataset)]
+        sections += [*_sheets(dataset, findings), *_view_sheets(dataset)]
+        sections += [*_curves(dataset), _histograms(dataset)]
         sections += [Table(title=title, header=header, rows=rows) for title, header, rows in summary(dataset)]
     sections.append(Commands(title="Command", commands=[(command, "")]))
     write_report(path, title=f"Check of {name}", subtitle=machine(), headlines=tiles, sections=sections)
@@ -196,8 +201,12 @@ def write_recording_page(
 def _shown_episodes(dataset: Dataset, findings: Sequence[Finding], camera: str) -> list[int]:
     """Return episodes evenly spread, and those that something was found in with this camera."""
     odd = [number for one in findings if one.camera and camera in one.camera for number in one.episodes[:2]]
+    return sorted({*odd[:SHEET_EPISODES], *_spread_episodes(dataset)})
+
+
+def _spread_episodes(dataset: Dataset) -> list[int]:
     spread = np.linspace(0, dataset.num_episodes - 1, min(SHEET_EPISODES, dataset.num_episodes)).round()
-    return sorted({*odd[:SHEET_EPISODES], *spread.astype(int).tolist()})
+    return spread.astype(int).tolist()
 
 
 def _sheets(dataset: Dataset, findings: Sequence[Finding]) -> list[ContactSheet]:
@@ -218,11 +227,34 @@ def _sheets(dataset: Dataset, findings: Sequence[Finding]) -> list[ContactSheet]
     return sheets
 
 
-def strip(images: Sequence[np.ndarray]) -> bytes:
-    """Return pictures side by side as JPEG."""
-    height, width = images[0].shape[:2]
-    size = (round(width * SHEET_HEIGHT / height), SHEET_HEIGHT)
-    sheet = Image.new("RGB", (size[0] * len(images), SHEET_HEIGHT))
+def _view_sheets(dataset: Dataset) -> list[ContactSheet]:
+    """Return points and depth in pictures of some episodes, where they were recorded."""
+    spec = recorded_geometry(dataset.info, dataset.robot_spec)
+    if spec is None:
+        return []
+    sheets, texts = [], sentences(Recording.of(dataset))
+    for camera, view in read_views(dataset).items():
+        strips = []
+        for number in _spread_episodes(dataset):
+            start, length = int(dataset.episode_starts[number]), int(dataset.episode_lengths[number])
+            numbers = np.linspace(start, start + length - 1, SHEET_FRAMES).round().astype(int)
+            caption = f"episode {number}: {texts[number]}"
+            try:
+                frames = [dataset.frames(camera, int(i), int(i) + 1)[0] for i in numbers]
+            except DatasetError as error:
+                strips.append((f"{caption}. Not shown: {error}", strip([np.zeros((90, 120, 3), np.uint8)])))
+                continue
+            seen = ViewGeometry(depth=view.depth[numbers], points=view.points[numbers])
+            strips.append((caption, strip(view_pictures(frames, seen, size=VIEW_SIZE), height=2 * VIEW_SIZE)))
+        sheets.append(ContactSheet(title=f"Camera {camera}: {legend(spec.points)}", strips=strips))
+    return sheets
+
+
+def strip(images: Sequence[np.ndarray], *, height: int = SHEET_HEIGHT) -> bytes:
+    """Return pictures side by side as JPEG, scaled to a height [pixels]."""
+    rows, columns = images[0].shape[:2]
+    size = (round(columns * height / rows), height)
+    sheet = Image.new("RGB", (size[0] * len(images), height))
     for i, image in enumerate(images):
         sheet.paste(Image.fromarray(image).resize(size), (i * size[0], 0))
     buffer = io.BytesIO()

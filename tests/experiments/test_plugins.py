@@ -86,7 +86,7 @@ def test_a_module_that_is_not_there_is_named():
         (["robot=my_arm"], "robot is 'my_arm'; choose from franka, lerobot, sim"),
         (["codec=mulaw"], "codec is 'mulaw'; choose from continuous, fast, quantile, uniform"),
         (["model/head=mean"], "model/head is 'mean'; choose from autoregressive, fast, flow, parallel"),
-        (["+model.auxiliaries.x={kind: depth}"], "model.auxiliaries.x.kind is 'depth'; choose from"),
+        (["+model.auxiliaries.x={kind: weather}"], "model.auxiliaries.x.kind is 'weather'; choose from"),
     ],
 )
 def test_a_name_of_a_plugin_that_was_not_passed_asks_for_it(tmp_path, overrides, message):

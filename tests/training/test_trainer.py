@@ -327,5 +327,5 @@ def test_checkpoints_of_before_parts_had_names_are_refused(tmp_path: Path) -> No
 
 def test_what_no_source_has_is_refused_by_name(tmp_path: Path) -> None:
     source = DemonstrationSource(make_windows(tmp_path))
-    with pytest.raises(ValueError, match=r"learns 'depth'.*'later_states'"):
-        source.batch(np.arange(2), processor=make_processor(source), requests={"depth": None}, seed=None)
+    with pytest.raises(ValueError, match=r"learns 'weather'.*'later_states'"):
+        source.batch(np.arange(2), processor=make_processor(source), requests={"weather": None}, seed=None)

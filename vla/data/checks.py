@@ -125,8 +125,8 @@ def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]
             )
     if _declared(info["features"]) != _declared(wanted["features"]):
         raise DatasetError(
-            f"{root} was recorded with other features (encoder settings?): {info['features']} against "
-            f"{wanted['features']}; give the same encoder settings, or another directory"
+            f"{root} was recorded with other features (encoder settings, or geometry?): {info['features']} "
+            f"against {wanted['features']}; give the same settings, or another directory"
         )
     keys = [key for key, feature in info["features"].items() if feature["dtype"] in layout.STORAGES]
     if info["total_episodes"]:

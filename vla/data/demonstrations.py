@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from vla.data.augment import ImageAugmentation
+from vla.data.requested import requested_targets
 from vla.data.windows import Windows, open_windows
 from vla.interface import Arrays, Moments, Observation
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
-from vla.processing.state import StateInput
 from vla.registry import Choices, FilePath, Range
 from vla.resize import RESIZE_MODES, Resizing
 from vla.spec import RobotSpec
@@ -161,8 +161,9 @@ class DemonstrationSource:
         num_committed = np.zeros(len(indices), dtype=np.int64)
         if seed is not None and processor.max_committed:
             num_committed = _draw_committed(len(indices), most=processor.max_committed, seed=seed)
+        images, shifts = self._images(indices, seed=seed)
         moments = Moments(
-            images=self._images(indices, seed=seed),
+            images=images,
             state=self.windows.state(indices),
             instructions=self.windows.instruction_texts(indices),
             committed=actions,
@@ -172,7 +173,7 @@ class DemonstrationSource:
             **processor.encode(moments),
             **processor.codec.encode(actions, valid),
             "valid": valid,
-            **self._requested(indices, requests, processor),
+            **requested_targets(self.windows, indices, requests, processor=processor, shifts=shifts),
         }
 
     def observations(self, indices: Int64[np.ndarray, " batch"]) -> list[Observation]:
@@ -192,30 +193,19 @@ class DemonstrationSource:
 
     def _images(
         self, indices: Int64[np.ndarray, " batch"], *, seed: Sequence[int] | None
-    ) -> dict[str, np.ndarray]:
+    ) -> tuple[dict[str, np.ndarray], Float64[np.ndarray, "batch images 2"]]:
+        """Return the frames by camera, and by which share of its size each is shifted up and to the left."""
         images = self.windows.images(indices)
+        num_images = len(images) * len(self.windows.frame_offsets)
         if self.augmentation is None or seed is None:
-            return images
+            return images, np.zeros((len(indices), num_images, 2))
         stacked = np.stack(list(images.values()), axis=2)  # [batch frames cameras h w 3]
-        flat = stacked.reshape(len(indices), -1, *stacked.shape[3:])
-        changed = self.augmentation(flat, np.random.default_rng(list(seed))).reshape(stacked.shape)
-        return {name: changed[:, :, camera] for camera, name in enumerate(images)}
-
-    def _requested(
-        self, indices: Int64[np.ndarray, " batch"], requests: Mapping[str, Any], processor: Processor
-    ) -> dict[str, np.ndarray]:
-        unknown = sorted(set(requests) - {"later_states"})
-        if unknown:
-            raise ValueError(
-                f"an auxiliary target learns {unknown[0]!r}, which demonstrations do not have; they have "
-                "'later_states'. Take it out of model.auxiliaries"
-            )
-        if "later_states" not in requests:
-            return {}
-        (encoder,) = (one for one in processor.inputs.values() if isinstance(one, StateInput))
-        return {
-            "later_states": encoder.normalize(self.windows.later_states(indices, requests["later_states"]))
-        }
+        flat = stacked.reshape(len(indices), num_images, *stacked.shape[3:])
+        rng = np.random.default_rng(list(seed))
+        drawn = self.augmentation.draw(batch=len(indices), num_images=num_images, rng=rng)
+        changed = drawn.apply(flat).reshape(stacked.shape)
+        by_camera = {name: changed[:, :, camera] for camera, name in enumerate(images)}
+        return by_camera, drawn.shifts / flat.shape[2:4]
 
 
 def square(size: int | None, *, mode: str) -> Resizing | None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from vla.data import layout
+from vla.data.geometry import geometry_fields, to_arrow
 from vla.data.layout import (
     ACTION_KEY,
     FILES_PER_CHUNK,
@@ -51,7 +52,8 @@ class EpisodeFiles:
         self.histograms: dict[str, Int64[np.ndarray, "3 256"]] = {}  # pixel counts by camera key
         self._building = building.absolute()  # "a:b" alone is a URI to pyarrow and FFmpeg
         self._rate = layout.frame_rate(self.spec.control_hz)
-        self._schema = layout.data_schema(self.spec, storage=self.storage)
+        self._geometry_fields = geometry_fields(info)
+        self._schema = layout.data_schema(self.spec, storage=self.storage, further=self._geometry_fields)
         self._data_writer: pq.ParquetWriter | None = None
         self._data_path = building
         self._joiners: dict[str, VideoJoiner] = {}
@@ -112,6 +114,9 @@ class EpisodeFiles:
                 count = count_frames(media[0]) if count == 1 else 0
             if count != length:
                 raise DatasetError(f"camera {camera!r} has {count} frames and the episode {length} states")
+        recorded, wanted = sorted(episode.geometry), sorted(field.name for field in self._geometry_fields)
+        if recorded != wanted:
+            raise DatasetError(f"it has the geometry {recorded}, the dataset {wanted}")
         if self._rows:
             before = {key: type(self._rows[0].get(key)).__name__ for key in self._extra_names}
             now = {key: type(value).__name__ for key, value in episode.extra.items()}
@@ -144,6 +149,7 @@ class EpisodeFiles:
                 columns[camera_key(camera)] = pa.StructArray.from_arrays(
                     [pa.array(pictures, pa.binary()), names], names=["bytes", "path"]
                 )
+        columns |= {key: to_arrow(values) for key, values in episode.geometry.items()}
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 
     def _write_data(self, table: pa.Table) -> int:

@@ -7,14 +7,15 @@ schemas; of the files it opens info.json alone.
     data/chunk-000/file-000.parquet    videos/<camera key>/chunk-000/file-000.mp4
 
 Our own additions: the key `vla` in info.json (robot spec, storage, recording settings) and its copy
-`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, and
-`.recording/` while open. LeRobot checks every column under `stats/`, so none of ours may stand there.
+`meta/vla.json`, extra episode columns (seed, task_name, success), `vla/<camera key>/histogram`, columns of
+data/ with what a simulator measured (geometry.py), and `.recording/` while open. LeRobot checks every column
+under `stats/`, so none of ours may stand there.
 """
 
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -177,8 +178,17 @@ def camera_feature(
     return feature
 
 
-def declare_features(spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """Return info.json's `features`: the user's first, then the five index columns, in LeRobot's order."""
+def declare_features(
+    spec: RobotSpec,
+    *,
+    storage: str,
+    encoder: Mapping[str, Any],
+    further: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return info.json's `features`: the user's first, then the five index columns, in LeRobot's order.
+
+    `further` are those that are neither state, action nor camera.
+    """
     features: dict[str, Any] = {
         STATE_KEY: {"dtype": "float32", "shape": [len(spec.state)], "names": list(spec.state_names)},
         ACTION_KEY: {"dtype": "float32", "shape": [len(spec.action)], "names": list(spec.action_names)},
@@ -187,6 +197,7 @@ def declare_features(spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any
         features[camera_key(camera.name)] = camera_feature(
             camera.height, camera.width, storage=storage, control_hz=spec.control_hz, encoder=encoder
         )
+    features |= {key: dict(feature) for key, feature in further.items()}
     for key in INDEX_KEYS:
         dtype = "float32" if key == "timestamp" else "int64"
         features[key] = {"dtype": dtype, "shape": [1], "names": None}
@@ -194,9 +205,14 @@ def declare_features(spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any
 
 
 def new_info(
-    spec: RobotSpec, *, storage: str, encoder: Mapping[str, Any], extra_info: Mapping[str, Any]
+    spec: RobotSpec,
+    *,
+    storage: str,
+    encoder: Mapping[str, Any],
+    extra_info: Mapping[str, Any],
+    further: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return info.json of a dataset without episodes."""
+    """Return info.json of a dataset without episodes; for `further` see `declare_features`."""
     return {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": spec.name,
@@ -210,7 +226,7 @@ def new_info(
         "splits": {"train": "0:0"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if storage == "video" else None,
-        "features": declare_features(spec, storage=storage, encoder=encoder),
+        "features": declare_features(spec, storage=storage, encoder=encoder, further=further),
         "vla": {
             "schema_version": VLA_SCHEMA_VERSION,
             "robot_spec": spec.to_json(),
@@ -225,8 +241,8 @@ def numeric_type(width: int) -> pa.DataType:
     return pa.float32() if width == 1 else pa.list_(pa.float32(), width)
 
 
-def data_schema(spec: RobotSpec, *, storage: str) -> pa.Schema:
-    """Return the schema of the data files."""
+def data_schema(spec: RobotSpec, *, storage: str, further: Sequence[pa.Field]) -> pa.Schema:
+    """Return the schema of the data files; for `further` see `declare_features`."""
     fields = [
         pa.field(STATE_KEY, numeric_type(len(spec.state))),
         pa.field(ACTION_KEY, numeric_type(len(spec.action))),
@@ -234,6 +250,7 @@ def data_schema(spec: RobotSpec, *, storage: str) -> pa.Schema:
     if storage == "image":
         picture = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
         fields += [pa.field(camera_key(name), picture) for name in spec.camera_names]
+    fields += further
     fields += [pa.field(key, pa.float32() if key == "timestamp" else pa.int64()) for key in INDEX_KEYS]
     return pa.schema(fields)
 

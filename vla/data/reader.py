@@ -138,7 +138,7 @@ class Dataset:
 
     def _content_names(self) -> list[str]:
         """Return the relative POSIX paths of all files that shape what is read, sorted."""
-        paths = [self.root / INFO_PATH, *self._data_files]
+        paths = [self.root / INFO_PATH, *self.data_files]
         paths += [path for of_camera in self._videos.values() for path in of_camera]
         if "vla" not in self.info and (self.root / ORIGIN_PATH).is_file():  # the robot spec is there
             paths.append(self.root / ORIGIN_PATH)
@@ -175,11 +175,9 @@ class Dataset:
         return images
 
     def _load_numbers(self) -> None:
-        self._data_files = tables.data_files(
-            self.root, self.episodes, self.info.get("data_path") or DATA_PATH
-        )
+        self.data_files = tables.data_files(self.root, self.episodes, self.info.get("data_path") or DATA_PATH)
         numbers = tables.read_numbers(
-            self._data_files, self.info["total_episodes"], self.robot_spec, float(self.info["fps"])
+            self.data_files, self.info["total_episodes"], self.robot_spec, float(self.info["fps"])
         )
         self.states: Float32[np.ndarray, "N state"] = numbers.states
         self.actions: Float32[np.ndarray, "N action"] = numbers.actions
@@ -241,7 +239,7 @@ class Dataset:
         """Fill `images` from the row groups that hold them."""
         key, stop, row = camera_key(camera.name), start + len(images), 0
         size = (camera.height, camera.width)
-        for path, num_rows in zip(self._data_files, self._rows_per_file, strict=True):
+        for path, num_rows in zip(self.data_files, self._rows_per_file, strict=True):
             if row < stop and row + num_rows > start:
                 with tables.open_parquet(path) as file:
                     position = row

@@ -41,6 +41,7 @@ class StagedEpisode:
     actions: Float32[np.ndarray, "time action"]
     media: dict[str, list[bytes]]  # by camera: one mp4 file (video storage), or T PNG files
     histograms: dict[str, Int64[np.ndarray, "3 256"]]  # by camera: counts of the values of every channel
+    geometry: dict[str, np.ndarray]  # further columns of data/ by feature name, see vla/data/geometry.py
 
 
 def staged_path(root: Path, episode_index: int) -> Path:
@@ -108,19 +109,21 @@ def write_staged(path: Path, episode: StagedEpisode) -> None:
         OSError: the disk is full, for example; nothing was written.
     """
     cameras = list(episode.media)
+    header = {
+        "task": episode.task,
+        "extra": episode.extra,
+        "cameras": cameras,
+        "num_frames": len(episode.states),
+    }
+    if episode.geometry:
+        header["geometry"] = {key: values.dtype.str for key, values in episode.geometry.items()}
     row = {
-        "episode": json.dumps(
-            {
-                "task": episode.task,
-                "extra": episode.extra,
-                "cameras": cameras,
-                "num_frames": len(episode.states),
-            }
-        ),
+        "episode": json.dumps(header),
         "states": episode.states.astype("<f4").tobytes(),
         "actions": episode.actions.astype("<f4").tobytes(),
         **{f"media/{name}": episode.media[name] for name in cameras},
         **{f"histogram/{name}": episode.histograms[name].astype("<i8").tobytes() for name in cameras},
+        **{key: values.tobytes() for key, values in episode.geometry.items()},
     }
     types = {name: pa.large_list(pa.large_binary()) for name in row if name.startswith("media/")}
     columns = {
@@ -164,7 +167,8 @@ def read_staged(path: Path, spec: RobotSpec) -> StagedEpisode:
     row = _read_row(path, None)
     header = _header(path, row)
     parts = [f"{part}/{name}" for name in spec.camera_names for part in ("media", "histogram")]
-    missing = [name for name in ("states", "actions", *parts) if name not in row]
+    geometry = header.get("geometry", {})
+    missing = [name for name in ("states", "actions", *parts, *geometry) if name not in row]
     if missing or sorted(header["cameras"]) != sorted(spec.camera_names):
         raise DatasetError(
             f"recorded episode {path} has the cameras {header['cameras']} and lacks {missing}; the robot "
@@ -181,8 +185,12 @@ def read_staged(path: Path, spec: RobotSpec) -> StagedEpisode:
                 name: np.frombuffer(row[f"histogram/{name}"], "<i8").reshape(3, 256).astype(np.int64)
                 for name in header["cameras"]
             },
+            geometry={
+                key: np.frombuffer(row[key], dtype).reshape(header["num_frames"], -1)
+                for key, dtype in geometry.items()
+            },
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DatasetError(f"recorded episode {path} does not fit the robot spec ({error})") from error
 
 

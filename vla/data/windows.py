@@ -4,20 +4,23 @@ Gathering is vectorized numpy over arrays in memory and memory-mapped frames; no
 torch is not needed. Several datasets of one robot count as one.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16
 
 from vla.data.frame_cache import open_frame_cache
+from vla.data.geometry import JoinedViews
 from vla.data.layout import DatasetError
 from vla.data.origin import read_origin
 from vla.data.reader import Dataset
 from vla.data.sampler import EpochSampler as EpochSampler
 from vla.data.split import episode_digests, held_out_episodes
 from vla.errors import did_you_mean
+from vla.processing.ranges import typical_range
 from vla.resize import Resizing
 from vla.spec import RobotSpec
 
@@ -99,6 +102,7 @@ class Windows:
         self.action_horizon, self.frame_offsets = action_horizon, tuple(frame_offsets)
         self._join(datasets)
         self._datasets = tuple(datasets)
+        self._views = JoinedViews(datasets)
         self._frames = [
             [np.asarray(by_camera[name]) for name in self.robot_spec.camera_names] for by_camera in frames
         ]
@@ -235,6 +239,75 @@ class Windows:
         now = self._now(indices)
         ahead = now[:, None] + np.asarray(offsets, dtype=np.int64)
         return self.states[np.minimum(ahead, self._last_frame[now][:, None])]
+
+    def past_actions(
+        self, indices: Int64[np.ndarray, " batch"], offsets: Sequence[int]
+    ) -> tuple[Float32[np.ndarray, "batch past action"], Bool[np.ndarray, "batch past"]]:
+        """Return the actions at `offsets`, control periods before now, and which of them exist."""
+        now = self._now(indices)
+        back = now[:, None] - np.asarray(offsets, dtype=np.int64)
+        first = self._first_frame[now][:, None]
+        return self.actions[np.maximum(back, first)], back >= first
+
+    @functools.cached_property
+    def action_range(self) -> tuple[Float64[np.ndarray, " action"], Float64[np.ndarray, " action"]]:
+        """The typical range of each action channel in all recordings, in the units of the spec."""
+        spec = self.robot_spec
+        return typical_range(
+            self.actions.astype(np.float64),
+            low=spec.action_low.astype(np.float64),
+            high=spec.action_high.astype(np.float64),
+        )
+
+    def depth(self, indices: Int64[np.ndarray, " batch"]) -> UInt16[np.ndarray, "batch images cells cells"]:
+        """Return the depth in the frames at `frame_offsets` [mm], in each of them the cameras in order.
+
+        Raises:
+            DatasetError: a dataset has no geometry, or they have different numbers of cells.
+            ValueError: the frames are padded.
+        """
+        self._require_whole_frames()
+        depth = self._views.depth[self._back(indices)]
+        return depth.reshape(len(indices), -1, *depth.shape[3:])
+
+    def traces(
+        self, indices: Int64[np.ndarray, " batch"], *, points: Sequence[str], offsets: Sequence[int]
+    ) -> Float32[np.ndarray, "batch images future point 3"]:
+        """Return where points are in the picture at `offsets`, control periods after each frame.
+
+        At the latest that is the episode's last picture; a camera that moves sees them as it stands then.
+
+        Args:
+            indices: of windows.
+            points: names among those that were recorded.
+            offsets: 0 is the moment of the frame.
+
+        Returns:
+            For each frame at `frame_offsets`, and in it each camera: column, row, visibility, see
+            `ViewGeometry`.
+
+        Raises:
+            DatasetError: a dataset has no geometry.
+            ValueError: a point was not recorded, or the frames are padded.
+        """
+        self._require_whole_frames()
+        last = self._last_frame[self._now(indices)][:, None, None]
+        times = np.minimum(self._back(indices)[..., None] + np.asarray(offsets, dtype=np.int64), last)
+        found = self._views.points(points)[times]  # [batch frame future camera point 3]
+        found = np.moveaxis(found, 3, 2)
+        return found.reshape(len(indices), -1, *found.shape[3:])
+
+    def _require_whole_frames(self) -> None:
+        """Refuse black bars: positions in recorded pictures would be others in what the policy sees."""
+        if self.resizing is None or self.resizing.mode != "pad":
+            return
+        wanted = self.resizing.width / self.resizing.height
+        for camera in self.robot_spec.cameras:
+            if abs(camera.width / camera.height - wanted) > 1e-6:
+                raise ValueError(
+                    f"frames of camera {camera.name!r} ({camera.height} x {camera.width}) are padded, and "
+                    "recorded depth and points are of whole frames; give data.resize=stretch"
+                )
 
     def instruction_texts(self, indices: Int64[np.ndarray, " batch"]) -> list[str]:
         """Return the instructions."""

@@ -28,6 +28,7 @@ from vla.data.checks import (
     require_continuable,
 )
 from vla.data.consolidate import consolidate
+from vla.data.geometry import check_views, declare_geometry, geometry_columns
 from vla.data.layout import DatasetError, read_info
 from vla.data.staging import (
     Extra,
@@ -42,6 +43,7 @@ from vla.data.statistics import image_histogram
 from vla.data.video import VideoEncoder
 from vla.disk_faults import DiskFault, naming, writing
 from vla.files import DirectoryLock
+from vla.geometry import GeometrySpec, ViewGeometry, stacked_views
 from vla.spec import RobotSpec, is_utf8
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class DatasetWriter:
         root: directory of the dataset; a new one, an empty one, or one that this class began.
         robot_spec: what is recorded. Stored, and compared on resuming.
         storage: ``"video"`` (H.264, small, slightly lossy) or ``"image"`` (PNG in parquet, lossless).
+        geometry: what is recorded of each camera's view besides pictures; None for nothing.
         extra_info: JSON-ready facts for people and programs, such as env config and render settings.
         crf: x264 quality, 0 (lossless) to 51; for video storage.
         keyframe_interval: a key frame at least every so many frames; 2 as in LeRobot.
@@ -73,6 +76,7 @@ class DatasetWriter:
         *,
         robot_spec: RobotSpec,
         storage: str = "video",
+        geometry: GeometrySpec | None = None,
         extra_info: Mapping[str, Any] | None = None,
         crf: int = 18,
         keyframe_interval: int = 2,
@@ -80,7 +84,7 @@ class DatasetWriter:
     ) -> None:
         self.root = Path(root)
         self._closed = self._has_warned = False
-        self.robot_spec, self.storage = robot_spec, storage
+        self.robot_spec, self.storage, self.geometry = robot_spec, storage, geometry
         self._encoder_settings = {
             "crf": crf,
             "g": keyframe_interval,
@@ -89,7 +93,11 @@ class DatasetWriter:
         }
         check_recordable(robot_spec, storage=storage, pixel_format=pixel_format)
         wanted = layout.new_info(
-            robot_spec, storage=storage, encoder=self._encoder_settings, extra_info=extra_info or {}
+            robot_spec,
+            storage=storage,
+            encoder=self._encoder_settings,
+            extra_info=extra_info or {},
+            further=declare_geometry(geometry, robot_spec),
         )
         wanted = json.loads(json.dumps(wanted, allow_nan=False))  # as it will be read back
         with writing(self.root):
@@ -129,13 +137,21 @@ class DatasetWriter:
         """Number of frames added since the last saved or discarded episode."""
         return len(self._states)
 
-    def add_frame(self, images: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
+    def add_frame(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        action: np.ndarray,
+        *,
+        views: Mapping[str, ViewGeometry] | None = None,
+    ) -> None:
         """Add one control period: what was seen, and what was then commanded.
 
         Args:
             images: uint8 [h w 3] RGB for every camera of the spec, at its size.
             state: float [state], in the units of the spec.
             action: float [action], in the units of the spec.
+            views: what was measured in each camera's view, where geometry is recorded.
 
         Raises:
             DatasetError: something is missing, misshapen, or not finite. Nothing was added; the frames
@@ -157,12 +173,15 @@ class DatasetWriter:
         where = f"frame {self.episode_length} of episode {self.num_episodes}"
         state = check_vector("state", state, self.robot_spec.state_names, where)
         action = check_vector("action", action, self.robot_spec.action_names, where)
+        check_views(views, self.geometry, self.robot_spec)
         for name in self.robot_spec.camera_names:
             if self.storage == "video":
                 self._encoders[name].add(images[name])
             else:
                 self._pictures[name].append(_encode_png(images[name]))
             self._histograms[name] += image_histogram(images[name])
+        for name, view in (views or {}).items():
+            self._views[name].append(view)
         self._states.append(state)
         self._actions.append(action)
 
@@ -198,6 +217,7 @@ class DatasetWriter:
             actions=np.stack(self._actions),
             media=self._finished_media(),
             histograms=self._histograms,
+            geometry={} if self.geometry is None else geometry_columns(stacked_views(self._views)),
         )
         try:
             write_staged(staged_path(self.root, self.num_episodes), episode)
@@ -276,6 +296,7 @@ class DatasetWriter:
     def _start_episode(self) -> None:
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
+        self._views: dict[str, list[ViewGeometry]] = {name: [] for name in self.robot_spec.camera_names}
         self._pictures: dict[str, list[bytes]] = {name: [] for name in self.robot_spec.camera_names}
         self._histograms = {name: np.zeros((3, 256), dtype=np.int64) for name in self.robot_spec.camera_names}
         self._finished: dict[str, list[bytes]] | None = None

@@ -58,6 +58,7 @@ class SceneBackbone(Backbone):
             stem_channels=(stem_channels[0], stem_channels[1]),
             patch_size=patch_size,
         )
+        self.feature_map = self.image_tokenizer.feature_map
         self.instruction_encoder = InstructionEncoder(width=width)
         self._action_offset = num_ids
         num_action_ids = max((spec.num_ids for spec in specs.targets.values()), default=0)
@@ -121,7 +122,7 @@ class SceneBackbone(Backbone):
         text_ids = inputs["text_ids"]
         text, is_word = self.token_embedding(text_ids), text_ids != PAD_ID
         instruction = self.instruction_encoder(text, is_word)
-        image_tokens, keypoints = self.image_tokenizer(inputs["images"], instruction)
+        image_tokens, keypoints, maps = self.image_tokenizer(inputs["images"], instruction)
         dtype = image_tokens.dtype
         text_tokens = (text + self.text_position[: text_ids.shape[1]]).to(dtype)
         features = torch.cat(
@@ -138,7 +139,8 @@ class SceneBackbone(Backbone):
         values = torch.cat([each.values.to(dtype) for each in tokens], dim=1)
         valid = torch.cat([each.valid for each in tokens], dim=1)
         bias = attention_bias(valid, num_new=valid.shape[1], causal=False, dtype=dtype)
-        return Prefix(cache=self.trunk.prefill(values, bias=bias), valid=valid, context=context)
+        cache = self.trunk.prefill(values, bias=bias)
+        return Prefix(cache=cache, valid=valid, context=context, features=maps)
 
     def extend(
         self,
@@ -156,7 +158,7 @@ class SceneBackbone(Backbone):
         seen = torch.cat((prefix.valid, valid), dim=1)
         bias = attention_bias(seen, num_new=num_new, causal=causal, dtype=dtype)
         tokens, cache = self.trunk.extend(values.to(dtype), prefix.cache, bias=bias)
-        return tokens, Prefix(cache=cache, valid=seen, context=prefix.context)
+        return tokens, prefix._replace(cache=cache, valid=seen)
 
 
 def _sizes(specs: ModelSpecs, *, patch_size: int) -> tuple[int, int, int, int, int]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla.model.interface import AxisLabels, AxisNames
+from vla.model.interface import AxisLabels, AxisNames, FeatureMap
 from vla.model.transformer import RMSNorm
 
 
@@ -48,6 +48,7 @@ class ImageTokenizer(nn.Module):
         self.detail = nn.Conv2d(second, second, kernel_size=3, padding=1)
         self.language = nn.Linear(width, 4 * second)
         self.num_keypoint_features = num_images * second * 2
+        self.feature_map = FeatureMap(channels=second, rows=image_size // 8, columns=image_size // 8)
         line = torch.linspace(-1, 1, image_size // 8)
         self.grid: Tensor
         self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)  # row, column
@@ -68,8 +69,12 @@ class ImageTokenizer(nn.Module):
 
     def forward(
         self, images: UInt8[Tensor, "batch images h w 3"], instruction: Float[Tensor, "batch width"]
-    ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch coordinates"]]:
-        """Return the tokens of all frames, frame after frame, row by row, and where each feature is.
+    ) -> tuple[
+        Float[Tensor, "batch tokens width"],
+        Float[Tensor, "batch coordinates"],
+        Float[Tensor, "batch images channels rows columns"],
+    ]:
+        """Return the tokens of all frames, frame by frame and row by row, where each feature is, and maps.
 
         The keypoints are row and column in [-1, 1] of each feature of each frame, the mean position under a
         softmax over the frame.
@@ -86,7 +91,8 @@ class ImageTokenizer(nn.Module):
         tokens = rearrange(tokens, "(b k) n d -> b k n d", k=num_images) + self.position.to(tokens.dtype)
         weights = rearrange(x.float(), "b d h w -> b d (h w)").softmax(dim=-1)
         keypoints = rearrange(torch.matmul(weights, self.grid), "(b k) d two -> b (k d two)", k=num_images)
-        return rearrange(tokens, "b k n d -> b (k n) d"), keypoints
+        maps = rearrange(x, "(b k) d h w -> b k d h w", k=num_images)
+        return rearrange(tokens, "b k n d -> b (k n) d"), keypoints, maps
 
 
 def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:

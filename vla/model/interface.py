@@ -29,6 +29,16 @@ class Prefix(NamedTuple):
     cache: list[KeyValue]  # keys and values of each block
     valid: Bool[Tensor, "batch n"]  # False where a token is padding, which nobody attends to
     context: Float[Tensor, "batch 1 width"]  # state, keypoints and instruction in one token
+    # What is seen where in each frame, for auxiliary targets; None from a backbone without `feature_map`.
+    features: Float[Tensor, "batch images channels rows columns"] | None = None
+
+
+class FeatureMap(NamedTuple):
+    """The size of `Prefix.features` for one frame."""
+
+    channels: int
+    rows: int
+    columns: int
 
 
 class Tokens(NamedTuple):
@@ -79,12 +89,14 @@ class Backbone(Part):
         width: of a token.
         depth: number of blocks, hence of pairs in a cache.
         num_heads: of attention.
+        feature_map: of the features that it gives of each frame; None if it gives none.
     """
 
     reads: tuple[str, ...]
     width: int
     depth: int
     num_heads: int
+    feature_map: FeatureMap | None = None
 
     @abstractmethod
     def prefill(self, inputs: Tensors) -> Prefix:

@@ -19,5 +19,11 @@ HEADS: "Registry[Head]" = Registry(
     },
 )
 AUXILIARIES: "Registry[AuxiliaryTarget]" = Registry(
-    "auxiliary target", {"later_states": "vla.model.later_states:LaterStates"}
+    "auxiliary target",
+    {
+        "later_states": "vla.model.later_states:LaterStates",
+        "depth": "vla.model.depth:Depth",
+        "traces": "vla.model.traces:Traces",
+        "past_actions": "vla.model.past_actions:PastActions",
+    },
 )

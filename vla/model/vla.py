@@ -119,12 +119,20 @@ class VLAModel(nn.Module):
         return self.head.noise_specs(training=training)
 
     def requests(self) -> Mapping[str, Any]:
-        """Return what the auxiliary targets ask the training source for."""
-        return {
-            name: value
-            for part in self.auxiliary_targets().values()
-            for name, value in part.requests().items()
-        }
+        """Return what the auxiliary targets ask the training source for.
+
+        Raises:
+            ValueError: two of them ask for the same in different ways.
+        """
+        requests: dict[str, Any] = {}
+        for part in self.auxiliary_targets().values():
+            for name, value in part.requests().items():
+                if requests.setdefault(name, value) != value:
+                    raise ValueError(
+                        f"two auxiliary targets learn {name!r}, one with {requests[name]}, one with {value}; "
+                        "give both the same settings, or leave one out of model.auxiliaries"
+                    )
+        return requests
 
     def auxiliary_targets(self) -> Mapping[str, AuxiliaryTarget]:
         """Return the auxiliary targets by name."""

@@ -30,6 +30,14 @@ class Start:
     yaw: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """What a task is about at this moment [m]: the middle of the object, and where it, or the hand, goes."""
+
+    object: Float64[np.ndarray, "3"]
+    goal: Float64[np.ndarray, "3"]
+
+
 class Task(abc.ABC):
     """A kind of goal. Stateless: the scene is in `SceneState`, the choice in `Goal`.
 
@@ -49,6 +57,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def words(self, scene: SceneState, goal: Goal) -> dict[str, str]:
         """Return what fills the instruction's template."""
+
+    @abc.abstractmethod
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return where the object is that the goal is about, and where it has to be."""
 
     @abc.abstractmethod
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:

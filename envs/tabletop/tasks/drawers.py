@@ -10,7 +10,7 @@ from envs.tabletop.layout import draw_names, scatter
 from envs.tabletop.randomization import Level, draw_tint
 from envs.tabletop.scene import COLORS, KNOB_HALF_SIZE, NUM_DRAWERS
 from envs.tabletop.scene_state import SceneState
-from envs.tabletop.tasks.base import Goal, Start, Task, add_objects
+from envs.tabletop.tasks.base import Goal, Places, Start, Task, add_objects
 
 OPEN_AT_M = 0.12  # a drawer counts as open from here on
 CLOSED_AT_M = 0.010  # and as closed up to here
@@ -43,6 +43,13 @@ class _DrawerTask(Task):
         return [Goal(target=i) for i in range(NUM_DRAWERS)]
 
 
+def _knob_places(scene: SceneState, goal: Goal, *, opening: float) -> Places:
+    """Return the knob of a drawer, and where it is when the drawer is pulled out so far [m]."""
+    knob = scene.knob_position(goal.target)
+    to_go = np.array([opening - scene.drawer_opening(goal.target), 0.0, 0.0])
+    return Places(object=knob, goal=knob + to_go)
+
+
 class OpenDrawer(_DrawerTask):
     """Pull the named drawer out by at least 12 cm."""
 
@@ -55,6 +62,10 @@ class OpenDrawer(_DrawerTask):
         for i in range(NUM_DRAWERS):
             scene.set_drawer(i, rng.uniform(0.0, 0.015))
         return goals
+
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the knob, and where it is when the drawer counts as open."""
+        return _knob_places(scene, goal, opening=OPEN_AT_M)
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the drawer is open."""
@@ -83,6 +94,10 @@ class CloseDrawer(_DrawerTask):
         for i in range(NUM_DRAWERS):
             scene.set_drawer(i, rng.uniform(0.08, 0.125))
         return goals
+
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the knob, and where it is when the drawer is closed."""
+        return _knob_places(scene, goal, opening=0.0)
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the drawer is closed."""

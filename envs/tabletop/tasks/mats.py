@@ -12,6 +12,7 @@ from envs.tabletop.scene import COLORS, MAT_HALF_SIZE, NUM_MATS
 from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import (
     Goal,
+    Places,
     Task,
     add_objects,
     grasp_of,
@@ -89,6 +90,10 @@ class Push(Task):
             "mat": f"{scene.mat_colors[goal.target]} mat",
         }
 
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the object, and the middle of the mat."""
+        return Places(object=scene.object_position(goal.object_slot), goal=scene.mat_position(goal.target))
+
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object stands with its middle over the mat."""
         return _is_on_mat(scene, goal.object_slot, goal.target)
@@ -149,6 +154,13 @@ class Place(Task):
         low = offset[2] - scene.objects[goal.object_slot].form.half_height < 0.028
         return bool(low and np.linalg.norm(offset[:2]) < 0.05)
 
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the object, and the middle of the mat or of the bowl's underside."""
+        return Places(object=scene.object_position(goal.object_slot), goal=self._target(scene, goal))
+
+    def _target(self, scene: SceneState, goal: Goal) -> Float64[np.ndarray, "3"]:
+        return scene.bowl_position() if goal.target == BOWL else scene.mat_position(goal.target)
+
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object lies there, still, let go."""
         return self._is_there(scene, goal) and is_settled(scene, goal.object_slot)
@@ -156,8 +168,7 @@ class Place(Task):
     def expert(self, scene: SceneState, hand: Hand, goal: Goal) -> Float32[np.ndarray, "7"]:
         """Grasp, carry over, lower, let go, rise."""
         grasp = grasp_of(scene, goal.object_slot)
-        target = scene.bowl_position() if goal.target == BOWL else scene.mat_position(goal.target)
-        to_go = (target - scene.object_position(goal.object_slot))[:2]
+        to_go = (self._target(scene, goal) - scene.object_position(goal.object_slot))[:2]
         holding = holds(hand, grasp)
         if self._is_there(scene, goal) and (not holding or float(np.linalg.norm(to_go)) < 0.03):
             return retreat(hand, width=grasp.width, to_go=to_go, height=0.17)

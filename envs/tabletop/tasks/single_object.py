@@ -9,7 +9,7 @@ from envs.tabletop.experts import CLOSED, OPEN, Hand, approach, holds, move, ram
 from envs.tabletop.layout import draw_count, draw_names, scatter
 from envs.tabletop.randomization import Level
 from envs.tabletop.scene_state import SceneState
-from envs.tabletop.tasks.base import Goal, Task, add_objects, grasp_of
+from envs.tabletop.tasks.base import Goal, Places, Task, add_objects, grasp_of
 
 _AREA_LOW, _AREA_HIGH = (0.40, -0.21), (0.62, 0.21)  # [m]
 REACH_ABOVE_M = 0.04  # the hand's place above an object's top
@@ -42,6 +42,10 @@ class Reach(_SingleObjectTask):
         height = scene.objects[goal.object_slot].form.half_height + REACH_ABOVE_M
         return scene.object_position(goal.object_slot) + np.array([0.0, 0.0, height])
 
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the object, and where the hand has to be."""
+        return Places(object=scene.object_position(goal.object_slot), goal=self._place(scene, goal))
+
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the hand is over the object."""
         return bool(np.linalg.norm(hand.position - self._place(scene, goal)) < REACH_TOLERANCE_M)
@@ -59,6 +63,12 @@ class Lift(_SingleObjectTask):
 
     name: ClassVar[str] = "lift"
     max_steps: ClassVar[int] = 100
+
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the object, and the height that it has to reach above where it is."""
+        middle = scene.object_position(goal.object_slot)
+        height = scene.objects[goal.object_slot].form.half_height + LIFT_M
+        return Places(object=middle, goal=np.array([*middle[:2], height]))
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:
         """Whether the object is off the table by `LIFT_M`."""

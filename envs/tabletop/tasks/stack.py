@@ -11,6 +11,7 @@ from envs.tabletop.randomization import Level
 from envs.tabletop.scene_state import SceneState
 from envs.tabletop.tasks.base import (
     Goal,
+    Places,
     Task,
     add_objects,
     grasp_of,
@@ -62,6 +63,14 @@ class Stack(Task):
         )
         return bool(
             np.linalg.norm(offset[:2]) < _MAX_OFFSET_M and abs(offset[2] - height) < _MAX_HEIGHT_ERROR_M
+        )
+
+    def places(self, scene: SceneState, goal: Goal) -> Places:
+        """Return the upper object, and its place on the lower one."""
+        form, base = scene.objects[goal.object_slot].form, scene.objects[goal.target].form
+        height = np.array([0.0, 0.0, form.half_height + base.half_height])
+        return Places(
+            object=scene.object_position(goal.object_slot), goal=scene.object_position(goal.target) + height
         )
 
     def is_reached(self, scene: SceneState, hand: Hand, goal: Goal) -> bool:

@@ -6,15 +6,16 @@ conventions, lags) needs somebody who knows what was recorded.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vla.data import origin
+from vla.data.geometry import read_views, recorded_geometry
 from vla.data.layout import PIXEL_FORMATS, DatasetError, camera_key
 from vla.data.quality.episodes import fewest_idle_frames, idle_ends, sentences, spellings
 from vla.data.quality.findings import Finding
@@ -23,6 +24,7 @@ from vla.data.quality.recording import Recording
 from vla.data.reader import Dataset
 from vla.data.staging import EXTRA_TYPES
 from vla.data.writer import DatasetWriter
+from vla.geometry import ViewGeometry
 from vla.registry import Choices, Range, check_attributes
 
 DROPPING = (
@@ -39,6 +41,7 @@ DROPPING = (
     "picture_overexposed",
     "camera_frozen",
 )
+T = TypeVar("T")
 KEPT_IDLE_S = 0.3  # of an idle end: coming to rest is part of the task
 
 
@@ -116,16 +119,19 @@ def write_mended(
     pixel_format = info.get("video.pix_fmt")
     stored = (origin.read_origin(dataset.root, dataset.info) or {}).get("extra_info", {})
     storages = {dataset.storage(name) for name in dataset.robot_spec.camera_names}
+    spec = recorded_geometry(dataset.info, dataset.robot_spec)
+    geometry = {} if spec is None else read_views(dataset)
     with DatasetWriter(
         target,
         robot_spec=dataset.robot_spec,
         storage="video" if "video" in storages else "image",
+        geometry=spec,
         extra_info={**stored, "mended": plan.lines},
         pixel_format=pixel_format if pixel_format in PIXEL_FORMATS else PIXEL_FORMATS[0],
     ) as writer:
         for number in progress(list(plan.frames)):
             try:
-                _write_episode(recording, writer, plan, number)
+                _write_episode(recording, writer, plan, number, geometry)
             except DatasetError as error:  # a picture that the examination did not look at
                 writer.discard_episode()
                 plan.lines.append(f"dropped episode {number}: {error}")
@@ -235,27 +241,42 @@ def _state_is_wrong(
     )
 
 
-def _write_episode(recording: Recording, writer: DatasetWriter, plan: _Plan, number: int) -> None:
+def _write_episode(
+    recording: Recording,
+    writer: DatasetWriter,
+    plan: _Plan,
+    number: int,
+    geometry: Mapping[str, ViewGeometry],
+) -> None:
     dataset = recording.dataset
     first, last = plan.frames[number]
     states, actions = dataset.states[first:last].copy(), dataset.actions[first:last].copy()
     for values, exchanges in ((states, plan.states), (actions, plan.actions)):
         for i, j in exchanges.get(number, []):
             values[:, [i, j]] = values[:, [j, i]]
+    views = _exchanged(dict(geometry), plan, number)
     for start in range(first, last, FRAMES_AT_ONCE):
         stop = min(start + FRAMES_AT_ONCE, last)
         images = {name: dataset.frames(name, start, stop) for name in dataset.robot_spec.camera_names}
-        images = _exchanged(images, plan, number)
+        images = _restored(images, plan, number)
         for t in range(start, stop):
             frame = {name: frames[t - start] for name, frames in images.items()}
-            writer.add_frame(frame, states[t - first], actions[t - first])
+            seen = {
+                name: ViewGeometry(depth=view.depth[t], points=view.points[t]) for name, view in views.items()
+            }
+            writer.add_frame(frame, states[t - first], actions[t - first], views=seen or None)
 
 
-def _exchanged(
+def _exchanged(by_camera: dict[str, T], plan: _Plan, number: int) -> dict[str, T]:
+    for first, second in plan.cameras.get(number, []):
+        by_camera[first], by_camera[second] = by_camera[second], by_camera[first]
+    return by_camera
+
+
+def _restored(
     images: dict[str, UInt8[np.ndarray, "frames h w 3"]], plan: _Plan, number: int
 ) -> dict[str, np.ndarray]:
-    for first, second in plan.cameras.get(number, []):
-        images[first], images[second] = images[second], images[first]
+    images = _exchanged(images, plan, number)
     for name in plan.bgr.get(number, ()):
         images[name] = np.ascontiguousarray(images[name][..., ::-1])
     return images
