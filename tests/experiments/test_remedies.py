@@ -175,7 +175,7 @@ CASES = {
     ),
     "another codec on resuming": Case(
         ("codec=quantile", NO_EVALUATION),
-        r"start in a new run directory",
+        r"train in a new run directory",
         ("codec=quantile", NO_EVALUATION),
         before=(NO_EVALUATION,),
         elsewhere=True,
