@@ -56,8 +56,7 @@ def require_pretrained(path: Path, *, folder: Path = FOLDER) -> None:
     if not names:
         raise NoPretrainedPolicy(
             f"there is no pretrained policy {path.name!r}, as {folder} is empty; make a policy with `make "
-            "quickstart`, and show it with: python -m experiments.demo path=outputs/quickstart/train "
-            "env.level=none tasks=[reach,push,lift]"
+            "quickstart`, and show it with: python -m experiments.demo path=outputs/quickstart/train"
         )
     raise NoPretrainedPolicy(
         f"there is no pretrained policy {path.name!r}; {did_you_mean(path.name, names)}. A wheel holds the "

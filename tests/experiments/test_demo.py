@@ -11,10 +11,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from program_fixtures import composed
 
 from envs.registry import make_env
-from experiments.config import schema
-from experiments.demo import NUM_SENTENCES, NoSuchScene, Scenes
+from experiments.config.earlier_settings import with_earlier_settings
+from experiments.demo import NUM_SENTENCES, NoSuchScene, Scenes, require_tabletop
 from experiments.reports.demo import with_caption
 from vla.interface import Observation
 from vla.model.vla import ModelConfig, VLAModel
@@ -161,12 +162,15 @@ def test_what_cannot_be_shown_is_refused(policy, tmp_path, arguments, code, word
     assert "Traceback" not in done.stderr
 
 
-def test_another_environment_is_refused():
-    schema.register()
-    from experiments.demo import require_tabletop
-    from tests.test_conf import composed
+def test_it_is_played_where_the_policy_was_trained(tmp_path):
+    setting = {"env": {"family": "tabletop", "level": "none"}, "tasks": ["lift", "push"], "varied": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"provenance": {"setting": setting}}))
+    run = composed("demo", *with_earlier_settings([f"path={tmp_path}"], "demo"))
+    assert (run.env["level"], run.tasks) == ("none", ["lift", "push"])
 
-    run = schema.typed(composed("demo", ["env=metaworld"]), schema.ROOTS.get("demo"))
+
+def test_another_environment_is_refused():
+    run = composed("demo", "env=metaworld")
     with pytest.raises(SettingError, match=r"experiments\.evaluate path="):
         require_tabletop(run)
 
