@@ -2,7 +2,7 @@
 
     python -m experiments.demo
     python -m experiments.demo 'sentences=[pick up the red cube,open the blue drawer]' seed=500020
-    python -m experiments.demo path=outputs/quickstart/train env.level=none tasks=[reach,push,lift]
+    python -m experiments.demo path=outputs/quickstart/train
 
 Each sentence is played in the first scene from `seed` on that has the objects that it names, two in one scene
 where both are there. Without `sentences`, five are taken from the scenes themselves, the first two from one
