@@ -182,7 +182,9 @@ def test_a_shell_completes_programs_keys_and_options(installed, own_folder):
         check=False,
         timeout=WAIT_S,
     )
-    assert done.stdout == "<sweep_table ><experiment=tabletop><trainer.learning_rate=>", done.stderr
+    assert done.stdout == (
+        "<sweep_table ><experiment=tabletop><trainer.learning_rate=><trainer.learning_rate_scale.>"
+    ), done.stderr
 
 
 def test_a_bundle_is_served_from_the_wheel(installed, tmp_path):

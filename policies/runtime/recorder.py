@@ -196,8 +196,9 @@ class Recorder:
             return
         self._is_closed = True
         self.film.close()
-        self._worker.offer(self._log.close)
-        if not self._worker.close(timeout_s=_CLOSE_S) and self._worker.failure is not None:
+        is_taken = self._worker.offer(self._log.close)  # not where too much waits already
+        is_done = self._worker.close(timeout_s=_CLOSE_S)
+        if (is_done and not is_taken) or (not is_done and self._worker.failure is not None):
             with contextlib.suppress(OSError):  # the disk that failed before; `problem` names it
                 self._log.close()
 

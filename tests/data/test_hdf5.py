@@ -218,7 +218,7 @@ def test_other_sources_and_mappings_are_refused(tmp_path):
     (tmp_path / "empty/a.hdf5").write_bytes(b"no HDF5")
     with pytest.raises(DatasetError, match=r"a\.hdf5 cannot be opened as HDF5"):
         run(tmp_path / "empty", tmp_path / "d", "aloha")
-    with pytest.raises(DatasetError, match=r"no mapping 'alhoa'; did you mean 'aloha'"):
+    with pytest.raises(SettingError, match=r"mapping is 'alhoa'; did you mean 'aloha'"):
         read_mapping("alhoa", {})
 
 

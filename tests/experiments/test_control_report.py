@@ -122,7 +122,7 @@ def test_the_program_of_a_run_that_was_stopped_reports_and_ends_with_code_3(tmp_
         "control.control_robot = lambda *_: (control.Outcome(recording=read_recording(made)), False)\n"
         "cli.run(control.main)\n"
     )
-    command = [sys.executable, "-c", script, "bundle=b", f"out_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", script, f"bundle={tmp_path}", f"out_dir={tmp_path / 'run'}"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == EXIT_STOPPED, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -268,7 +268,8 @@ def _write_episode(
 
 
 def _exchanged(by_camera: dict[str, T], plan: _Plan, number: int) -> dict[str, T]:
-    for first, second in plan.cameras.get(number, []):
+    """Return what belongs to cameras, all or none, with the exchanges of an episode undone."""
+    for first, second in plan.cameras.get(number, []) if by_camera else ():
         by_camera[first], by_camera[second] = by_camera[second], by_camera[first]
     return by_camera
 
