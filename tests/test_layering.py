@@ -42,6 +42,7 @@ GROUND_FLOOR = (
     "vla.plugins",
     "vla.resize",
     "vla.geometry",
+    "vla.picture_errors",
 )
 
 # Module prefix -> the guarded names it may import besides itself. The longest matching prefix decides.
@@ -53,6 +54,7 @@ MAY_IMPORT = {
     "vla.plugins": ("vla.errors", "vla.registry"),
     "vla.resize": ("vla.errors", "vla.registry"),
     "vla.geometry": (),
+    "vla.picture_errors": (),
     "vla.provenance": (),
     "policies.runtime": GROUND_FLOOR,
     "policies.robots": (*GROUND_FLOOR, "policies.runtime.clock"),

@@ -5,28 +5,13 @@ decompressed.
 """
 
 import io
-import struct
-import zlib
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from policies.serving.wire import PackedImage, WireError
-
-_DECODER_ERRORS = (
-    OSError,  # truncated or damaged data; UnidentifiedImageError is one
-    SyntaxError,  # Pillow's word for a broken PNG
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+from vla.picture_errors import PICTURE_ERRORS
 
 
 def unpack_image(packed: PackedImage, *, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -61,7 +46,7 @@ def unpack_image(packed: PackedImage, *, max_pixels: int) -> UInt8[np.ndarray, "
         raise
     except UnidentifiedImageError as error:
         raise WireError("image_data", f"an image announced as {packed.format} is none") from error
-    except _DECODER_ERRORS as error:
+    except PICTURE_ERRORS as error:
         raise WireError(
             "image_data", f"a {packed.format} image is damaged ({type(error).__name__})"
         ) from error

@@ -4,31 +4,17 @@ Pillow would open anything else as well, PostScript by running Ghostscript.
 """
 
 import io
-import struct
-import zlib
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from vla.data.layout import DatasetError
+from vla.picture_errors import PICTURE_ERRORS
 from vla.spec import MOST_PIXELS_A_SIDE
 
 FORMATS = ("PNG", "JPEG")
 MODES = ("RGB", "L", "P", "RGBA")  # of 8 bits; converting others, such as 16 bits, loses what they say
-_DECODER_ERRORS = (
-    OSError,  # truncated or damaged data, or another format
-    SyntaxError,  # Pillow's word for a broken PNG
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 def decode_picture(
@@ -60,7 +46,7 @@ def decode_picture(
             return np.asarray(opened.convert("RGB"))
     except DatasetError:
         raise
-    except _DECODER_ERRORS as error:
+    except PICTURE_ERRORS as error:
         raise DatasetError(
             f"{where} is damaged, or no PNG or JPEG ({type(error).__name__}: {error}); restore the file from "
             "a copy"
