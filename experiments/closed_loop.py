@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.evaluation.results import Evaluation
+from envs.evaluation.results import Evaluation, actions_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def compare_executed(a: Evaluation, b: Evaluation) -> ExecutedComparison:
     identical = 0
     for row in shared:
         first, second = (
-            np.load(evaluation.run_dir / "actions" / f"{row.task}-{row.seed}.npy", allow_pickle=False)
+            np.load(actions_path(evaluation.run_dir, row.task, row.seed), allow_pickle=False)
             for evaluation in (a, b)
         )
         identical += first.shape == second.shape and bool((first == second).all())

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.collection import TakeOver, collect_takeovers
-from envs.evaluation.results import GREATEST_SEED, Evaluation
+from envs.evaluation.results import GREATEST_SEED, Evaluation, actions_path
 from envs.registry import probe_env
 from experiments.collect import save_demonstration
 from experiments.reports.tables import format_table
@@ -99,8 +99,7 @@ def plan_takeovers(evaluation: Evaluation, settings: CorrectionSettings) -> list
     """
     takeovers = []
     for row in evaluation.rows:
-        path = evaluation.run_dir / "actions" / f"{row.task}-{row.seed}.npy"
-        actions = np.load(path, allow_pickle=False)
+        actions = np.load(actions_path(evaluation.run_dir, row.task, row.seed), allow_pickle=False)
         if settings.teacher == "itself":
             if row.success:
                 takeovers.append(TakeOver(task=row.task, seed=row.seed, lead=actions[:0], own=actions))
@@ -111,13 +110,12 @@ def plan_takeovers(evaluation: Evaluation, settings: CorrectionSettings) -> list
             continue
         rng = np.random.default_rng([_STREAM, row.seed, zlib.crc32(row.task.encode())])
         edges = np.linspace(settings.shortest_lead, end, count + 1)
-        leads = {int(rng.integers(int(low), max(int(low) + 1, int(high)))) for low, high in _pairs(edges)}
+        leads = {
+            int(rng.integers(int(low), max(int(low) + 1, int(high))))
+            for low, high in itertools.pairwise(edges)
+        }
         takeovers += [TakeOver(task=row.task, seed=row.seed, lead=actions[:lead]) for lead in sorted(leads)]
     return takeovers
-
-
-def _pairs(edges: np.ndarray) -> list[tuple[float, float]]:
-    return list(itertools.pairwise(edges))
 
 
 def record_corrections(

@@ -83,7 +83,7 @@ class Improvement:
         )
 
     def evaluate(self, number: int) -> None:
-        """Measure the policy after a round, and compare it with the round before."""
+        """Measure the policy as it is after a round."""
         loaded = self.load(number)
         results = evaluate_instruction_modes(
             loaded.policy,
@@ -145,7 +145,6 @@ class Improvement:
         return Round(
             number=number,
             evaluation=self._evaluation(number),
-            practice=load_evaluation(place / "practice") if number else None,
             counts={task: CorrectionCounts(**one) for task, one in counts.items()},
             metrics_path=place / "train" / "metrics.jsonl" if number else None,
         )

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from envs.evaluation.episodes import EpisodeRow, read_rows
-from envs.evaluation.results import PLAN, Evaluation, EvaluationPlan, VideoRecord, read_plan
+from envs.evaluation.results import PLAN, Evaluation, EvaluationPlan, VideoRecord, actions_path, read_plan
 from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
@@ -194,7 +194,7 @@ def _run_missing(
         for result in results:
             if not rows and not new:
                 _write_plan(run_dir, plan, policy_id)  # not before: what cannot be run leaves no plan
-            _save_actions(_actions_path(run_dir, result.request.task, result.request.seed), result.actions)
+            _save_actions(actions_path(run_dir, result.request.task, result.request.seed), result.actions)
             new.append(_row(result, policy_id, versions))
             log.append(new[-1].to_json())
             successes += result.success
@@ -225,10 +225,6 @@ def _row(result: EpisodeResult, policy_id: str, versions: dict[str, str]) -> Epi
     )
 
 
-def _actions_path(run_dir: Path, task: str, seed: int) -> Path:
-    return run_dir / "actions" / f"{task}-{seed}.npy"
-
-
 def _save_actions(path: Path, actions: Float32[np.ndarray, "time action"]) -> None:
     with staged_file(path) as staging, staging.open("xb") as file:
         np.save(file, actions)
@@ -251,14 +247,14 @@ def _film_some(evaluation: Evaluation, env_factory: str) -> list[VideoRecord]:
     """Film the chosen episodes and return what was filmed. Rows whose actions were deleted are left out."""
     run_dir, plan = evaluation.run_dir, evaluation.plan
     (run_dir / "videos").mkdir(exist_ok=True)
-    rows = [row for row in _to_film(evaluation) if _actions_path(run_dir, row.task, row.seed).exists()]
+    rows = [row for row in _to_film(evaluation) if actions_path(run_dir, row.task, row.seed).exists()]
     stems = [f"{row.task}-{row.seed}-{'success' if row.success else 'failure'}" for row in rows]
     recordings = [
         Recording(
             task=row.task,
             env_config=plan.env_configs[row.task],
             seed=row.seed,
-            actions=np.load(_actions_path(run_dir, row.task, row.seed), allow_pickle=False),
+            actions=np.load(actions_path(run_dir, row.task, row.seed), allow_pickle=False),
             video_path=run_dir / "videos" / f"{stem}.mp4",
             filmstrip_path=run_dir / "videos" / f"{stem}.jpg",
         )

@@ -107,6 +107,11 @@ class EvaluationPlan(EvaluationSettings):
         ]
 
 
+def actions_path(run_dir: Path, task: str, seed: int) -> Path:
+    """Return where an evaluation keeps the executed actions of an episode."""
+    return run_dir / "actions" / f"{task}-{seed}.npy"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRecord:
     """A filmed episode; paths are relative to the evaluation's directory."""

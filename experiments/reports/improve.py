@@ -22,7 +22,6 @@ class Round:
 
     number: int
     evaluation: Evaluation
-    practice: Evaluation | None
     counts: Mapping[str, CorrectionCounts]
     metrics_path: Path | None
 
