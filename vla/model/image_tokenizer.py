@@ -24,6 +24,9 @@ from vla.model.interface import AxisLabels, AxisNames, FeatureMap
 from vla.model.transformer import RMSNorm
 
 
+HALF_RANGE = 127.5  # of a pixel; a byte less this is exact in bf16 too
+
+
 class ImageTokenizer(nn.Module):
     """Frames uint8 [batch images h w 3] to tokens [batch images*patches width], with learned positions."""
 
@@ -80,19 +83,26 @@ class ImageTokenizer(nn.Module):
         softmax over the frame.
         """
         num_images = images.shape[1]
-        x = rearrange(images, "b k h w c -> (b k) c h w").to(self.patchify.weight.dtype)
-        x = (x / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.patchify(x))
+        x = rearrange(images, "b k h w c -> (b k) c h w").to(product_dtype(self.patchify.weight))
+        x = F.conv2d(x - HALF_RANGE, self.patchify.weight / HALF_RANGE, self.patchify.bias, stride=4)
+        x = F.relu(x, inplace=True)
         modulation = self.language(instruction).repeat_interleave(num_images, dim=0)[..., None, None]
         scale_1, shift_1, scale_2, shift_2 = modulation.chunk(4, dim=1)
-        x = F.relu(self.middle(x) * (1 + scale_1) + shift_1)
-        x = F.relu(self.detail(x) * (1 + scale_2) + shift_2)
+        x = F.relu(torch.addcmul(shift_1, self.middle(x), 1 + scale_1), inplace=True)
+        x = F.relu(torch.addcmul(shift_2, self.detail(x), 1 + scale_2), inplace=True)
         tokens = self.norm(rearrange(self.last(x), "b d h w -> b (h w) d"))
         tokens = rearrange(tokens, "(b k) n d -> b k n d", k=num_images) + self.position.to(tokens.dtype)
-        weights = rearrange(x.float(), "b d h w -> b d (h w)").softmax(dim=-1)
-        keypoints = rearrange(torch.matmul(weights, self.grid), "(b k) d two -> b (k d two)", k=num_images)
+        weights = rearrange(x, "b d h w -> b (h w) d").softmax(dim=1)  # as x lies in memory
+        keypoints = torch.matmul(self.grid.T.to(weights.dtype), weights)
+        keypoints = rearrange(keypoints, "(b k) two d -> b (k d two)", k=num_images)
         maps = rearrange(x, "(b k) d h w -> b k d h w", k=num_images)
         return rearrange(tokens, "b k n d -> b (k n) d"), keypoints, maps
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type in which matrix products with a weight are computed: autocast's, or its own."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def sine_positions(*, side: int, width: int) -> Float[Tensor, "patches width"]:

@@ -21,8 +21,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch n width"]) -> Float[Tensor, "batch n width"]:
         """Scale each token to unit root mean square, then by the gain."""
-        inverse = torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + 1e-6)
-        return x * (inverse * self.gain).to(x.dtype)
+        mean_square = torch.linalg.vecdot(x, x)[..., None].float() / x.shape[-1]
+        inverse = torch.rsqrt(mean_square + 1e-6).to(x.dtype)
+        return x * inverse * self.gain.to(x.dtype)  # in this order no gradient is a large tensor in fp32
 
 
 class Block(nn.Module):
@@ -46,7 +47,7 @@ class Block(nn.Module):
         """Return the new tokens after this block, and its keys and values so far."""
         mixed, seen = self.attention(self.attention_norm(x), past=past, bias=bias)
         x = x + mixed
-        return x + self.down(F.relu(self.up(self.mlp_norm(x))).square()), seen
+        return x + self.down(F.relu(self.up(self.mlp_norm(x)), inplace=True).square()), seen
 
     def keys_values(self, x: Float[Tensor, "batch new width"]) -> KeyValue:
         """Return only keys and values, for the last block, whose prefix outputs nobody reads."""
