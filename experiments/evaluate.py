@@ -1,7 +1,7 @@
 """Measures a policy in simulation: success by task with intervals, language controls, videos, a report.
 
     python -m experiments.evaluate path=outputs/train/tabletop
-    python -m experiments.evaluate policy=bundle path=outputs/bundle tasks=[lift] env.level=heldout
+    python -m experiments.evaluate path=outputs/bundle tasks=[lift] env.level=heldout
     python -m experiments.evaluate path=outputs/train/tabletop evaluation.runtime=robot
     python -m experiments.evaluate path=outputs/train/so101 dataset=recordings/so101
 
@@ -34,6 +34,7 @@ from envs.evaluation.results import (
 from envs.registry import probe_env
 from experiments.config import cli, schema
 from experiments.config.control_setup import evaluation_limits
+from experiments.config.found import BUNDLE
 from experiments.config.simulation import env_configs
 from experiments.config.trained_setting import describe
 from experiments.objective import objective, require_metric, success_rates
@@ -55,8 +56,9 @@ class TorchImported(RuntimeError):
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy, the hash that identifies it, and where it comes from."""
+    """A policy, which kind it is, the hash that identifies it, and where it comes from."""
 
+    kind: str  # "checkpoint" or "bundle"
     policy: Policy
     policy_id: str
     provenance: Mapping[str, Any]
@@ -69,7 +71,7 @@ def load_policy(
     """Load a checkpoint (or the newest of a training run) with torch, or a bundle without.
 
     Args:
-        kind: "checkpoint" or "bundle".
+        kind: "checkpoint", "bundle", or "auto": what lies there.
         path: where it lies.
         device: "auto", "cpu" or "cuda"; what a checkpoint runs on is printed.
         num_workers: simulating processes beside it; on a CPU it uses the cores that they leave.
@@ -79,6 +81,8 @@ def load_policy(
         ValueError: `kind` or `device` is none of these or cannot be had, or what lies at `path` is damaged or
             something else.
     """
+    if kind == "auto":
+        kind = "bundle" if BUNDLE.is_at(path) else "checkpoint"
     if kind == "bundle":
         if device not in ("auto", "cpu"):
             raise ValueError(
@@ -92,7 +96,7 @@ def load_policy(
         from policies.exported import BundlePolicy
 
         bundle = BundlePolicy.load(path)
-        return LoadedPolicy(bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
+        return LoadedPolicy(kind, bundle, bundle.bundle_id, bundle.provenance, bundle.processor)
     if kind == "checkpoint":
         from policies.vla_policy import VLAPolicy, load_policy_checkpoint, threads_beside
         from vla.model.checkpoint import which_checkpoint
@@ -110,8 +114,8 @@ def load_policy(
         policy_id = loaded.checkpoint_id
         if head:  # other settings, other numbers
             policy_id = f"{policy_id} with {json.dumps(dict(head), sort_keys=True)}"
-        return LoadedPolicy(policy, policy_id, loaded.provenance, loaded.processor)
-    raise ValueError(f"policy is {kind!r}; it must be 'checkpoint' or 'bundle'")
+        return LoadedPolicy(kind, policy, policy_id, loaded.provenance, loaded.processor)
+    raise ValueError(f"policy is {kind!r}; it must be 'auto', 'checkpoint' or 'bundle'")
 
 
 def evaluate_instruction_modes(
@@ -275,7 +279,7 @@ def main(config: DictConfig) -> float | None:
         title=f"Evaluation of {cli.portable_path(run.path)}",
         command=cli.typed_command("evaluate"),
     )
-    if run.policy == "bundle":
+    if loaded.kind == "bundle":
         if "torch" in sys.modules:
             raise TorchImported(
                 "something imported torch; a bundle must not need it. Leave out plug-ins that import torch, "

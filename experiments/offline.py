@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.reports.tables import format_table
 from vla.data.demonstrations import DemonstrationSource
-from vla.errors import VLAError
+from vla.errors import Refusal
 from vla.interface import Policy
 from vla.spec import RobotSpec
 
@@ -22,7 +22,7 @@ BATCH = 16
 _RESAMPLES = 2000
 
 
-class NothingHeldOut(VLAError):
+class NothingHeldOut(Refusal):
     """A policy was trained on every episode of a recording."""
 
 

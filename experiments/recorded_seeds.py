@@ -5,12 +5,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from vla.errors import VLAError
+from vla.errors import Refusal
 
 KEY = "recorded_seeds"  # in the provenance of a checkpoint and of a bundle
 
 
-class SeedsWereRecorded(VLAError):
+class SeedsWereRecorded(Refusal):
     """An evaluation asks for scenes of which the policy was given demonstrations."""
 
 

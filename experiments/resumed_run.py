@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vla.errors import Refusal
 from vla.files import JsonLinesAppender, read_manifest
 from vla.model.checkpoint import (
     WEIGHTS_NAME,
@@ -35,8 +36,13 @@ _PLACES = (
     "trainer.resume",
 )
 _SHAPES = ("model.", "codec.", "processor.", "data.", "trainer.", "seed", "init_statistics")
+_OF_WEIGHTS = ("model.backbone", "model.head.kind", "codec.")
 _OF_RECORDING = ("collect.", "env.", "tasks")
 _ABSENT = None  # a key that is left out counts as null
+
+
+class ResumeRefused(CheckpointError, Refusal):
+    """A command changes what the run that it continues has to keep."""
 
 
 class Changed(NamedTuple):
@@ -118,15 +124,22 @@ def require_resumable(found: Resumption, run_dir: Path, *, may_override: bool, r
         records: whether it will record.
 
     Raises:
-        CheckpointError: it changes what it must not; the message names all that, and what to do.
+        ResumeRefused: it changes what it must not; the message names all that, and what to do.
     """
+    of_weights = {key: one for key, one in found.changed.items() if key.startswith(_OF_WEIGHTS)}
+    if of_weights:
+        raise ResumeRefused(
+            f"{run_dir} was trained with other settings until step {found.step}: {_listed(of_weights)}. Its "
+            "weights have that shape: give those of before, or train in a new run directory, with "
+            f"init_from={run_dir} to keep what fits"
+        )
     refused = {
         key: one
         for key, one in found.changed.items()
         if (_shapes(key) and not may_override) or (records and key.startswith(_OF_RECORDING))
     }
     if refused:
-        raise CheckpointError(
+        raise ResumeRefused(
             f"{run_dir} was trained with other settings until step {found.step}: {_listed(refused)}. Give "
             "those of before, train in a new run directory, or continue with the new ones by "
             "trainer.resume=override record=false"
@@ -139,7 +152,7 @@ def require_same_episodes(
     """Check that a run goes on with the episodes that it began with, and holds out the same ones.
 
     Raises:
-        CheckpointError: it does not.
+        ResumeRefused: it does not.
     """
     differing = [
         f"{what}: {len(found.episodes[what])} before, {len(episodes[what])} now, "
@@ -148,7 +161,7 @@ def require_same_episodes(
         if set(found.episodes.get(what, episodes[what])) != set(episodes[what])
     ]
     if differing and not may_override:
-        raise CheckpointError(
+        raise ResumeRefused(
             f"{run_dir} was trained on other episodes until step {found.step} ({'; '.join(differing)}), and "
             "held-out numbers of other episodes do not compare. Give the dataset and the settings of data as "
             "they were, train in a new run directory, or continue by trainer.resume=override"

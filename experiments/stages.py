@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla.errors import VLAError
+from vla.errors import Refusal
 from vla.files import atomic_write_json, read_json
 
 
-class SettingsChanged(VLAError):
+class SettingsChanged(Refusal):
     """What is there was made with other settings than those given now."""
 
 

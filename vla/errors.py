@@ -8,6 +8,10 @@ class VLAError(ValueError):
     """A value, file or setting is wrong; the message says what was wrong, what exists and what to do."""
 
 
+class Refusal(VLAError):
+    """A command asks for what cannot be done with what is there; nothing was begun and nothing changed."""
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return what exists in place of an unknown name, the nearest first.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from vla.errors import VLAError
+from vla.errors import Refusal
 
 ACTION_CONVENTIONS = (
     "joint_target",
@@ -27,7 +27,7 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 GRIPPER_SIGNS = ("positive_opens", "positive_closes", "none")
 
 
-class SpecMismatch(VLAError):
+class SpecMismatch(Refusal):
     """Two robot specs that had to agree do not; the message lists each difference."""
 
 

@@ -22,7 +22,7 @@ from envs.evaluation.results import PLAN, Evaluation, EvaluationPlan, VideoRecor
 from envs.rollout import EpisodeRequest, EpisodeResult, run_episodes
 from envs.videos import Recording, film
 from envs.workers import MAKE_ENV
-from vla.errors import VLAError
+from vla.errors import Refusal
 from vla.files import DirectoryLock, JsonLinesAppender, atomic_write_json, staged_file
 from vla.interface import Policy
 from vla.provenance import software_versions
@@ -30,7 +30,7 @@ from vla.provenance import software_versions
 _FREE_TO_CHANGE = ("episodes_per_task", "num_workers", "envs_per_worker", "videos_per_task")
 
 
-class EvaluationMismatch(VLAError):
+class EvaluationMismatch(Refusal):
     """A directory holds the evaluation of another policy or of another plan."""
 
 

@@ -1,7 +1,8 @@
 """Runs a Hydra main as a well-behaved program: short errors, nearest key, signals, exit codes.
 
-Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 129 SIGHUP (the terminal was closed),
-130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. `HYDRA_FULL_ERROR=1` shows whole tracebacks.
+Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong or asks for what is refused, 129 SIGHUP (the
+terminal was closed), 130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. `HYDRA_FULL_ERROR=1` shows whole
+tracebacks.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from experiments.config.run_record import FolderOfAnother
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
+from vla.errors import Refusal
 from vla.registry import FilePath, SettingError, UnknownPart, did_you_mean, settings_of, shown
 from vla.spec import is_utf8
 
@@ -123,6 +125,10 @@ def run(main: Callable[[], object]) -> NoReturn:
         if wants_traceback:
             traceback.print_exc()
         _end(EXIT_CONFIG, explain_config_error(error, program=_this_program()))
+    except Refusal as error:
+        if wants_traceback:
+            traceback.print_exc()
+        _end(EXIT_CONFIG, explain_failure(error))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if str(error).startswith(_NO_NAME):  # raised by Hydra
             _end(EXIT_CONFIG, explain_group_error(sys.argv[1:]))

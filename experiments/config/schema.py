@@ -257,7 +257,7 @@ class TrainRun(CollectRun):
 class EvaluateRun(TaskProgram):
     """`python -m experiments.evaluate`."""
 
-    policy: Annotated[str, Choices("checkpoint", "bundle"), "what lies at path"]
+    policy: Annotated[str, Choices("auto", "checkpoint", "bundle"), "what lies at path; auto looks"]
     path: Annotated[str, POLICY, "of a checkpoint, of a training run, or of a bundle"]
     metric: Metric = None
     head: HeadChanges = field(default_factory=dict)

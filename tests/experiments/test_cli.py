@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 
 from experiments.config import cli, schema
+from vla.errors import Refusal
 from vla.files import DirectoryInUse
 from vla.registry import SettingError
 
@@ -42,6 +43,7 @@ def raising(error):
     ("error", "code"),
     [
         (ValueError("wrong"), cli.EXIT_FAILED),
+        (Refusal("not with these cameras"), cli.EXIT_CONFIG),
         (FileNotFoundError("gone"), cli.EXIT_FAILED),
         (DirectoryInUse("held"), cli.EXIT_FAILED),
         (KeyboardInterrupt(), cli.EXIT_INTERRUPTED),

@@ -86,7 +86,7 @@ def test_a_policy_is_evaluated_where_it_was_trained(tmp_path):
     policy = write_policy(tmp_path / "run" / "checkpoints" / "step_00000008", METAWORLD, ["push", "reach"])
     run = run_of("evaluate", f"path={tmp_path / 'run'}")
     assert (run.env, run.tasks) == (METAWORLD, ["push", "reach"])
-    assert run_of("evaluate", f"path={policy}", "policy=bundle").env == METAWORLD
+    assert run_of("evaluate", f"path={policy}").env == METAWORLD
     assert run_of("delay_table", f"bundle={policy}").tasks == ["push", "reach"]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.resumed_run import (
     CHANGES_FILE,
+    ResumeRefused,
     begin,
     newest_weights,
     recorded_overrides,
@@ -75,11 +76,6 @@ def test_an_accepted_change_is_printed_and_appended_with_its_step(tmp_path, caps
 @pytest.mark.parametrize(
     ("given", "records", "message"),
     [
-        (
-            {"model": {"backbone": {"kind": "vla", "width": 64}}},
-            False,
-            r"model\.backbone\.width=64 \(was 32\)",
-        ),
         ({"trainer": {"learning_rate": 0.1}}, False, r"trainer\.learning_rate=0\.1 \(was 0\.001\)"),
         ({"data": {"validation_share": 0.5}}, False, r"data\.validation_share=0\.5 \(was null\)"),
         ({"collect": {"episodes_per_task": 9}}, True, r"collect\.episodes_per_task=9 \(was 6\)"),
@@ -91,6 +87,15 @@ def test_what_shapes_a_run_is_refused_before_anything_is_recorded(tmp_path, give
     with pytest.raises(CheckpointError, match=message):
         require_resumable(found, tmp_path, may_override=False, records=records)
     require_resumable(found, tmp_path, may_override=True, records=False)
+
+
+@pytest.mark.parametrize("may_override", [False, True])
+def test_another_model_is_refused_with_what_to_do_about_its_weights(tmp_path, may_override):
+    write_checkpoint(tmp_path)
+    found = resumption(tmp_path, changed(model={"backbone": {"kind": "vla", "width": 64}}))
+    with pytest.raises(ResumeRefused, match=r"backbone\.width=64 \(was 32\).*init_from=") as refused:
+        require_resumable(found, tmp_path, may_override=may_override, records=False)
+    assert "override" not in str(refused.value)
 
 
 def test_other_episodes_are_refused(tmp_path):

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from vla.model.interface import AxisLabels, AxisNames, FeatureMap
 from vla.model.transformer import RMSNorm
 
-
 HALF_RANGE = 127.5  # of a pixel; a byte less this is exact in bf16 too
 
 
