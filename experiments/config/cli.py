@@ -1,8 +1,8 @@
 """Runs a Hydra main as a well-behaved program: short errors, nearest key, signals, exit codes.
 
 Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong or asks for what is refused, 129 SIGHUP
-(the terminal was closed), 130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. `HYDRA_FULL_ERROR=1` shows whole
-tracebacks.
+(the terminal was closed), 130 Ctrl-C, 143 SIGTERM. control.py adds its own codes. Whole tracebacks are shown
+with `HYDRA_FULL_ERROR=1`.
 """
 
 import contextlib
