@@ -33,6 +33,8 @@ TINY = [
     "bundle_evaluation.episodes_per_task=1",
 ]
 
+FEW = ["corrections.episodes_per_task=2", "evaluation.episodes_per_task=2", "evaluation.videos_per_task=0"]
+
 
 def program(verb, *arguments):
     command = [sys.executable, "-m", f"experiments.{verb}", *arguments]
@@ -142,6 +144,27 @@ def test_the_page_about_python_is_so(quickstart, tmp_path, monkeypatch):
     assert f"There are {len(names['ids'])} ids" in section
     assert len(names["windows"]) == Dataset("outputs/datasets/mine").num_frames
     assert {path.name for path in Path("outputs").iterdir()} >= {"episode.mp4", "attention.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_policy_improves_on_its_own_rollouts_and_goes_on_where_it_ended(quickstart, tmp_path):
+    out_dir, _ = quickstart
+    better = tmp_path / "better"
+    command = [f"path={out_dir}/train", f"out_dir={better}", "samples_per_round=16", *FEW]
+    first = program("improve", *command)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"policy: {better}/round_1/train" in first.stdout
+    counts = json.loads((better / "round_1" / "corrections.json").read_text())["reach"]
+    assert counts["episodes"] == 2
+    assert Dataset(better / "round_1" / "dataset").num_episodes == counts["recorded"] > 0
+    begun_with = json.loads((better / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert begun_with["step"] == 2, "of 16 samples in batches of 8"
+    second = program("improve", *command, "rounds=2")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("done before") == 5
+    assert f"policy: {better}/round_2/train" in second.stdout
+    assert "<html" in (better / "report.html").read_text()
 
 
 @pytest.mark.timeout(1200)

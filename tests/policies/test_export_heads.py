@@ -11,6 +11,7 @@ import pytest
 from policy_fixtures import tiny_observations, tiny_processor
 from policy_models import tiny_model
 
+import policies.export
 from policies.conformance import MAX_ACTION_DIFFERENCE, compare_policies
 from policies.export import export_bundle
 from policies.exported import BundlePolicy
@@ -23,27 +24,37 @@ CODECS = {
 }
 
 
-def exported(tmp_path, head, *, max_committed=0, **changes):
+def export(folder, head, *, max_committed):
+    """A policy of random weights, and the bundle that it was exported to."""
     processor = tiny_processor(frame_offsets=(4, 0), max_committed=max_committed, codec=CODECS[head])
     model = tiny_model(processor, head=head)
     report = export_bundle(
         model=model,
         processor=processor,
         provenance={},
-        out_dir=tmp_path / "bundle",
+        out_dir=folder / "bundle",
         golden_observations=tiny_observations(6, num_frames=2),
     )
-    return VLAPolicy(model=model, processor=processor, **changes), report.directory
+    return VLAPolicy(model=model, processor=processor), report.directory
 
 
-@pytest.mark.parametrize(("head", "max_committed"), [("fast", 0), ("flow", 2)])
-def test_the_bundle_equals_the_model(tmp_path, head, max_committed):
-    policy, directory = exported(tmp_path, head, max_committed=max_committed)
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Each head once: an export takes ten seconds."""
+    return {
+        "fast": export(tmp_path_factory.mktemp("fast"), "fast", max_committed=0),
+        "flow": export(tmp_path_factory.mktemp("flow"), "flow", max_committed=2),
+    }
+
+
+@pytest.mark.parametrize("head", list(CODECS))
+def test_the_bundle_equals_the_model(exports, head):
+    policy, directory = exports[head]
     bundle, fresh = BundlePolicy.load(directory), tiny_observations(20, num_frames=2, seed=9)
     free = policy.predict(fresh)
     assert len(np.unique(free.reshape(20, -1).round(6), axis=0)) > 5, "a constant policy would prove nothing"
     assert compare_policies(policy, bundle, fresh, batch_size=7).passed
-    if max_committed:
+    if head == "flow":
         given = [
             dataclasses.replace(observation, committed=chunk[: i % 3])
             for i, (observation, chunk) in enumerate(zip(fresh, free[::-1], strict=True))
@@ -53,8 +64,8 @@ def test_the_bundle_equals_the_model(tmp_path, head, max_committed):
         assert (policy.predict(given) != free).any(), "what is committed counts"
 
 
-def test_flow_keeps_committed_actions_and_its_noise_is_seeded(tmp_path):
-    policy, directory = exported(tmp_path, "flow", max_committed=2)
+def test_flow_keeps_committed_actions_and_its_noise_is_seeded(exports):
+    policy, directory = exports["flow"]
     (one,) = tiny_observations(1, num_frames=2)
     committed = policy.predict(tiny_observations(1, num_frames=2, seed=4))[0, :2]
     given = dataclasses.replace(one, committed=committed)
@@ -68,8 +79,8 @@ def test_flow_keeps_committed_actions_and_its_noise_is_seeded(tmp_path):
 
 
 @pytest.mark.parametrize("head", list(CODECS))
-def test_a_bundle_of_any_head_needs_no_torch(tmp_path, head):
-    _, directory = exported(tmp_path, head)
+def test_a_bundle_of_any_head_needs_no_torch(exports, head):
+    _, directory = exports[head]
     program = f"""
 import sys
 from policies.exported import BundlePolicy
@@ -82,16 +93,14 @@ assert not {{"torch", "onnx", "mujoco", "hydra"}} & set(sys.modules)
 
 def test_an_export_that_swaps_the_history_fails(tmp_path, monkeypatch):
     """The golden moments have two different frames, so that a graph with the frames swapped is found out."""
-    from policies import export
-
-    whole = export.export_graph
+    whole = policies.export.export_graph
 
     def with_swapped_frames(model, *, processor, inputs):
         return whole(_swapped(copy.deepcopy(model)), processor=processor, inputs=inputs)
 
-    monkeypatch.setattr(export, "export_graph", with_swapped_frames)
-    with pytest.raises(export.ParityError, match="DIFFERENT"):
-        exported(tmp_path, "flow")
+    monkeypatch.setattr(policies.export, "export_graph", with_swapped_frames)
+    with pytest.raises(policies.export.ParityError, match="DIFFERENT"):
+        export(tmp_path, "flow", max_committed=0)
 
 
 def _swapped(model):
