@@ -41,7 +41,7 @@ from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.demo import with_caption, write_demo_page
 from experiments.reports.tables import format_lines
 from policies.vla_policy import PolicyCheckpoint, VLAPolicy, load_policy_checkpoint
-from vla.errors import VLAError
+from vla.errors import Refusal
 from vla.files import DirectoryLock, atomic_write_json
 from vla.registry import SettingError
 
@@ -53,7 +53,7 @@ MOST_SCENES = 3000  # that are searched for the objects of a sentence
 FILM_SIZE = {"video_height": 480, "video_width": 640}  # [pixels]
 
 
-class NoSuchScene(VLAError):
+class NoSuchScene(Refusal):
     """No scene has the objects that a sentence names."""
 
 

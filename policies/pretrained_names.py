@@ -7,7 +7,7 @@ A wheel holds the smallest of these policies, a checkout all. experiments/releas
 import re
 from pathlib import Path
 
-from vla.errors import VLAError, did_you_mean
+from vla.errors import Refusal, did_you_mean
 from vla.files import MANIFEST_NAME
 from vla.registry import absolute_path
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).with_name("pretrained")
 _SHORT = re.compile(r"pretrained/([A-Za-z0-9_.-]+)/?")
 
 
-class NoPretrainedPolicy(VLAError):
+class NoPretrainedPolicy(Refusal):
     """There is no pretrained policy of that name."""
 
 

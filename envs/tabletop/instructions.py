@@ -10,7 +10,7 @@ import re
 
 from envs.tabletop.scene import COLORS, SHAPES
 from envs.wordings import choose_wordings
-from vla.errors import VLAError
+from vla.errors import Refusal
 
 TRAIN_WORDINGS: dict[str, tuple[str, ...]] = {
     "reach": (
@@ -87,7 +87,7 @@ _SLOTS = {  # what may stand in place of a word in braces
 }
 
 
-class UnknownInstruction(VLAError):
+class UnknownInstruction(Refusal):
     """A sentence names no goal of any task, in no wording."""
 
 

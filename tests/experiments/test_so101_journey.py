@@ -153,7 +153,7 @@ def test_a_recording_that_was_all_trained_on_is_refused(journey):
     arguments = ("dataset=recordings/so101", "robot_file=outputs/so101/robot.yaml", "data.image_size=24")
     whole = ("data.validation_share=0", "out_dir=outputs/whole", *TINY)
     assert "no episode is held out" in program("train", *arguments, *whole, cwd=home)
-    told = program("evaluate", "path=outputs/whole", arguments[0], "out_dir=outputs/none", cwd=home, code=1)
+    told = program("evaluate", "path=outputs/whole", arguments[0], "out_dir=outputs/none", cwd=home, code=2)
     assert "trained on all 6 episodes" in told
 
 
