@@ -31,7 +31,7 @@ from experiments.config.declared import all_keys, allowed_in, help_table, keys_o
 from experiments.config.earlier_settings import with_earlier_settings
 from experiments.config.overrides import as_value
 from experiments.config.plugins import CONF, GROUPS, PLUGIN_HINT, load_plugins, plugins_in
-from experiments.config.run_record import FolderOfAnother
+from experiments.config.run_record import FolderOfAnother, JobFailed
 from experiments.config.schema import ROOTS, Program
 from experiments.config.streams import make_streams_lenient
 from vla.disk_faults import explain_disk_fault
@@ -172,7 +172,10 @@ def require_our_configuration(found: Iterable[str]) -> None:
 def _call(main: Callable[[], object]) -> None:
     """Call a Hydra main; its `--help` shows this program's groups alone, and explains each setting."""
     if not {"--help", "-h"} & set(sys.argv[1:]):
-        main()
+        try:
+            main()
+        except JobFailed as failed:
+            raise failed.error from None
         return
     shown = io.StringIO()
     try:

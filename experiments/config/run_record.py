@@ -29,6 +29,18 @@ class FolderOfAnother(BaseException):
     """A directory holds a run of another program; no `Exception`, of which Hydra makes a mere warning."""
 
 
+class JobFailed(BaseException):
+    """Carries the error of a job out of Hydra, which would put a line of its own before the message.
+
+    Attributes:
+        error: what the job raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @functools.cache
 def run_name() -> str:
     """Return a name for a new run directory: the time and the number of the process that was started.
@@ -82,6 +94,9 @@ class RunRecord(Callback):
 
         In a sweep a job that failed keeps its record, and a line says so at once, as Hydra reports the first
         one alone, when all are done.
+
+        Raises:
+            JobFailed: the job of a program that runs once has failed.
         """
         if os.environ.get("RANK", "0") != "0":
             return
@@ -92,16 +107,22 @@ class RunRecord(Callback):
                 _write(folder, config, config.hydra)
         elif HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"job {HydraConfig.get().job.num} of the sweep failed: {job_return._return_value}")
-        elif self._is_ours and os.listdir(folder.parent) == [RECORD]:  # noqa: PTH208
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
-            with contextlib.suppress(OSError):  # of another's: no right to remove it
-                folder.parent.rmdir()
+        else:
+            if self._is_ours and os.listdir(folder.parent) == [RECORD]:  # noqa: PTH208
+                _take_back(folder)
+            raise JobFailed(job_return._return_value)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Remove the record of the whole sweep, which Hydra writes before a job has been accepted."""
         (Path(config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+
+
+def _take_back(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    with contextlib.suppress(OSError):  # of another's: no right to remove it
+        folder.parent.rmdir()
 
 
 def write_record(config: DictConfig) -> None:
