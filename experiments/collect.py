@@ -45,7 +45,7 @@ class Collection:
             root,
             robot_spec=spec,
             storage=collect.storage,
-            geometry=_geometry(env["family"]) if collect.geometry else None,
+            geometry=geometry_of(env["family"]) if collect.geometry else None,
             extra_info=info,
             pixel_format=collect.pixel_format,
         )
@@ -150,7 +150,7 @@ def save_demonstration(
     writer.save_episode(episode.instruction, {**known, **extra})
 
 
-def _geometry(family: str) -> GeometrySpec:
+def geometry_of(family: str) -> GeometrySpec:
     """Return what a family of environments measures in its pictures.
 
     Raises:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from envs.collection import TakeOver, collect_takeovers
 from envs.evaluation.results import GREATEST_SEED, Evaluation, actions_path
 from envs.registry import probe_env
-from experiments.collect import save_demonstration
+from experiments.collect import geometry_of, save_demonstration
 from experiments.reports.tables import format_table
 from vla.data.demonstrations import BALANCES
 from vla.data.writer import DatasetWriter
@@ -119,7 +119,7 @@ def plan_takeovers(evaluation: Evaluation, settings: CorrectionSettings) -> list
 
 
 def record_corrections(
-    root: Path, evaluation: Evaluation, *, settings: CorrectionSettings
+    root: Path, evaluation: Evaluation, *, settings: CorrectionSettings, geometry: bool = False
 ) -> dict[str, CorrectionCounts]:
     """Record how the expert finishes the episodes of an evaluation; continues what was interrupted.
 
@@ -127,20 +127,28 @@ def record_corrections(
         root: directory of the dataset.
         evaluation: episodes of the policy, whose executed actions were kept.
         settings: where the expert takes over.
+        geometry: whether to measure depth and points in each picture.
 
     Returns:
         What came of it, by task.
 
     Raises:
         NothingToCorrect: not one take-over led to the goal.
+        SettingError: these environments measure no geometry.
         DatasetError: `root` holds something else.
         WorkerError: an environment raised, or a worker died.
     """
     configs = evaluation.plan.env_configs
     takeovers = plan_takeovers(evaluation, settings)
     planned = Counter(one.task for one in takeovers)
-    info = {"env": _shared(configs), "corrected_policy": evaluation.policy_id}
-    writer = DatasetWriter(root, robot_spec=probe_env(configs), storage=settings.storage, extra_info=info)
+    env = _shared(configs)
+    writer = DatasetWriter(
+        root,
+        robot_spec=probe_env(configs),
+        storage=settings.storage,
+        geometry=geometry_of(env["family"]) if geometry else None,
+        extra_info={"env": env, "corrected_policy": evaluation.policy_id},
+    )
     recorded = Counter[str]()
     with writer:
         done = {
@@ -153,6 +161,7 @@ def record_corrections(
                 configs,
                 missing,
                 num_workers=settings.num_workers,
+                geometry=geometry,
                 on_failure=lambda _task, _seed: _note(bar),
             )
             for episode in episodes:

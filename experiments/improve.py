@@ -115,7 +115,10 @@ class Improvement:
         """Record what the expert, or the policy itself, makes of these scenes."""
         place = self.folder(number)
         counts = record_corrections(
-            place / "dataset", load_evaluation(place / "practice"), settings=self.run.corrections
+            place / "dataset",
+            load_evaluation(place / "practice"),
+            settings=self.run.corrections,
+            geometry=self.run.collect.geometry,
         )
         atomic_write_json(place / COUNTS, {task: dataclasses.asdict(one) for task, one in counts.items()})
         print(counts_table(counts))

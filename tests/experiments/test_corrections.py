@@ -15,6 +15,7 @@ from experiments.corrections import (
     plan_takeovers,
     record_corrections,
 )
+from vla.data.geometry import read_views
 from vla.data.lerobot_v3 import Dataset
 
 ENV = {"family": "tabletop", "image_size": 16, "level": "none"}
@@ -86,6 +87,16 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(practiced, tmp_path, 
     one, other = (Dataset(tmp_path / name) for name in ("whole", "parts"))
     np.testing.assert_array_equal(one.actions, other.actions)
     assert one.episode_extra["taken_over_at"] == other.episode_extra["taken_over_at"]
+
+
+def test_what_demonstrations_measure_corrections_measure_too(practiced, tmp_path):
+    settings = CorrectionSettings(after_failure=1, num_workers=1)
+    one = dataclasses.replace(practiced, rows=practiced.rows[:1])
+    record_corrections(tmp_path / "measured", one, settings=settings, geometry=True)
+    recording = Dataset(tmp_path / "measured")
+    views = read_views(recording)
+    assert set(views) == set(recording.robot_spec.camera_names)
+    assert {len(seen.points) for seen in views.values()} == {len(recording.actions)}
 
 
 def test_nothing_to_correct_is_said(practiced, tmp_path):
