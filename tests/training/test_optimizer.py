@@ -48,6 +48,14 @@ def test_orthogonalized_matrices_keep_singular_vectors_and_lose_singular_values(
     assert off_diagonal.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 40), (2, 64, 16)])
+def test_wide_matrices_are_treated_alike_by_the_shorter_way(shape) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(shape, generator=generator) * torch.logspace(0, -4, shape[-1])
+    wanted = orthogonalize(given.double(), torch.float64)  # by the plain iteration
+    torch.testing.assert_close(orthogonalize(given, torch.float32).double(), wanted, rtol=0, atol=1e-4)
+
+
 def test_parameters_without_a_gradient_stay() -> None:
     params = matrices(0)
     params[0].grad = torch.ones_like(params[0])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as in torch.optim.Muon
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
+_WIDE = 3  # times as many columns as rows
 _LIKE_ADAMW = 0.2  # times the square root of the longer side: a step's root mean square is that of AdamW
 
 
@@ -77,12 +78,41 @@ def orthogonalize(
 
     Five steps of a Newton-Schulz iteration, computed in `dtype` and returned in the type of the input.
     """
-    a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_SMALLEST_NORM)
+    is_wide = x.shape[2] >= _WIDE * x.shape[1]
+    x = _iterate_on_gram(x) if is_wide and dtype is torch.float32 else _iterate(x)
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _iterate(x: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
+    """Multiply by a polynomial of x x^T, again and again."""
+    a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    return x
+
+
+def _iterate_on_gram(x: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
+    """Do the same with products of small matrices: for four times as many columns as rows 40 % less work.
+
+    All polynomials commute with x x^T, so their product can be found without x. In bf16 rounding would drown
+    the small singular values, as those of x x^T are their squares.
+    """
+    gram = torch.bmm(x, x.mT)
+    product = polynomial = _polynomial(gram)
+    for _ in range(_ITERATIONS - 1):
+        gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+        polynomial = _polynomial(gram)
+        product = torch.bmm(polynomial, product)
+    return torch.bmm(product, x)
+
+
+def _polynomial(gram: Float[Tensor, "n rows rows"]) -> Float[Tensor, "n rows rows"]:
+    a, b, c = _COEFFICIENTS
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=1, dim2=2).add_(a)
+    return polynomial
