@@ -12,7 +12,7 @@ Where there is no expert, the episodes in which the policy succeeded are demonst
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,25 +149,8 @@ def record_corrections(
         geometry=geometry_of(env["family"]) if geometry else None,
         extra_info={"env": env, "corrected_policy": evaluation.policy_id},
     )
-    recorded = Counter[str]()
     with writer:
-        done = {
-            (extra["task_name"], extra["seed"], extra["taken_over_at"]) for extra in writer.episode_extras
-        }
-        recorded.update(str(task) for task, _, _ in done)
-        missing = [one for one in takeovers if (one.task, one.seed, len(one.lead)) not in done]
-        with tqdm(total=len(missing), desc="correcting", unit="episode") as bar:
-            episodes = collect_takeovers(
-                configs,
-                missing,
-                num_workers=settings.num_workers,
-                geometry=geometry,
-                on_failure=lambda _task, _seed: _note(bar),
-            )
-            for episode in episodes:
-                save_demonstration(writer, episode, {"taken_over_at": episode.taken_over_at})
-                recorded[episode.task] += 1
-                bar.update()
+        recorded = _record_missing(writer, configs, takeovers, num_workers=settings.num_workers)
     if not recorded:
         raise NothingToCorrect(
             f"{len(takeovers)} take-overs in {len(evaluation.rows)} episodes led to no demonstration"
@@ -183,6 +166,32 @@ def record_corrections(
         )
         for task in configs
     }
+
+
+def _record_missing(
+    writer: DatasetWriter,
+    configs: Mapping[str, Mapping[str, Any]],
+    takeovers: Sequence[TakeOver],
+    *,
+    num_workers: int,
+) -> Counter[str]:
+    """Record what a dataset lacks, with a bar, and return how many of each task it has then."""
+    done = {(extra["task_name"], extra["seed"], extra["taken_over_at"]) for extra in writer.episode_extras}
+    recorded = Counter(str(task) for task, _, _ in done)
+    missing = [one for one in takeovers if (one.task, one.seed, len(one.lead)) not in done]
+    with tqdm(total=len(missing), desc="correcting", unit="episode") as bar:
+        episodes = collect_takeovers(
+            configs,
+            missing,
+            num_workers=num_workers,
+            geometry=writer.geometry is not None,
+            on_failure=lambda _task, _seed: _note(bar),
+        )
+        for episode in episodes:
+            save_demonstration(writer, episode, {"taken_over_at": episode.taken_over_at})
+            recorded[episode.task] += 1
+            bar.update()
+    return recorded
 
 
 def _note(bar: "tqdm[Any]") -> None:
