@@ -83,7 +83,8 @@ class ImageTokenizer(nn.Module):
         """
         num_images = images.shape[1]
         x = rearrange(images, "b k h w c -> (b k) c h w").to(product_dtype(self.patchify.weight))
-        x = F.conv2d(x - HALF_RANGE, self.patchify.weight / HALF_RANGE, self.patchify.bias, stride=4)
+        weight, bias = self.patchify.weight / HALF_RANGE, self.patchify.bias
+        x = F.conv2d(x - HALF_RANGE, weight, bias, self.patchify.stride)
         x = F.relu(x, inplace=True)
         modulation = self.language(instruction).repeat_interleave(num_images, dim=0)[..., None, None]
         scale_1, shift_1, scale_2, shift_2 = modulation.chunk(4, dim=1)
