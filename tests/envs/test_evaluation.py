@@ -139,12 +139,8 @@ def test_an_evaluation_with_the_former_names_of_instruction_modes_continues(tmp_
 def test_plans_of_published_results_are_readable():
     paths = sorted((Path(__file__).parents[2] / "experiments" / "results").rglob("*.json"))
     stored = [json.loads(path.read_text())["plan"] for path in paths if '"condition"' in path.read_text()]
-    modes = [EvaluationPlan.from_json(plan).instruction_mode for plan in stored]
-    assert {mode: modes.count(mode) for mode in sorted(set(modes))} == {
-        "blank": 6,
-        "original": 13,
-        "swapped": 6,
-    }
+    modes = {EvaluationPlan.from_json(plan).instruction_mode for plan in stored}
+    assert modes == {"blank", "original", "swapped"}
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
