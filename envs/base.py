@@ -62,7 +62,7 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
     """
 
     TASKS: ClassVar[tuple[str, ...]]  # names of the family's tasks, for error messages; each family sets it
-    POINTS: ClassVar[tuple[str, ...]] = ()  # names of what `measure_view` finds in pictures
+    POINTS: ClassVar[tuple[str, ...]] = ()  # names of what `render_with_geometry` finds
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
 
     def __init__(
@@ -151,8 +151,8 @@ class ManipulationEnv(gymnasium.Env[dict[str, Any], np.ndarray], abc.ABC):
 
     # What a family may implement besides.
 
-    def measure_view(self, name: str) -> ViewGeometry | None:
-        """Return depth, and where the `POINTS` are, in what a camera sees now; None if nobody measures it.
+    def render_with_geometry(self, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], ViewGeometry] | None:
+        """Return what a camera sees now, with depth and where the `POINTS` are; None if nobody measures it.
 
         Raises:
             gymnasium.error.ResetNeeded, ValueError: as in `render_camera`.

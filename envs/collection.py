@@ -84,9 +84,12 @@ class _Demonstrate(Job):
         success, steps_left = False, env.max_steps if self.own is None else len(self.own)
         while steps_left > 0:
             for name in spec.camera_names:
-                images[name].append(env.render_camera(name))
-            for name, seen in views.items():
-                seen.append(_measured(env, name))
+                if self.geometry:
+                    frame, view = _drawn_and_measured(env, name)
+                    views[name].append(view)
+                else:
+                    frame = env.render_camera(name)
+                images[name].append(frame)
             states.append(env.read_state())
             meant = env.expert_action() if self.own is None else self.own[len(actions)]
             clean = np.clip(meant, spec.action_low, spec.action_high)
@@ -122,11 +125,11 @@ class _Demonstrate(Job):
                 )
 
 
-def _measured(env: ManipulationEnv, camera: str) -> ViewGeometry:
-    view = env.measure_view(camera)
-    if view is None:
-        raise ValueError(f"{type(env).__name__} measures no geometry; it needs a method measure_view")
-    return view
+def _drawn_and_measured(env: ManipulationEnv, camera: str) -> tuple[np.ndarray, ViewGeometry]:
+    drawn = env.render_with_geometry(camera)
+    if drawn is None:
+        raise ValueError(f"{type(env).__name__} measures no geometry; it needs a method render_with_geometry")
+    return drawn
 
 
 def collect_episodes(

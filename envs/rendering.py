@@ -183,33 +183,35 @@ class Renderer:
         self._draw(data, camera_id=camera_id, frame=frame, depth=None)
         return np.ascontiguousarray(frame[::-1])
 
-    def render_depth(
+    def render_with_depth(
         self, data: mujoco.MjData, *, camera_id: int, height: int, width: int
-    ) -> Float32[np.ndarray, "h w"]:
-        """Return the distance of each pixel from the plane of a fixed camera [m], infinite where nothing is.
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "h w"]]:
+        """Return the frame of a fixed camera, and the distance of each pixel from the camera's plane [m].
+
+        The distance is infinite where nothing is. Both come from one drawing.
 
         Raises:
             ValueError, RuntimeError: as in `render`.
         """
+        frame = np.empty((height, width, 3), dtype=np.uint8)
         depth = np.empty((height, width), dtype=np.float32)
-        self._draw(data, camera_id=camera_id, frame=None, depth=depth)
+        self._draw(data, camera_id=camera_id, frame=frame, depth=depth)
         extent = float(self._model.stat.extent)
         near, far = self._model.vis.map.znear * extent, self._model.vis.map.zfar * extent
         distance = near / (1.0 - depth.astype(np.float64) * (1.0 - near / far))  # OpenGL keeps its inverse
-        return np.where(depth < 1.0, distance, np.inf)[::-1].astype(np.float32)
+        distance = np.where(depth < 1.0, distance, np.inf).astype(np.float32)
+        return np.ascontiguousarray(frame[::-1]), distance[::-1]
 
     def _draw(
         self,
         data: mujoco.MjData,
         *,
         camera_id: int,
-        frame: UInt8[np.ndarray, "h w 3"] | None,
+        frame: UInt8[np.ndarray, "h w 3"],
         depth: Float32[np.ndarray, "h w"] | None,
     ) -> None:
-        """Fill the color or the depth of a picture, from its lowest row up."""
-        wanted = frame if frame is not None else depth
-        assert wanted is not None, "nothing to draw into"
-        height, width = wanted.shape[:2]
+        """Fill the colors of a picture and, if wanted, its depth, from the lowest row up."""
+        height, width = frame.shape[:2]
         if self._context is None:
             raise RuntimeError("this renderer is closed; make another environment to draw again")
         if height > self._max_size[0] or width > self._max_size[1]:

@@ -1,50 +1,54 @@
-"""Measures what a MuJoCo camera sees: depth in cells, and where points of the scene are in the picture."""
+"""Draws what a MuJoCo camera sees and measures it: depth in cells, and where points of the scene are."""
 
 from collections.abc import Mapping, Sequence
 
 import mujoco
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt16
+from jaxtyping import Float, Float32, Float64, UInt8, UInt16
 
 from envs.rendering import Renderer
 from vla.geometry import COVERED, DEPTH_CELLS, MOST_MM, OUTSIDE, VISIBLE, ViewGeometry
 
-DEPTH_PIXELS = 6 * DEPTH_CELLS  # a side of the picture whose depth is summed up
+DEPTH_PIXELS = 6 * DEPTH_CELLS  # of a picture's rows and columns, whose depth is summed up
 COVER_M = 0.06  # what is nearer to the camera than a point by more than this hides it: things have thickness
 
 
-def measure_view(
+def render_with_geometry(
     renderer: Renderer,
     *,
     model: mujoco.MjModel,
     data: mujoco.MjData,
     camera_id: int,
+    size: int,
     points: Mapping[str, Float[np.ndarray, "3"]],
     names: Sequence[str],
     upside_down: bool = False,
-) -> ViewGeometry:
-    """Return the geometry of a camera whose pictures are square.
+) -> tuple[UInt8[np.ndarray, "size size 3"], ViewGeometry]:
+    """Return the picture of a camera, which is square, and its geometry; both come from one drawing.
 
     Args:
-        renderer: made for frames of at least `DEPTH_PIXELS`.
+        renderer: made for frames of at least `size`.
         model: that the renderer draws.
         data: the state of the scene.
         camera_id: a fixed camera.
+        size: of the picture [pixels].
         points: positions in the world by name [m].
         names: of the points in the order of the result; those that `points` lacks are outside.
         upside_down: whether the camera's pictures are turned by half a turn.
     """
-    depth = renderer.render_depth(data, camera_id=camera_id, height=DEPTH_PIXELS, width=DEPTH_PIXELS)
+    frame, distances = renderer.render_with_depth(data, camera_id=camera_id, height=size, width=size)
+    chosen = ((np.arange(DEPTH_PIXELS) + 0.5) * size / DEPTH_PIXELS).astype(int)
+    depth = distances[np.ix_(chosen, chosen)]
     found = np.zeros((len(names), 3), dtype=np.float32)
     present = [i for i, name in enumerate(names) if name in points]
     if present:
         positions = np.stack([points[names[i]] for i in present])
         found[present] = _locate(project(model, data, camera_id=camera_id, positions=positions), depth)
     if upside_down:
-        depth = depth[::-1, ::-1]
+        frame, depth = np.ascontiguousarray(frame[::-1, ::-1]), depth[::-1, ::-1]
         inside = found[:, 2] != OUTSIDE
         found[inside, :2] = 1.0 - found[inside, :2]
-    return ViewGeometry(depth=depth_in_cells(depth), points=found)
+    return frame, ViewGeometry(depth=depth_in_cells(depth), points=found)
 
 
 def project(

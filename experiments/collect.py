@@ -160,7 +160,7 @@ def geometry_of(family: str) -> GeometrySpec:
     if not points:
         raise SettingError(
             f"collect.geometry=true, but env={family} measures no geometry: it needs POINTS and a method "
-            "measure_view (envs/base.py). Implement them, or give collect.geometry=false"
+            "render_with_geometry (envs/base.py). Implement them, or give collect.geometry=false"
         )
     return GeometrySpec(points=points)
 

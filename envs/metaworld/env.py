@@ -22,7 +22,7 @@ from envs.metaworld.coarse_model import QUALITIES, model_to_draw
 from envs.metaworld.instructions import phrase, wordings
 from envs.metaworld.tasks import MT50, swapped_task
 from envs.rendering import Renderer
-from envs.view_geometry import DEPTH_PIXELS, measure_view
+from envs.view_geometry import render_with_geometry
 from envs.wordings import Wording
 from vla.geometry import ViewGeometry
 from vla.registry import Choices, Range, check_settings
@@ -196,8 +196,8 @@ class MetaWorldEnv(ManipulationEnv):
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._drawn,
-                max_height=max(self._image_size, self._video_size[0], DEPTH_PIXELS),
-                max_width=max(self._image_size, self._video_size[1], DEPTH_PIXELS),
+                max_height=max(self._image_size, self._video_size[0]),
+                max_width=max(self._image_size, self._video_size[1]),
                 share_context=True,
             )
         return self._renderer
@@ -213,8 +213,8 @@ class MetaWorldEnv(ManipulationEnv):
         require_choice("camera", name, self.robot_spec.camera_names)
         return self._draw(name, self._image_size, self._image_size)
 
-    def measure_view(self, name: str) -> ViewGeometry:
-        """Return depth, and where the point between the fingertips, the goal and the task's objects are.
+    def render_with_geometry(self, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], ViewGeometry]:
+        """Return a picture, and in it the point between the fingertips, the goal and the task's objects.
 
         The objects are those that Meta-World tells its experts of: one, or two in some tasks.
         """
@@ -225,11 +225,12 @@ class MetaWorldEnv(ManipulationEnv):
         points |= zip(("object", "other_object"), objects, strict=False)
         if simulation._target_pos is not None:
             points["goal"] = simulation._target_pos
-        return measure_view(
+        return render_with_geometry(
             self._ready_renderer(),
             model=self._drawn,
             data=simulation.data,
             camera_id=self._drawn.camera(name).id,
+            size=self._image_size,
             points=points,
             names=self.POINTS,
             upside_down=name in _UPSIDE_DOWN,

@@ -20,7 +20,7 @@ from envs.tabletop.tasks.drawers import CloseDrawer, OpenDrawer
 from envs.tabletop.tasks.mats import Place, Push
 from envs.tabletop.tasks.single_object import Lift, Reach
 from envs.tabletop.tasks.stack import Stack
-from envs.view_geometry import DEPTH_PIXELS, measure_view
+from envs.view_geometry import render_with_geometry
 from envs.wordings import Wording
 from vla.errors import VLAError
 from vla.geometry import ViewGeometry
@@ -223,8 +223,8 @@ class TabletopEnv(ManipulationEnv):
         if self._renderer is None:
             self._renderer = Renderer(
                 model=self._model,
-                max_height=max(self._image_size, self._video_size[0], DEPTH_PIXELS),
-                max_width=max(self._image_size, self._video_size[1], DEPTH_PIXELS),
+                max_height=max(self._image_size, self._video_size[0]),
+                max_width=max(self._image_size, self._video_size[1]),
             )
         return self._renderer
 
@@ -237,16 +237,17 @@ class TabletopEnv(ManipulationEnv):
         require_choice("camera", name, self.robot_spec.camera_names)
         return self._draw(name, self._image_size, self._image_size)
 
-    def measure_view(self, name: str) -> ViewGeometry:
-        """Return depth, and where the point between the fingertips, the named object and its goal are."""
+    def render_with_geometry(self, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], ViewGeometry]:
+        """Return a picture, and in it the point between the fingertips, the named object and its goal."""
         require_choice("camera", name, self.robot_spec.camera_names)
         renderer = self._ready_renderer()
         places = self._task.places(self._scene, self._goal)
-        return measure_view(
+        return render_with_geometry(
             renderer,
             model=self._model,
             data=self._data,
             camera_id=self._model.camera(name).id,
+            size=self._image_size,
             points={"hand": self.hand().position, "object": places.object, "goal": places.goal},
             names=self.POINTS,
         )

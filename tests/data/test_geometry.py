@@ -176,6 +176,7 @@ def test_a_source_hands_out_what_targets_learn(tmp_path: Path) -> None:
     processor = Processor.fit(source.demonstrations(), codec={"kind": "uniform"}, frame_offsets=(2, 0))
     requests = {
         "depth": 4,
+        "points": ("goal", "hand"),
         "traces": {"points": ("hand",), "offsets": (0, 2)},
         "past_actions": (1, 2),
     }
@@ -186,6 +187,8 @@ def test_a_source_hands_out_what_targets_learn(tmp_path: Path) -> None:
     assert plain["depth"].shape == (8, 4, 4, 4)
     np.testing.assert_allclose(plain["depth"][3, 1], view(1, 0, 1).depth / 1000, rtol=1e-6)
     assert plain["traces"].shape == (8, 4, 2, 1, 3)
+    assert plain["points"].shape == (8, 4, 2, 3)
+    np.testing.assert_array_equal(plain["points"][:, :, 1], plain["traces"][:, :, 0, 0])
     assert plain["past_actions"].dtype == np.float32
     assert (np.abs(plain["past_actions"]) <= 2).all()
     np.testing.assert_array_equal(plain["past_exists"][:4].sum(axis=1), [0, 1, 2, 2])

@@ -8,7 +8,7 @@ import pytest
 
 from envs.registry import make_env
 from envs.rendering import Renderer
-from envs.view_geometry import DEPTH_PIXELS, depth_in_cells, measure_view, project
+from envs.view_geometry import DEPTH_PIXELS, depth_in_cells, project, render_with_geometry
 from vla.geometry import COVERED, DEPTH_CELLS, OUTSIDE, VISIBLE
 
 SIZE = 96
@@ -48,7 +48,9 @@ def scene() -> Iterator[tuple[mujoco.MjModel, mujoco.MjData, Renderer]]:
 
 def test_a_point_is_in_the_pixel_where_geometry_and_renderer_have_it(scene) -> None:
     model, data, renderer = scene
-    view = measure_view(renderer, model=model, data=data, camera_id=0, points=POINTS, names=NAMES)
+    frame, view = render_with_geometry(
+        renderer, model=model, data=data, camera_id=0, size=SIZE, points=POINTS, names=NAMES
+    )
     places = dict(zip(NAMES, view.points.tolist(), strict=True))
     # Half a picture is as wide as the distance: tan(45 degrees) = 1.
     np.testing.assert_allclose(places["floor"], [0.5 + 0.5 / 4, 0.5 - 0.25 / 4, VISIBLE], atol=1e-6)
@@ -56,15 +58,17 @@ def test_a_point_is_in_the_pixel_where_geometry_and_renderer_have_it(scene) -> N
     assert places["under_the_lid"][2] == COVERED
     assert [places[name] for name in ("aside", "behind", "missing")] == [[0.0, 0.0, OUTSIDE]] * 3
 
-    frame = renderer.render(data, camera_id=0, height=SIZE, width=SIZE).astype(int)
     rows, columns = np.nonzero((frame[..., 0] > 60) & (frame[..., 1] < 40))
     drawn = (columns.mean() + 0.5) / SIZE, (rows.mean() + 0.5) / SIZE
     np.testing.assert_allclose(drawn, places["red"][:2], atol=1.5 / SIZE)
 
 
-def test_depth_is_that_of_the_plane_and_of_what_stands_on_it(scene) -> None:
+@pytest.mark.parametrize("size", [SIZE, 84, 40])
+def test_depth_is_that_of_the_plane_and_of_what_stands_on_it(scene, size: int) -> None:
     model, data, renderer = scene
-    view = measure_view(renderer, model=model, data=data, camera_id=0, points={}, names=())
+    _, view = render_with_geometry(
+        renderer, model=model, data=data, camera_id=0, size=size, points={}, names=()
+    )
     assert view.depth.shape == (DEPTH_CELLS, DEPTH_CELLS)
     assert view.points.shape == (0, 3)
     floor, lid = view.depth[0, 0], view.depth.min()
@@ -78,18 +82,20 @@ def test_depth_is_that_of_the_plane_and_of_what_stands_on_it(scene) -> None:
 
 def test_a_camera_upside_down_is_measured_as_its_picture_is_turned(scene) -> None:
     model, data, renderer = scene
-    straight, turned = (
-        measure_view(
+    (picture, straight), (turned_picture, turned) = (
+        render_with_geometry(
             renderer,
             model=model,
             data=data,
             camera_id=0,
+            size=SIZE,
             points=POINTS,
             names=NAMES,
             upside_down=upside_down,
         )
         for upside_down in (False, True)
     )
+    np.testing.assert_array_equal(turned_picture, picture[::-1, ::-1])
     np.testing.assert_array_equal(turned.depth, straight.depth[::-1, ::-1])
     np.testing.assert_allclose(turned.points[:3, :2], 1 - straight.points[:3, :2], atol=1e-6)
     np.testing.assert_array_equal(turned.points[:, 2], straight.points[:, 2])
@@ -120,12 +126,14 @@ def test_points_of_both_families_are_where_depth_has_things(family: str, task: s
     try:
         env.start_episode(seed=3)
         camera = env.robot_spec.camera_names[0]
-        before = env.measure_view(camera)
+        first = env.render_with_geometry(camera)
         for _ in range(10):
             env.advance(env.expert_action())
-        after = env.measure_view(camera)
-        assert before is not None
-        assert after is not None
+        drawn = env.render_with_geometry(camera)
+        assert first is not None
+        assert drawn is not None
+        before, (frame, after) = first[1], drawn
+        np.testing.assert_array_equal(frame, env.render_camera(camera))
         assert before.points.shape == (len(env.POINTS), 3)
         for name in ("hand", "object", "goal"):
             assert before.points[env.POINTS.index(name), 2] != OUTSIDE, name
@@ -135,6 +143,6 @@ def test_points_of_both_families_are_where_depth_has_things(family: str, task: s
         near = after.depth[int(row * DEPTH_CELLS), int(column * DEPTH_CELLS)] / 1000
         assert 0.3 < near < 2.0, "the object is on the table, neither at the lens nor in the sky"
         with pytest.raises(ValueError, match="camera 'nowhere' is unknown"):
-            env.measure_view("nowhere")
+            env.render_with_geometry("nowhere")
     finally:
         env.close()

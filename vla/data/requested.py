@@ -1,10 +1,10 @@
-"""What auxiliary targets learn from demonstrations: later states, depth, traces of points, past actions.
+"""What auxiliary targets learn from demonstrations: later states, depth, points, traces, past actions.
 
 `requested_targets` answers the requests of a model (`AuxiliaryTarget.requests`). What is seen in a frame
 follows the frame: where augmentation shifts it, depth and points shift with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,18 +35,22 @@ def requested_targets(
         windows: of demonstrations.
         indices: of windows.
         requests: ``later_states``: offsets [control periods]. ``depth``: number of cells along a side.
-            ``traces``: ``{"points": names, "offsets": control periods}``. ``past_actions``: offsets, too.
+            ``points``: names. ``traces``: ``{"points": names, "offsets": control periods}``.
+            ``past_actions``: offsets, too.
         processor: scales states as its input does.
         shifts: by which share of its height and width each frame was moved up and to the left.
 
     Raises:
         ValueError: something else is requested, or what was not recorded.
-        DatasetError: depth or traces are requested of a dataset without geometry.
+        DatasetError: depth, points or traces are requested of a dataset without geometry.
     """
     makers: Mapping[str, Callable[[Any], dict[str, np.ndarray]]] = {
         "later_states": lambda offsets: _later_states(windows, indices, offsets, processor),
         "depth": lambda cells: _depth(windows, indices, cells, shifts),
-        "traces": lambda wanted: _traces(windows, indices, wanted, shifts),
+        "points": lambda names: {"points": _traces(windows, indices, names, (0,), shifts)[:, :, 0]},
+        "traces": lambda wanted: {
+            "traces": _traces(windows, indices, wanted["points"], wanted["offsets"], shifts)
+        },
         "past_actions": lambda offsets: _past_actions(windows, indices, offsets),
     }
     for name in requests:
@@ -102,10 +106,9 @@ def shifted_depth(
 
 
 def _traces(
-    windows: Windows, indices: _Indices, wanted: Mapping[str, Any], shifts: _Shifts
-) -> dict[str, np.ndarray]:
-    traces = windows.traces(indices, points=wanted["points"], offsets=wanted["offsets"])
-    return {"traces": shifted_traces(traces, shifts)}
+    windows: Windows, indices: _Indices, points: Sequence[str], offsets: Sequence[int], shifts: _Shifts
+) -> Float32[np.ndarray, "batch images future point 3"]:
+    return shifted_traces(windows.traces(indices, points=points, offsets=offsets), shifts)
 
 
 def shifted_traces(

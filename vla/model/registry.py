@@ -23,6 +23,7 @@ AUXILIARIES: "Registry[AuxiliaryTarget]" = Registry(
     {
         "later_states": "vla.model.later_states:LaterStates",
         "depth": "vla.model.depth:Depth",
+        "keypoints": "vla.model.keypoints:Keypoints",
         "traces": "vla.model.traces:Traces",
         "past_actions": "vla.model.past_actions:PastActions",
     },
