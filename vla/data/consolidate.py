@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
+from tqdm import tqdm
 
 from vla.data import layout, origin, tables
 from vla.data.episode_files import EpisodeFiles
@@ -59,7 +60,7 @@ def consolidate(root: Path) -> None:
             tasks=committed.tasks(),
             first_numbers={prefix: committed.next_number(prefix) for prefix in committed.prefixes},
         )
-        num_staged = _lay_out_waiting(root, files)
+        num_staged = _lay_out_waiting(root, files, num_waiting=len(waiting))
         if not num_staged:
             return
         files.finish()
@@ -87,14 +88,16 @@ def consolidate(root: Path) -> None:
         staged_path(root, index).unlink()
 
 
-def _lay_out_waiting(root: Path, files: EpisodeFiles) -> int:
+def _lay_out_waiting(root: Path, files: EpisodeFiles, *, num_waiting: int) -> int:
     """Lay out the staged episodes from `files.num_episodes` on; set those aside that cannot be."""
     first = files.num_episodes
-    while (path := staged_path(root, files.num_episodes)).exists():
-        try:
-            files.append(read_staged(path, files.spec))
-        except DatasetError as error:
-            set_aside(root, files.num_episodes, str(error))
+    with tqdm(total=num_waiting, desc="laying out", unit="episode", delay=2.0) as bar:  # not for a few
+        while (path := staged_path(root, files.num_episodes)).exists():
+            try:
+                files.append(read_staged(path, files.spec))
+            except DatasetError as error:
+                set_aside(root, files.num_episodes, str(error))
+            bar.update()
     return files.num_episodes - first
 
 
