@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from envs.registry import make_env, probe_env
+from experiments.collect import geometry_of
 from experiments.config import schema
 from experiments.config.found import DATASET
 from experiments.config.robot_file import read_robot_file
@@ -25,7 +27,7 @@ from vla.data.source import Source
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
-from vla.registry import SettingError
+from vla.registry import SettingError, did_you_mean
 from vla.spec import RobotSpec
 from vla.training.warm_start import Start, open_start, with_statistics_of
 
@@ -45,8 +47,8 @@ def require_trainable(run: schema.TrainRun, *, run_dir: Path | None = None) -> N
 
     Raises:
         CheckpointError: what it begins with is not there or another one than before.
-        SettingError: there is no dataset, a name in `data` stands for nothing there, or settings do not go
-            together.
+        SettingError: there is no dataset, a name in `data` stands for nothing there, settings do not go
+            together, or the recordings lack what an auxiliary target learns.
         DatasetError: a dataset is empty or damaged.
         SpecMismatch: environment and recordings differ in the robot, or the statistics to begin with.
         SeedsWereRecorded: an evaluation, after training or meanwhile, would be on scenes that are trained on.
@@ -55,6 +57,7 @@ def require_trainable(run: schema.TrainRun, *, run_dir: Path | None = None) -> N
         return  # of a plug-in: what it has, it tells when it is opened
     try:
         start = open_start(run_dir or Path(run.out_dir), run.init_from)
+        train = None
         if run.record:
             demonstrations, seeds = demonstrations_to_come(run), seeds_of(start)
         else:
@@ -67,7 +70,11 @@ def require_trainable(run: schema.TrainRun, *, run_dir: Path | None = None) -> N
             require_unseen(run, seeds)
         processor = fit_processor(run, demonstrations, start)
         rollouts_of(run, processor, seeds=seeds, simulated=is_played)
-        require_model(run.model, processor)
+        requests = require_model(run.model, processor).requests()
+        if train is None:
+            require_geometry_to_come(run, requests)
+        else:
+            train.batch(np.zeros(1, np.int64), processor=processor, requests=requests, seed=None)
     except ValueError as error:
         if type(error) is not ValueError:
             raise
@@ -86,6 +93,29 @@ def require_dataset(run: schema.TrainRun) -> None:
             f"dataset=<{DATASET.kind}>: {DATASET.offer()}; or record one of env={run.env['family']} there "
             "first with record=true"
         )
+
+
+def require_geometry_to_come(run: schema.TrainRun, requests: Mapping[str, Any]) -> None:
+    """Check that recording will measure what auxiliary targets learn.
+
+    Raises:
+        SettingError: it will not; the message says what to give.
+    """
+    wanted = sorted({"depth", "points", "traces"} & set(requests))
+    if not wanted:
+        return
+    if not run.collect.geometry:
+        raise SettingError(
+            f"model.auxiliaries learn {wanted}, which will not be recorded; give collect.geometry=true, or "
+            "take out what learns them"
+        )
+    measured = geometry_of(run.env["family"]).points
+    for name in (*requests.get("points", ()), *requests.get("traces", {"points": ()})["points"]):
+        if name not in measured:
+            raise SettingError(
+                f"model.auxiliaries learn where {name!r} is, and env={run.env['family']} measures no such "
+                f"point; {did_you_mean(name, measured)}"
+            )
 
 
 def require_held_out(run: schema.TrainRun, validation: Source) -> None:
@@ -282,13 +312,13 @@ def build_model(model: schema.ModelConfig, processor: Processor, *, seed: int) -
         ValueError: a setting is wrong, parts do not fit one another, or the model does not fit into memory;
             the message says which.
     """
-    config = require_model(model, processor)
+    config = require_model(model, processor).config
     torch.manual_seed(seed)
     return VLAModel(specs=processor.specs(), config=config)
 
 
-def require_model(model: schema.ModelConfig, processor: Processor) -> ModelConfig:
-    """Return the complete configuration of a model that can be built; this takes no memory.
+def require_model(model: schema.ModelConfig, processor: Processor) -> VLAModel:
+    """Return a model that can be built, but takes no memory and has no weights.
 
     Raises:
         ValueError: as in `build_model`.
@@ -296,7 +326,8 @@ def require_model(model: schema.ModelConfig, processor: Processor) -> ModelConfi
     config = ModelConfig.complete(backbone=model.backbone, head=model.head, auxiliaries=model.auxiliaries)
     specs = processor.specs()
     with torch.device("meta"):  # takes no memory
-        num_weights = VLAModel(specs=specs, config=config).num_parameters()
+        model_without_weights = VLAModel(specs=specs, config=config)
+    num_weights = model_without_weights.num_parameters()
     needed_gb = num_weights * BYTES_A_WEIGHT / 1e9
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     if needed_gb > memory_gb:
@@ -304,4 +335,4 @@ def require_model(model: schema.ModelConfig, processor: Processor) -> ModelConfi
             f"model has {num_weights:,} weights, which take {needed_gb:.0f} GB to train, and this machine "
             f"has {memory_gb:.0f} GB of memory; lower width, expert_width, depth or mlp_ratio in model"
         )
-    return config
+    return model_without_weights

@@ -5,11 +5,15 @@ import json
 import pytest
 from program_fixtures import composed
 
+from experiments.collect import collect_dataset
 from experiments.training_parts import require_recorded_setting, require_trainable
+from vla.data.layout import DatasetError
 from vla.errors import VLAError
 from vla.registry import SettingError
 
 TINY = ["tasks=[reach]", "env.image_size=48", "model.backbone.width=32", "model.backbone.depth=1"]
+
+KEYPOINTS = "model.auxiliaries.a.kind=keypoints"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,11 @@ TINY = ["tasks=[reach]", "env.image_size=48", "model.backbone.width=32", "model.
         (["data.image_size=32"], "image size 32 is no multiple of patch_size 24"),
         (["model/head=flow"], "choose codec=continuous"),
         (["processor.max_committed=1000"], "max_committed"),
+        ([KEYPOINTS], r"learn \['points'\], which will not be recorded; give collect.geometry=true"),
+        (
+            [KEYPOINTS, "model.auxiliaries.a.points=[hand,gaol]", "collect.geometry=true"],
+            "learn where 'gaol' is, and env=tabletop measures no such point; did you mean 'goal'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_it_is_recorded(tmp_path, given, message):
@@ -31,6 +40,19 @@ def test_what_does_not_go_together_is_refused_before_it_is_recorded(tmp_path, gi
 def test_a_run_that_makes_sense_is_accepted_before_its_dataset_is_there(tmp_path):
     require_trainable(composed("train", f"dataset={tmp_path / 'new'}", "record=true", *TINY))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_without_what_the_model_learns_is_refused_before_it_is_decoded(tmp_path):
+    recording = [
+        f"dataset={tmp_path / 'd'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.validation_share=0",
+    ]
+    run = composed("train", *recording, *TINY, KEYPOINTS, "collect.episodes_per_task=1")
+    collect_dataset(root=tmp_path / "d", env=run.env, tasks=run.tasks, collect=run.collect)
+    with pytest.raises(DatasetError, match=r"has no geometry .* record it with collect.geometry=true"):
+        require_trainable(run)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_dataset_that_is_not_there_is_answered_with_those_that_are(tmp_path, monkeypatch):

@@ -123,15 +123,30 @@ def require_continuable(root: Path, info: dict[str, Any], wanted: dict[str, Any]
                 f"{root} was recorded with {key} {ours[key]}, now it is {wanted['vla'][key]}; "
                 "give the same, or another directory"
             )
-    if _declared(info["features"]) != _declared(wanted["features"]):
-        raise DatasetError(
-            f"{root} was recorded with other features (encoder settings, or geometry?): {info['features']} "
-            f"against {wanted['features']}; give the same settings, or another directory"
-        )
+    _require_same_features(root, _declared(info["features"]), _declared(wanted["features"]))
     keys = [key for key, feature in info["features"].items() if feature["dtype"] in layout.STORAGES]
     if info["total_episodes"]:
         for path in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
             tables.histogram_columns(path, keys)
+
+
+def _require_same_features(root: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    lines = [f"it has no {key}" for key in now if key not in there]
+    lines += [f"it has {key}" for key in there if key not in now]
+    lines += [
+        f"of {key} it has {_present(there[key], now[key])}, now it would be {_present(now[key], there[key])}"
+        for key in now
+        if key in there and there[key] != now[key]
+    ]
+    if lines:
+        raise DatasetError(
+            f"{root} was recorded with other features (encoder settings, or geometry): {'; '.join(lines)}. "
+            "Give the same settings, or another directory"
+        )
+
+
+def _present(feature: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in feature.items() if value != other[name]}
 
 
 def _declared(features: Mapping[str, Any]) -> dict[str, Any]:
