@@ -15,7 +15,7 @@ setup: ## make .venv: torch (CPU), the package, the software-GL libraries
 demo: setup ## a pretrained policy obeys five sentences: a film, a page, a table (a minute on two cores)
 	$(PY) -m experiments.demo $(ARGS)
 
-quickstart: setup ## record, train, evaluate and export a small policy (20 to 25 minutes on two cores)
+quickstart: setup ## record, train, evaluate and export a small policy (14 to 20 minutes on two cores)
 	$(PY) -m experiments.quickstart $(ARGS)
 
 test: lint ## set-up, ruff, pyright and the tests, a process per core; a file's tests share one
