@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 YAMLS = sorted(CONF.rglob("*.yaml"))
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-REQUIRED = {  # what a person has to give
+REQUIRED_KEYS = {  # what a person has to give
     "check": ["dataset=d"],
     "evaluate": ["path=p"],
     "improve": ["path=p"],
@@ -51,7 +51,7 @@ REQUIRED = {  # what a person has to give
 def composed(root, overrides=()):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        return compose(root, [*REQUIRED.get(root, []), *overrides])
+        return compose(root, [*REQUIRED_KEYS.get(root, []), *overrides])
 
 
 def build(run):

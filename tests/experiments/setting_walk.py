@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from experiments.config import schema
 from experiments.config.plugins import GROUPS
 from experiments.config.robot_file import RobotFile
-from tests.test_conf import build
+from tests.test_conf import REQUIRED_KEYS, build
 from vla.data.hdf5 import Hdf5Mapping
 from vla.errors import VLAError
 from vla.registry import (
@@ -32,21 +32,6 @@ from vla.registry import (
     check_settings,
     settings_of,
 )
-
-REQUIRED_KEYS = {  # what a person has to give
-    "check": ["dataset=d"],
-    "evaluate": ["path=p"],
-    "improve": ["path=p"],
-    "export": ["checkpoint=c"],
-    "release": ["checkpoint=c", "name=n"],
-    "compare": ["a=a", "b=b"],
-    "sweep_table": ["runs=[a]"],
-    "benchmark": ["part=data"],
-    "delay_table": ["bundle=b"],
-    "serve": ["bundle=b"],
-    "convert": ["source=s", "dataset=d", "mapping=aloha"],
-}
-
 
 NEEDED: dict[tuple[str, str], tuple[tuple[str, Any], ...]] = {  # by a choice, what has to go with it
     ("env", "tabletop"): (("tasks", []),),
