@@ -233,7 +233,9 @@ def test_another_part_than_that_of_the_earlier_run_has_its_own_settings(tmp_path
 def test_a_recipe_counts_as_typed(tmp_path):
     record = write_record(tmp_path / "one", "train", "tasks=[lift]", "collect.episodes_per_task=3", "seed=4")
     run = run_of("train", f"from_run={record}", "experiment=tabletop")
-    assert (run.collect.episodes_per_task, run.trainer.num_samples, run.seed) == (600, 560000, 4)
+    recipe = composed("train", "experiment=tabletop")
+    assert run.collect.episodes_per_task == recipe.collect.episodes_per_task != 3
+    assert (run.trainer.num_samples, run.seed) == (recipe.trainer.num_samples, 4)
     assert run.tasks == ["lift"]
     assert run.evaluation.first_seed == composed("train", "evaluation=reporting").evaluation.first_seed
 
