@@ -256,6 +256,7 @@ def test_an_unlimited_acceleration_is_a_setting():
             "trainer.num_samples has no value; give trainer.num_samples=<an integer in [1, 1000000000000]>",
         ),
         ("trainer.num_steps=3", "unknown key 'trainer.num_steps'; it is now num_samples"),
+        ("logger.mode=offline", "logger is one value, jsonl | wandb, and has no keys of its own"),
         ("evaluation.conditions=[right]", "unknown key 'evaluation.conditions'; it is now instruction_modes"),
         ("trainer.time_budget_minutes=9", "unknown key 'trainer.time_budget_minutes'; it is now num_samples"),
     ],

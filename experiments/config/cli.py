@@ -425,6 +425,8 @@ def _explain_value(error: BaseException | None) -> str | None:
         if isinstance(error, OmegaConfBaseException) and error.full_key:
             allowed = allowed_in(error.object_type, str(error.key))
             if isinstance(error, ValidationError) and allowed is not None:
+                if error.value == {}:  # what a key below it makes of it: logger.mode=offline
+                    return f"{error.full_key} is one value, {allowed}, and has no keys of its own"
                 return f"{error.full_key} is {shown(error.value)}; it must be {allowed}"
             return f"{error.full_key}: {str(error).splitlines()[0]}"
         error = error.__cause__
