@@ -322,7 +322,13 @@ def _results(card: Card) -> list[str]:
     header = ["instruction", "tasks x episodes", "seeds", "scene", "weights", "success"]
     tasks = list(dict.fromkeys(task for one in card.results for task in one.tasks))
     by_task = [
-        [task, *(f"{one.tasks.get(task, '-')} of {one.episodes_per_task}" for one in card.results)]
+        [
+            task,
+            *(
+                f"{one.tasks[task]} of {one.episodes_per_task}" if task in one.tasks else "-"
+                for one in card.results
+            ),
+        ]
         for task in tasks
     ]
     columns = [f"{one.instruction_mode}, {one.first_seed}" for one in card.results]
