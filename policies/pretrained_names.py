@@ -1,7 +1,7 @@
 """Pretrained policies that come with the repository: short names in place of paths.
 
 `pretrained/<name>` stands for a folder of `policies/pretrained/`, wherever the path of a checkpoint is taken.
-A wheel holds the smallest of these policies, a checkout all. experiments/release.py makes them.
+A wheel holds the one that the demo plays, a checkout all. experiments/release.py makes them.
 """
 
 import re
@@ -60,5 +60,5 @@ def require_pretrained(path: Path, *, folder: Path = FOLDER) -> None:
         )
     raise NoPretrainedPolicy(
         f"there is no pretrained policy {path.name!r}; {did_you_mean(path.name, names)}. A wheel holds the "
-        "smallest one, a checkout all"
+        "one of the demo, a checkout all"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from envs.evaluation.evaluate import evaluate
 from envs.evaluation.results import EvaluationPlan
@@ -70,13 +71,13 @@ def test_it_succeeds_on_development_seeds_as_its_card_says(name, tmp_path):
     assert found.mean_success_rate >= told.interval.low
 
 
-def test_they_are_small_together_and_the_wheel_has_the_smallest():
+def test_they_are_small_together_and_the_wheel_has_that_of_the_demo():
     assert size_of(FOLDER) <= MOST_BYTES_IN_ALL if FOLDER.exists() else not NAMES
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (pattern,) = settings["tool"]["setuptools"]["package-data"]["policies"]
     packed = pattern.removeprefix("pretrained/").removesuffix("/*")
-    if NAMES:
-        assert packed == min(NAMES, key=lambda name: size_of(FOLDER / name))
+    demo = yaml.safe_load((ROOT / "conf" / "demo.yaml").read_text(encoding="utf-8"))
+    assert f"pretrained/{packed}" == demo["path"]
 
 
 def test_a_short_name_is_a_path_and_an_existing_path_goes_first(tmp_path, monkeypatch):
