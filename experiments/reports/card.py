@@ -279,7 +279,7 @@ def card_markdown(card: Card) -> str:
             "program takes the path of a checkpoint:\n",
             "```bash",
             *([f"python -m experiments.demo path={short}"] if played else []),
-            f"python -m experiments.evaluate path={short}",
+            _evaluate_command(card),
             f"python -m experiments.export checkpoint={short} bundle=outputs/{card.name}_bundle",
             "```\n",
             *([f"Not complete: {lacking}.\n"] if lacking else []),
@@ -297,6 +297,18 @@ def card_markdown(card: Card) -> str:
             f"License: {card.license}.",
             "",
         ]
+    )
+
+
+def _evaluate_command(card: Card) -> str:
+    """Return the command that measures the released weights as the first row of theirs says."""
+    command = f"python -m experiments.evaluate path=pretrained/{card.name}"
+    first = next((one for one in card.results if one.is_released), None)
+    if first is None:
+        return command
+    return (
+        f"{command} evaluation.first_seed={first.first_seed} evaluation.episodes_per_task="
+        f"{first.episodes_per_task} evaluation.instruction_modes=[{first.instruction_mode}]"
     )
 
 

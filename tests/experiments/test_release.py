@@ -145,6 +145,8 @@ def test_the_card_has_the_results_and_says_what_is_missing(trained, tmp_path):
     assert told.shortfall() is None
     page = (tmp_path / "pretrained/toy/README.md").read_text()
     assert "| original | 1 x 20 | 500000 to 500019 | level none | bf16 | 50.0 % [30, 70] |" in page
+    settings = "first_seed=500000 evaluation.episodes_per_task=20 evaluation.instruction_modes=[original]"
+    assert f"experiments.evaluate path=pretrained/toy evaluation.{settings}\n" in page
 
 
 def test_an_evaluation_of_another_policy_or_unfinished_is_refused(trained, tmp_path):
