@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 
 from envs.rendering import apply_quality
 
-QUALITIES = ("simplified", "smooth", "fast", "full")
-_SAMPLES = 4  # of each pixel, where it is smooth
+QUALITIES = ("simplified", "fast", "full")
 CELL_M = 0.016  # of the grid; a pixel of a 96-pixel frame covers about as much at arm's length
 _CELLS_ACROSS = 12  # at least, along the longest side of a mesh
 # What is simplified: the robot. The things that tasks are about have few triangles, and thin parts to lose.
@@ -27,9 +26,7 @@ def model_to_draw(model: mujoco.MjModel, quality: str) -> mujoco.MjModel:
 
     Args:
         model: of the simulation.
-        quality: "simplified" is "fast" with a coarse robot, "smooth" the same with multisampling: a goal that
-            is two pixels wide then shows where between them it is, and how far away. "fast" and "full" as
-            in envs/rendering.py.
+        quality: "simplified" is "fast" with a coarse robot; "fast" and "full" as in envs/rendering.py.
 
     Raises:
         ValueError: the quality is none of `QUALITIES`.
@@ -37,11 +34,8 @@ def model_to_draw(model: mujoco.MjModel, quality: str) -> mujoco.MjModel:
     if quality not in QUALITIES:
         raise ValueError(f"render_quality {quality!r} is unknown; choose from {QUALITIES}")
     drawn = copy.deepcopy(model)
-    if quality in ("fast", "full"):
-        apply_quality(drawn, quality)
-    else:
-        apply_quality(drawn, "fast")
-        drawn.vis.quality.offsamples = _SAMPLES if quality == "smooth" else 0
+    apply_quality(drawn, "fast" if quality == "simplified" else quality)
+    if quality == "simplified":
         # Of the cylinders, spheres and boxes: enough triangles to look round in a few pixels.
         drawn.vis.quality.numslices, drawn.vis.quality.numstacks, drawn.vis.quality.numquads = 12, 8, 1
         for name in COARSE_MESHES:

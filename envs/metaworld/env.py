@@ -109,7 +109,7 @@ class MetaWorldEnv(ManipulationEnv):
             "corner2",
         ),
         render_quality: Annotated[
-            str, Choices(*QUALITIES), "simplified: coarse robot, no shadows; smooth: multisampled too"
+            str, Choices(*QUALITIES), "simplified has a coarse robot and no shadows, fast no shadows"
         ] = "simplified",
         wording: Wording = "train",
         max_steps: Annotated[int, Range(1, 10**4), "control periods until an episode is truncated"] = 400,

@@ -52,12 +52,7 @@ def measure(
     theirs, their_frame_s = min(as_it_comes, key=lambda one: one[0].cpu_s)
     frames = {
         quality: _frame_s(task, quality, camera, image_size=image_size, seed=seed, repeats=count)
-        for quality, count in (
-            ("full", _DEFAULT_FRAMES),
-            ("fast", repeats),
-            ("smooth", repeats),
-            ("simplified", repeats),
-        )
+        for quality, count in (("full", _DEFAULT_FRAMES), ("fast", repeats), ("simplified", repeats))
     }
     started = time.process_time()
     env = MetaWorldEnv(task=task, image_size=image_size, cameras=(camera,))
@@ -80,7 +75,6 @@ def measure(
         _ms("frame, package with gymnasium's defaults", their_frame_s, bare_frame_s, bare),
         _ms("frame, render_quality=full", frames["full"], bare_frame_s, bare),
         _ms("frame, render_quality=fast", frames["fast"], bare_frame_s, bare),
-        _ms("frame, render_quality=smooth", frames["smooth"], bare_frame_s, bare),
         _ms("frame, render_quality=simplified", frames["simplified"], bare_frame_s, bare),
         _ms("episode, package with gymnasium's defaults", theirs.cpu_s, note=_told(theirs)),
         _ms("episode, ours", ours.cpu_s, limit_s, "bare mj_step and bare frames", _told(ours)),
