@@ -26,6 +26,7 @@ CHANGES, CHANGES_FILE = "changes", "changes.jsonl"  # in a provenance; in the di
 OVERRIDES = "overrides"  # in a provenance: what the command line set
 EVALUATION = "evaluation"  # folder of a training run
 BEGUN, TRAINED = "init_from", "trained"  # in a provenance: what training began with, and its episodes
+SAMPLES = "num_samples"  # and how many samples it was trained on
 _PLACES = (
     "out_dir",
     "dataset",

@@ -41,6 +41,7 @@ from experiments.resumed_run import (
     CHANGES,
     EVALUATION,
     OVERRIDES,
+    SAMPLES,
     TRAINED,
     Resumption,
     begin,
@@ -60,6 +61,7 @@ from experiments.training_parts import (
     require_trainable,
     require_unseen,
     rollouts_of,
+    samples_before,
     seeds_of,
     trained_before,
 )
@@ -229,7 +231,8 @@ def provenance(
     begun = {}
     if start is not None:
         given = cli.portable_path(start.given)
-        begun = {BEGUN: {**start.to_json(), "given": given, TRAINED: trained_before(start)}}
+        told = {TRAINED: trained_before(start), SAMPLES: samples_before(start)}
+        begun = {BEGUN: {**start.to_json(), "given": given, **told}}
     return {
         **begun,
         "command": command,

@@ -18,12 +18,13 @@ from experiments.development import DevelopmentRollouts
 from experiments.objective import HELD_OUT
 from experiments.recorded_seeds import require_unseen_scenes, with_seeds_of
 from experiments.recorded_setting import recorded_setting
-from experiments.resumed_run import BEGUN, TRAINED
+from experiments.resumed_run import BEGUN, SAMPLES, TRAINED
 from experiments.stand_in import demonstrations_to_come
 from vla.data.demonstrations import DemonstrationSource
 from vla.data.layout import INFO_PATH
 from vla.data.registry import SOURCES
 from vla.data.source import Source
+from vla.model.checkpoint import read_state
 from vla.model.vla import ModelConfig, VLAModel
 from vla.processing.moments import Demonstrations
 from vla.processing.processor import Processor
@@ -257,6 +258,16 @@ def trained_before(start: Start | None) -> list[str]:
     if start.source is None:  # resumed: its own checkpoint tells
         return start.provenance[BEGUN][TRAINED]
     return start.provenance.get("episodes", {}).get("trained", [])
+
+
+def samples_before(start: Start | None) -> int | None:
+    """Return how many samples what a run begins with was trained on, in all; None where it does not tell."""
+    if start is None:
+        return 0
+    if start.source is None:  # resumed: its own checkpoint tells
+        return start.provenance[BEGUN].get(SAMPLES)
+    earlier = start.provenance.get(BEGUN, {SAMPLES: 0}).get(SAMPLES)
+    return None if earlier is None else earlier + read_state(start.source.path)["num_samples"]
 
 
 def episodes_of(train: Source, validation: Source, start: Start | None) -> dict[str, list[str]]:

@@ -278,23 +278,14 @@ def child_environment() -> dict[str, str]:
 
 
 def typed_command(program: str) -> str:
-    """Return what was typed to start a program, as it was."""
-    return shlex.join([*_start_of(program), *_typed_arguments(program)])
+    """Return what was typed to start a program, as it was.
 
-
-def _typed_arguments(program: str) -> list[str]:
-    """Return the arguments as they were typed: Hydra's have what was laid under them in front."""
-    words = sys.orig_argv
-    for i, (one, other) in enumerate(itertools.pairwise(words)):
-        if (one, other) == ("-m", f"experiments.{program}") or (Path(one).name, other) == ("vla", program):
-            return words[i + 2 :]
-    return sys.argv[1:]
-
-
-def _start_of(program: str) -> list[str]:
-    """Return how a program is started: the command `vla`, where that was typed, or its module."""
-    is_console = [Path(word).name for word in sys.orig_argv[1:3]] == ["vla", program]
-    return ["vla", program] if is_console else ["python", "-m", f"experiments.{program}"]
+    Args:
+        program: its name, for where the command line does not tell. A program that does the work of another,
+            as `improve` does that of `train`, is named as it was typed.
+    """
+    start, arguments = _typed(program)
+    return shlex.join([*start, *arguments])
 
 
 def portable_command(program: str) -> str:
@@ -302,7 +293,19 @@ def portable_command(program: str) -> str:
 
     An absolute path outside of the working directory becomes `.../` and its last part.
     """
-    return shlex.join([*_start_of(program), *map(_without_place, _typed_arguments(program))])
+    start, arguments = _typed(program)
+    return shlex.join([*start, *map(_without_place, arguments)])
+
+
+def _typed(program: str) -> tuple[list[str], list[str]]:
+    """Return how a program was started and its arguments as typed: Hydra's have what was laid under them."""
+    words = sys.orig_argv
+    for i, (one, other) in enumerate(itertools.pairwise(words)):
+        if one == "-m" and other.startswith("experiments."):
+            return ["python", one, other], words[i + 2 :]
+        if i == 1 and Path(one).name == "vla":
+            return ["vla", other], words[i + 2 :]
+    return ["python", "-m", f"experiments.{program}"], sys.argv[1:]
 
 
 def _without_place(argument: str) -> str:

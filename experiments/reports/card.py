@@ -14,6 +14,7 @@ from envs.evaluation.statistics import Interval
 from experiments.config.trained_setting import SETTING, setting_in
 from experiments.recorded_seeds import KEY as RECORDED_SEEDS
 from experiments.reports.tables import markdown_table
+from experiments.resumed_run import BEGUN, SAMPLES
 from vla.files import DamagedFile, atomic_write_text, read_json_object
 
 CARD_NAME = "card.json"
@@ -212,6 +213,8 @@ def _data(provenance: Mapping[str, Any]) -> list[str]:
         sentences.append(f"trained in {shown}, tasks {', '.join(config.get('tasks', ()))}")
     if "collect" in config:
         sentences.append(f"demonstrations of the scripted expert: {_flat(config['collect'])}")
+    if "corrections" in config:
+        sentences.append(f"and its corrections of the policy's own rollouts: {_flat(config['corrections'])}")
     sentences += [
         f"seeds of {family}: " + "; ".join(f"{', '.join(tasks)}: {rows}" for rows, tasks in by_rows.items())
         for family, by_rows in _by_seeds(provenance.get(RECORDED_SEEDS, {})).items()
@@ -247,9 +250,18 @@ def _recipe(provenance: Mapping[str, Any], state: Mapping[str, Any]) -> list[str
         sentences.append(
             f"{state['num_samples']:,} samples in {state.get('step'):,} steps, {minutes:.0f} minutes"
         )
+    if BEGUN in provenance:
+        sentences.append(_begun(provenance[BEGUN]))
     if "versions" in provenance:
         sentences.append(_flat(provenance["versions"]))
     return sentences
+
+
+def _begun(begun: Mapping[str, Any]) -> str:
+    """Return a sentence on what training began with."""
+    samples = begun.get(SAMPLES)
+    told = f"{begun['step']:,} steps" if samples is None else f"{samples:,} samples"
+    return f"before that, {told}: it began with {begun['given']} (sha256 {begun['checkpoint_id']})"
 
 
 def _flat(values: Mapping[str, Any]) -> str:

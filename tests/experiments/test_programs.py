@@ -16,6 +16,7 @@ from experiments.config import schema
 from experiments.train import train_policy
 from vla.data.lerobot_v3 import Dataset
 from vla.files import DirectoryInUse, DirectoryLock
+from vla.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -160,6 +161,9 @@ def test_a_policy_improves_on_its_own_rollouts_and_goes_on_where_it_ended(quicks
     assert Dataset(better / "round_1" / "dataset").num_episodes == counts["recorded"] > 0
     begun_with = json.loads((better / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()[-1])
     assert begun_with["step"] == 2, "of 16 samples in batches of 8"
+    provenance = load_checkpoint(better / "round_1" / "train").provenance
+    assert provenance["command"].startswith("python -m experiments.improve path=")
+    assert provenance["init_from"]["num_samples"] == 480
     second = program("improve", *command, "rounds=2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("done before") == 5

@@ -19,6 +19,7 @@ from experiments.training_parts import (
     open_data,
     recorded_scenes,
     require_trainable,
+    samples_before,
     trained_before,
 )
 from vla.model.checkpoint import CheckpointError, load_checkpoint
@@ -91,6 +92,7 @@ def test_what_a_run_begins_with_is_in_its_record_with_all_that_it_was_trained_on
     assert train_policy(begun, tmp_path / "second").step == second.step  # resumed: its own statistics
     start = open_start(tmp_path / "second", begun.init_from)
     assert trained_before(start) == old.provenance["episodes"]["trained"]  # its own are told apart
+    assert samples_before(start) == new.provenance["init_from"]["num_samples"] == 8
     assert episodes_of(*open_data(begun), start) == new.provenance["episodes"]
     assert resumed_by(begun, tmp_path / "second").changed == {}
     with pytest.raises(CheckpointError, match="was begun with those of"):

@@ -15,7 +15,7 @@ from experiments import release as release_module
 from experiments.config.releasing import ReleaseRun
 from experiments.config.trained_setting import read_provenance
 from experiments.release import TooLarge, release, require_name, without_places
-from experiments.reports.card import read_card
+from experiments.reports.card import card_of, read_card
 from policies.vla_policy import VLAPolicy, load_policy_checkpoint
 from vla.files import JsonLinesAppender, ManifestError, atomic_write_json
 from vla.model.checkpoint import load_checkpoint, load_tensors
@@ -147,6 +147,22 @@ def test_the_card_has_the_results_and_says_what_is_missing(trained, tmp_path):
     assert "| original | 1 x 20 | 500000 to 500019 | level none | bf16 | 50.0 % [30, 70] |" in page
     settings = "first_seed=500000 evaluation.episodes_per_task=20 evaluation.instruction_modes=[original]"
     assert f"experiments.evaluate path=pretrained/toy evaluation.{settings}\n" in page
+
+
+@pytest.mark.parametrize(("samples", "told"), [(3000, "3,000 samples"), (None, "70 steps")])
+def test_the_card_of_an_improved_policy_says_what_was_before(samples, told):
+    begun = {"given": "outputs/first", "checkpoint_id": "ab12", "step": 70, "num_samples": samples}
+    card = card_of(
+        name="toy",
+        weights_id="cd34",
+        num_parameters=5,
+        provenance={"init_from": begun, "config": {"corrections": {"episodes_per_task": 20}}},
+        state={},
+        results=[],
+        limits=[],
+    )
+    assert f"before that, {told}: it began with outputs/first (sha256 ab12)" in card.recipe
+    assert "and its corrections of the policy's own rollouts: episodes_per_task 20" in card.data
 
 
 def test_an_evaluation_of_another_policy_or_unfinished_is_refused(trained, tmp_path):
