@@ -3,12 +3,15 @@
 The policy acts in scenes of its own. Each episode is then executed again up to a moment at which the scripted
 expert takes over, and what the expert does from there is recorded (DAgger, arXiv:1011.0686, in the form of
 HG-DAgger, arXiv:1810.02890: whole stretches by the expert). Where the policy failed it is interrupted several
-times, else once. An expert that does not reach the goal from there is counted and leaves nothing behind.
+times, else once. An expert that does not reach the goal from there leaves nothing behind; it takes over after
+half the time instead, and half of that, until it does: what the policy has to learn is what to do while
+something can still be done. Where not even that helps it is counted.
 
 Where there is no expert, the episodes in which the policy succeeded are demonstrations themselves
 (`teacher=itself`).
 """
 
+import dataclasses
 import itertools
 import zlib
 from collections import Counter
@@ -150,7 +153,7 @@ def record_corrections(
         extra_info={"env": env, "corrected_policy": evaluation.policy_id},
     )
     with writer:
-        recorded = _record_missing(writer, configs, takeovers, num_workers=settings.num_workers)
+        recorded = _record_missing(writer, configs, takeovers, settings=settings)
     if not recorded:
         raise NothingToCorrect(
             f"{len(takeovers)} take-overs in {len(evaluation.rows)} episodes led to no demonstration"
@@ -173,25 +176,39 @@ def _record_missing(
     configs: Mapping[str, Mapping[str, Any]],
     takeovers: Sequence[TakeOver],
     *,
-    num_workers: int,
+    settings: CorrectionSettings,
 ) -> Counter[str]:
     """Record what a dataset lacks, with a bar, and return how many of each task it has then."""
     done = {(extra["task_name"], extra["seed"], extra["taken_over_at"]) for extra in writer.episode_extras}
-    recorded = Counter(str(task) for task, _, _ in done)
-    missing = [one for one in takeovers if (one.task, one.seed, len(one.lead)) not in done]
+    missing = [one for one in takeovers if _place(one) not in done]
     with tqdm(total=len(missing), desc="correcting", unit="episode") as bar:
-        episodes = collect_takeovers(
-            configs,
-            missing,
-            num_workers=num_workers,
-            geometry=writer.geometry is not None,
-            on_failure=lambda _task, _seed: _note(bar),
-        )
-        for episode in episodes:
-            save_demonstration(writer, episode, {"taken_over_at": episode.taken_over_at})
-            recorded[episode.task] += 1
-            bar.update()
-    return recorded
+        while missing:
+            episodes = collect_takeovers(
+                configs,
+                missing,
+                num_workers=settings.num_workers,
+                geometry=writer.geometry is not None,
+                on_failure=lambda _task, _seed: _note(bar),
+            )
+            for episode in episodes:
+                save_demonstration(writer, episode, {"taken_over_at": episode.taken_over_at})
+                done.add((episode.task, episode.seed, episode.taken_over_at))
+                bar.update()
+            failed = [one for one in missing if _place(one) not in done]
+            missing = [one for one in _sooner(failed, settings.shortest_lead) if _place(one) not in done]
+            bar.total += len(missing)
+    return Counter(str(task) for task, _, _ in done)
+
+
+def _place(one: TakeOver) -> tuple[str, int, int]:
+    """Return task, seed and time, which tell take-overs apart."""
+    return one.task, one.seed, len(one.lead)
+
+
+def _sooner(takeovers: Sequence[TakeOver], shortest: int) -> list[TakeOver]:
+    """Return each after half the time, unless that is too short."""
+    halved = (dataclasses.replace(one, lead=one.lead[: len(one.lead) // 2]) for one in takeovers)
+    return list({_place(one): one for one in halved if len(one.lead) >= shortest}.values())
 
 
 def _note(bar: "tqdm[Any]") -> None:

@@ -91,7 +91,8 @@ def _closing(seconds: Mapping[str, float], command: str) -> list[Section]:
     timings = [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]
     how = (
         "Take-overs begin where the policy had led the robot: in episodes that it failed several, in others "
-        "one. What the expert did from there is recorded; where it failed itself, nothing is."
+        "one. What the expert did from there is recorded. Where it fails itself it takes over after half the "
+        "time, and half of that, until it does not; if it always fails nothing is recorded."
     )
     return [
         Table(title="Time", header=["stage", "minutes"], rows=timings),

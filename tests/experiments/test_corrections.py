@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from envs.collection import collect_takeovers
 from envs.evaluation.episodes import EpisodeRow
 from envs.evaluation.results import Evaluation, EvaluationPlan
+from experiments import corrections
 from experiments.corrections import (
     CorrectionSettings,
     NothingToCorrect,
@@ -87,6 +89,32 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(practiced, tmp_path, 
     one, other = (Dataset(tmp_path / name) for name in ("whole", "parts"))
     np.testing.assert_array_equal(one.actions, other.actions)
     assert one.episode_extra["taken_over_at"] == other.episode_extra["taken_over_at"]
+
+
+def test_where_the_expert_fails_it_takes_over_sooner(practiced, tmp_path, monkeypatch):
+    asked = []
+
+    def helpless_after_ten_periods(configs, takeovers, **options):
+        asked.append([len(one.lead) for one in takeovers])
+        yield from collect_takeovers(configs, [one for one in takeovers if len(one.lead) <= 10], **options)
+
+    monkeypatch.setattr(corrections, "collect_takeovers", helpless_after_ten_periods)
+    failure = dataclasses.replace(practiced, rows=practiced.rows[1:2])
+    settings = CorrectionSettings(after_failure=1, num_workers=1)
+    counts = record_corrections(tmp_path / "sooner", failure, settings=settings)["reach"]
+    assert (counts.takeovers, counts.recorded, counts.failed) == (1, 1, 0)
+    (planned,) = plan_takeovers(failure, settings)
+    at = len(planned.lead)
+    assert at > 10, "or there is nothing to see"
+    assert asked == [[at >> i] for i in range(len(asked))]
+    assert Dataset(tmp_path / "sooner").episode_extra["taken_over_at"] == [at >> len(asked) - 1]
+    before = len(asked)
+    assert record_corrections(tmp_path / "sooner", failure, settings=settings)["reach"] == counts
+    assert len(asked) == 2 * before - 1, "what is recorded already is not recorded again"
+
+    hopeless = CorrectionSettings(after_failure=1, shortest_lead=11, num_workers=1)
+    with pytest.raises(NothingToCorrect, match="1 take-overs in 1 episodes"):
+        record_corrections(tmp_path / "hopeless", failure, settings=hopeless)
 
 
 def test_what_demonstrations_measure_corrections_measure_too(practiced, tmp_path):
