@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from experiments.config.found import OUTPUTS
 from vla.files import atomic_write_text
 from vla.registry import absolute_path
 
@@ -118,11 +119,15 @@ class RunRecord(Callback):
 
 
 def _take_back(folder: Path) -> None:
+    """Remove a record, the directory of its run, and what this leaves empty of `outputs/`."""
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    with contextlib.suppress(OSError):  # of another's: no right to remove it
-        folder.parent.rmdir()
+    outputs = OUTPUTS.absolute()
+    above = [one for one in folder.parents[1:] if one.is_relative_to(outputs)]
+    with contextlib.suppress(OSError):  # of another's: no right to remove it; or not empty
+        for path in (folder.parent, *above):
+            path.rmdir()
 
 
 def write_record(config: DictConfig) -> None:

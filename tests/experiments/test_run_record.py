@@ -59,6 +59,9 @@ def test_a_refused_command_leaves_nothing_in_a_new_folder(runs):
     refused = compare(runs, "a=missing", "b=two/evaluation", "out_dir=new/one")
     assert refused.returncode == 2
     assert not (runs / "new" / "one").exists()
+    assert (runs / "new").exists(), "outside of outputs/ an empty directory may be the user's"
+    assert compare(runs, "a=missing", "b=two/evaluation").returncode == 2
+    assert not (runs / "outputs").exists()
 
 
 @pytest.mark.timeout(600)
