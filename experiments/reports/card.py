@@ -214,7 +214,10 @@ def _data(provenance: Mapping[str, Any]) -> list[str]:
     if "collect" in config:
         sentences.append(f"demonstrations of the scripted expert: {_flat(config['collect'])}")
     if "corrections" in config:
-        sentences.append(f"and its corrections of the policy's own rollouts: {_flat(config['corrections'])}")
+        corrections = config["corrections"]
+        itself = corrections.get("teacher") == "itself"
+        rollouts = "successes of its own" if itself else "its own rollouts, corrected by the expert"
+        sentences.append(f"and {rollouts}: {_flat(corrections)}")
     sentences += [
         f"seeds of {family}: " + "; ".join(f"{', '.join(tasks)}: {rows}" for rows, tasks in by_rows.items())
         for family, by_rows in _by_seeds(provenance.get(RECORDED_SEEDS, {})).items()

@@ -149,20 +149,26 @@ def test_the_card_has_the_results_and_says_what_is_missing(trained, tmp_path):
     assert f"experiments.evaluate path=pretrained/toy evaluation.{settings}\n" in page
 
 
-@pytest.mark.parametrize(("samples", "told"), [(3000, "3,000 samples"), (None, "70 steps")])
-def test_the_card_of_an_improved_policy_says_what_was_before(samples, told):
+@pytest.mark.parametrize(
+    ("samples", "told", "teacher", "rollouts"),
+    [
+        (3000, "3,000 samples", "expert", "its own rollouts, corrected by the expert: teacher expert"),
+        (None, "70 steps", "itself", "successes of its own: teacher itself"),
+    ],
+)
+def test_the_card_of_an_improved_policy_says_what_was_before(samples, told, teacher, rollouts):
     begun = {"given": "outputs/first", "checkpoint_id": "ab12", "step": 70, "num_samples": samples}
     card = card_of(
         name="toy",
         weights_id="cd34",
         num_parameters=5,
-        provenance={"init_from": begun, "config": {"corrections": {"episodes_per_task": 20}}},
+        provenance={"init_from": begun, "config": {"corrections": {"teacher": teacher}}},
         state={},
         results=[],
         limits=[],
     )
     assert f"before that, {told}: it began with outputs/first (sha256 ab12)" in card.recipe
-    assert "and its corrections of the policy's own rollouts: episodes_per_task 20" in card.data
+    assert f"and {rollouts}" in card.data
 
 
 def test_an_evaluation_of_another_policy_or_unfinished_is_refused(trained, tmp_path):
