@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from envs.evaluation.comparison import compare, format_comparison
 from envs.evaluation.evaluate import evaluate
 from envs.evaluation.results import Evaluation, EvaluationPlan, folder_of_mode, format_table, load_evaluation
-from experiments.config import cli, schema
+from experiments.config import cli, rounds, schema
 from experiments.config.improving import ImproveRun
 from experiments.config.run_record import write_record
 from experiments.config.simulation import env_configs
@@ -69,7 +69,7 @@ class Improvement:
 
     def folder(self, number: int) -> Path:
         """Return the directory of a round; 0 is the policy as it came."""
-        return self.out_dir / (f"round_{number}" if number else "before")
+        return rounds.folder(self.out_dir, number)
 
     def policy(self, number: int) -> Path:
         """Return where the policy lies as it is after a round."""
@@ -125,7 +125,7 @@ class Improvement:
 
     def train(self, number: int) -> None:
         """Train the policy further, on what it was trained on and on the recordings of all rounds so far."""
-        recorded = [str(self.folder(one) / "dataset") for one in range(1, number + 1)]
+        recorded = map(str, rounds.recordings(self.out_dir, number))
         data = {
             **self.run.data,
             "more_datasets": [*(self.run.data.get("more_datasets") or ()), *recorded],
@@ -157,14 +157,14 @@ class Improvement:
 
     def summarize(self) -> None:
         """Print the table of all rounds and the verdict on the last one, and write the page."""
-        rounds = [self.round(number) for number in range(self.run.rounds + 1)]
-        first, last = rounds[0].evaluation, rounds[-1].evaluation
+        done = [self.round(number) for number in range(self.run.rounds + 1)]
+        first, last = done[0].evaluation, done[-1].evaluation
         comparison = compare(last.rows, first.rows)
         print(format_comparison(comparison, name_a=f"after round {self.run.rounds}", name_b="before"))
         page = self.out_dir / "report.html"
         write_improve_page(
             page,
-            rounds,
+            done,
             title=f"Improvement of {cli.portable_path(self.run.path)}",
             comparison=comparison,
             seconds=self.stages.seconds,

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.registry import expand_tasks
+from experiments.config import rounds
 from experiments.config.command_line import CommandLine
 from experiments.config.declared import nested_class
 from experiments.config.from_run import KEY, read_run
@@ -35,6 +36,7 @@ POLICIES = {  # programs that make environments for a policy, and their key that
 }
 
 GO_ON = {"improve": "path"}  # programs that continue the training of a policy, with the settings of its run
+MORE_DATASETS = "data.more_datasets"
 
 
 def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
@@ -50,7 +52,9 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
         HydraException, OmegaConfBaseException: a key or a choice does not exist.
     """
     typed = CommandLine(words=arguments, program=program)
-    runs = [] if typed.asks_for_help else typed.values(KEY) or _run_that_goes_on(typed)
+    trained = None if typed.asks_for_help else _trained_by(typed)
+    goes_on = [] if trained is None else [str(trained[0])]
+    runs = [] if typed.asks_for_help else typed.values(KEY) or goes_on
     is_asked = bool(runs) and runs != [None]
     if typed.asks_for_help or not (is_asked or program in POLICIES):
         return list(arguments)
@@ -63,24 +67,34 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
         if len(runs) != 1 or not isinstance(runs[0], str):
             raise SettingError(f"{KEY} is {runs}; give the directory of one run")
         run = read_run(Path(absolute_path(runs[0])), for_program=program)
-        first = lay_under(typed, run.values)
+        seen = [] if trained is None else [str(one) for one in rounds.recordings_behind(*trained)]
+        first = lay_under(typed, _with_datasets(run.values, seen) if seen else run.values)
         if not typed.only_shows and os.environ.get("RANK", "0") == "0":
             print(run.sentence())
+            if seen and not typed.gives(MORE_DATASETS):
+                print(f"and what the rounds behind this policy recorded: {', '.join(seen)}")
     typed = CommandLine(words=[*first, *arguments], program=program)
     if program in POLICIES:
         first = [*lay_under(typed, _of_policy(typed)), *first]
     return [*first, *arguments]
 
 
-def _run_that_goes_on(typed: CommandLine) -> list[str]:
-    """Return the directory of the run that trained the policy which a program trains further.
+def _trained_by(typed: CommandLine) -> tuple[Path, Path] | None:
+    """Return the run that trained the policy which a program trains further, and where that policy lies.
 
     None where that run left no record: then the settings are those of the configuration.
     """
     paths = typed.values(GO_ON[typed.program]) if typed.program in GO_ON else []
-    places = [Path(policy_path(str(one))) for one in paths if one is not None]
-    found = [one for place in places for one in (place, *place.parents[:3]) if (one / RECORD).is_dir()]
-    return [str(one) for one in found[:1]]
+    policies = [Path(policy_path(str(one))) for one in paths if one is not None]
+    places = [(run, policy) for policy in policies for run in (policy, *policy.parents[:4])]
+    return next((place for place in places if (place[0] / RECORD).is_dir()), None)
+
+
+def _with_datasets(values: Mapping[str, Any], added: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a run with further recordings."""
+    group, name = MORE_DATASETS.split(".")
+    data = values.get(group) or {}
+    return {**values, group: {**data, name: [*(data.get(name) or ()), *added]}}
 
 
 def lay_under(typed: CommandLine, wanted: Mapping[str, Any]) -> list[str]:

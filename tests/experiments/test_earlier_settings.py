@@ -267,6 +267,27 @@ def test_an_earlier_run_comes_before_the_setting_of_a_policy(tmp_path):
     assert (run.env["level"], run.tasks) == ("heldout", ["reach"])
 
 
+def test_an_improved_policy_is_improved_on_what_its_rounds_recorded_too(tmp_path, capsys):
+    one = write_record(tmp_path / "one", "improve", "path=x", "data.more_datasets=[mine]")
+    trained = one / "round_2" / "train"
+    recorded = [str(one / f"round_{number}" / "dataset") for number in (1, 2)]
+    for path in (trained, trained / "checkpoints" / "step_00000008"):
+        run = run_of("improve", f"path={path}")
+        assert run.data["more_datasets"] == ["mine", *recorded]
+    assert (
+        f"and what the rounds behind this policy recorded: {', '.join(recorded)}" in capsys.readouterr().out
+    )
+    write_record(
+        tmp_path / "two", "improve", f"path={trained}", f"data.more_datasets={run.data['more_datasets']}"
+    )
+    run = run_of("improve", f"path={tmp_path / 'two' / 'round_1' / 'train'}")
+    assert run.data["more_datasets"] == ["mine", *recorded, str(tmp_path / "two" / "round_1" / "dataset")]
+    capsys.readouterr()
+    assert run_of("improve", f"path={trained}", "data.more_datasets=[]").data["more_datasets"] == []
+    assert "more_datasets" not in run_of("improve", f"path={write_record(tmp_path / 'train', 'train')}").data
+    assert "rounds behind" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
