@@ -10,10 +10,11 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,34 @@ def open_frame_cache(
     _require_space(missing)
     for cache in missing:
         _build(cache, num_threads, progress)
-    return {cache.camera: cache.open() for cache in caches}
+    frames = {cache.camera: cache.open() for cache in caches}
+    for one in frames.values():
+        _map_of(one).madvise(mmap.MADV_RANDOM)
+    return frames
+
+
+def prefetch(frames: UInt8[np.ndarray, "N h w 3"], numbers: Iterable[int]) -> None:
+    """Have the system read some frames before they are used, all at a time; what is in memory costs nothing.
+
+    Frames are drawn at random, and a page that is missing would otherwise be read alone, or with megabytes
+    that nobody asks for.
+
+    Args:
+        frames: as `open_frame_cache` returns them; other arrays are in memory already.
+        numbers: of the frames.
+    """
+    if not isinstance(frames, np.memmap):
+        return
+    mapped, length = _map_of(frames), frames.strides[0]
+    for number in numbers:
+        start = frames.offset + number * length
+        page = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, page, start + length - page)
+
+
+def _map_of(frames: np.ndarray) -> mmap.mmap:
+    assert isinstance(frames.base, mmap.mmap)
+    return frames.base
 
 
 def _is_usable(cache: _Cache) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16
 
-from vla.data.frame_cache import open_frame_cache
+from vla.data.frame_cache import open_frame_cache, prefetch
 from vla.data.geometry import JoinedViews
 from vla.data.layout import DatasetError
 from vla.data.origin import read_origin
@@ -103,9 +103,9 @@ class Windows:
         self._join(datasets)
         self._datasets = tuple(datasets)
         self._views = JoinedViews(datasets)
-        self._frames = [
-            [np.asarray(by_camera[name]) for name in self.robot_spec.camera_names] for by_camera in frames
-        ]
+        self._maps = [[by_camera[name] for name in self.robot_spec.camera_names] for by_camera in frames]
+        # The same without the subclass, which takes microseconds to index.
+        self._frames = [[np.asarray(one) for one in by_camera] for by_camera in self._maps]
         self._periods_ahead = np.arange(action_horizon)
         self._periods_back = np.array(frame_offsets)
         self.moments: Int64[np.ndarray, " windows"] = np.arange(len(self.states))
@@ -399,6 +399,8 @@ class Windows:
         for owner in np.unique(owners):
             rows = np.flatnonzero(owners == owner)
             local = numbers[rows] - self._dataset_starts[owner]
+            for frames in self._maps[owner]:
+                prefetch(frames, local.ravel().tolist())
             for row, frame_numbers in zip(rows, local, strict=True):
                 for k, frame in enumerate(frame_numbers):
                     for c, frames in enumerate(self._frames[owner]):
