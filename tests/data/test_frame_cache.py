@@ -6,7 +6,7 @@ import pytest
 from data_fixtures import damage_packet
 
 from vla.data import frame_cache
-from vla.data.frame_cache import open_frame_cache
+from vla.data.frame_cache import open_frame_cache, prefetch
 from vla.data.layout import DatasetError
 from vla.data.reader import Dataset
 from vla.resize import Resizing
@@ -132,3 +132,12 @@ def test_frames_are_resized_when_they_are_decoded_and_others_left_alone(record, 
         np.testing.assert_array_equal(cache["wrist"], frames if resizing is None else resizing.apply(frames))
         assert list(cache) == ["wrist"]
     assert len(cached(tmp_path / "cache")) == 3, "one cache served two ways of resizing"
+
+
+def test_frames_are_fetched_before_they_are_used_whole_and_in_place(record, tmp_path):
+    root, _ = record([9, 5], storage="image")
+    dataset = Dataset(root)
+    for camera, images in open_frame_cache(dataset, tmp_path / "cache", progress=False).items():
+        prefetch(images, range(len(images)))
+        np.testing.assert_array_equal(images, dataset.frames(camera, 0, 14))
+    prefetch(np.zeros((3, 4, 4, 3), np.uint8), [0, 2])
