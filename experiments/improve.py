@@ -115,7 +115,7 @@ class Improvement:
         """Record what the expert, or the policy itself, makes of these scenes."""
         place = self.folder(number)
         counts = record_corrections(
-            place / "dataset",
+            rounds.recording(self.out_dir, number),
             load_evaluation(place / "practice"),
             settings=self.run.corrections,
             geometry=self.run.collect.geometry,

@@ -3,18 +3,22 @@
 import re
 from pathlib import Path
 
-BEFORE = "before"  # the policy as it came
 _ROUND = re.compile(r"round_([0-9]+)")
 
 
 def folder(out_dir: Path, number: int) -> Path:
     """Return the directory of a round of the improvement in a directory; 0 is the policy as it came."""
-    return out_dir / (f"round_{number}" if number else BEFORE)
+    return out_dir / (f"round_{number}" if number else "before")
+
+
+def recording(out_dir: Path, number: int) -> Path:
+    """Return the demonstrations that a round adds."""
+    return folder(out_dir, number) / "dataset"
 
 
 def recordings(out_dir: Path, number: int) -> list[Path]:
     """Return the demonstrations that the rounds up to one have added, in their order."""
-    return [folder(out_dir, one) / "dataset" for one in range(1, number + 1)]
+    return [recording(out_dir, one) for one in range(1, number + 1)]
 
 
 def recordings_behind(out_dir: Path, policy: Path) -> list[Path]:

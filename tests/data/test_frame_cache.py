@@ -1,5 +1,7 @@
 import json
+import mmap
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,30 @@ def test_frames_are_resized_when_they_are_decoded_and_others_left_alone(record, 
         np.testing.assert_array_equal(cache["wrist"], frames if resizing is None else resizing.apply(frames))
         assert list(cache) == ["wrist"]
     assert len(cached(tmp_path / "cache")) == 3, "one cache served two ways of resizing"
+
+
+class ToldMap:
+    """Stands in for a map, and keeps which pages the system is told to read."""
+
+    def __init__(self):
+        self.told = []
+
+    def madvise(self, advice, start, length):
+        assert (advice, start % mmap.PAGESIZE) == (mmap.MADV_WILLNEED, 0)
+        self.told.append((start, length))
+
+
+def test_the_pages_of_a_frame_are_told_to_be_read_and_no_further_ones(record, tmp_path, monkeypatch):
+    root, _ = record([9, 5], storage="image")
+    images = open_frame_cache(Dataset(root), tmp_path / "cache", progress=False)["wrist"]
+    told = ToldMap()
+    monkeypatch.setattr(frame_cache, "_map_of", lambda _: told)
+    prefetch(images, [0, 8, 13])
+    assert isinstance(images, np.memmap)
+    content = Path(str(images.filename)).read_bytes()
+    for number, (start, length) in zip([0, 8, 13], told.told, strict=True):
+        assert content[start : start + length].endswith(images[number].tobytes())
+        assert images[number].nbytes <= length < images[number].nbytes + mmap.PAGESIZE
 
 
 def test_frames_are_fetched_before_they_are_used_whole_and_in_place(record, tmp_path):
