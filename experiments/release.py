@@ -7,7 +7,8 @@ r"""Makes a pretrained policy of a checkpoint: weights in half precision and a c
 
 What it writes to `policies/pretrained/<name>` is a checkpoint without what resuming needs: the averaged
 weights in bf16, which are widened to fp32 when they are loaded. `card.json` has the results, and `README.md`,
-which a person may edit, shows them. The same checkpoint gives the same weights each time.
+which a person may edit, shows them. The same checkpoint gives the same weights each time, and so does the
+pretrained policy itself: checkpoint=pretrained/tabletop with other evaluations writes a new card.
 """
 
 import re
@@ -139,7 +140,7 @@ def write_policy(staging: Path, run: ReleaseRun) -> Card:
         limits=run.limits,
     )
     atomic_write_json(staging / CARD_NAME, without_places(card.to_json()))
-    write_manifest(staging, {**provenance, "released_from": loaded.checkpoint_id})
+    write_manifest(staging, {"released_from": loaded.checkpoint_id, **provenance})  # of a release its own
     return card
 
 

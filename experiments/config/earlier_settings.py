@@ -18,7 +18,7 @@ from envs.registry import expand_tasks
 from experiments.config import rounds
 from experiments.config.command_line import CommandLine
 from experiments.config.declared import nested_class
-from experiments.config.from_run import KEY, read_run
+from experiments.config.from_run import KEY, EarlierRun, read_policy, read_run
 from experiments.config.overrides import leaves, overrides
 from experiments.config.plugins import GROUPS
 from experiments.config.robot import ROBOTS
@@ -37,6 +37,7 @@ POLICIES = {  # programs that make environments for a policy, and their key that
 
 GO_ON = {"improve": "path"}  # programs that continue the training of a policy, with the settings of its run
 MORE_DATASETS = "data.more_datasets"
+SETTINGS = "config"  # in the provenance of a checkpoint
 
 
 def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
@@ -52,22 +53,15 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
         HydraException, OmegaConfBaseException: a key or a choice does not exist.
     """
     typed = CommandLine(words=arguments, program=program)
-    trained = None if typed.asks_for_help else _trained_by(typed)
-    goes_on = [] if trained is None else [str(trained[0])]
-    runs = [] if typed.asks_for_help else typed.values(KEY) or goes_on
-    is_asked = bool(runs) and runs != [None]
-    if typed.asks_for_help or not (is_asked or program in POLICIES):
+    if typed.asks_for_help:
         return list(arguments)
     if typed.has_own_root:
-        if is_asked:
+        if _runs_asked_for(typed):
             raise SettingError(f"{KEY} and --config-path both say where to start from; give one of them")
         return list(arguments)
     first: list[str] = []
-    if is_asked:
-        if len(runs) != 1 or not isinstance(runs[0], str):
-            raise SettingError(f"{KEY} is {runs}; give the directory of one run")
-        run = read_run(Path(absolute_path(runs[0])), for_program=program)
-        seen = [] if trained is None else [str(one) for one in rounds.recordings_behind(*trained)]
+    run, seen = _earlier_run(typed)
+    if run is not None:
         first = lay_under(typed, _with_datasets(run.values, seen) if seen else run.values)
         if not typed.only_shows and os.environ.get("RANK", "0") == "0":
             print(run.sentence())
@@ -79,14 +73,45 @@ def with_earlier_settings(arguments: Sequence[str], program: str) -> list[str]:
     return [*first, *arguments]
 
 
+def _runs_asked_for(typed: CommandLine) -> list[Any]:
+    """Return the values of `from_run`, or else the run that trained the policy which a program trains on."""
+    trained = _trained_by(typed)
+    given = typed.values(KEY) or ([] if trained is None else [str(trained[0])])
+    return [] if given == [None] else given
+
+
+def _earlier_run(typed: CommandLine) -> tuple[EarlierRun | None, list[str]]:
+    """Return the run whose settings a program starts with, and what rounds of improvement recorded in it."""
+    runs, trained = _runs_asked_for(typed), _trained_by(typed)
+    if not runs:
+        return (None if typed.values(KEY) else _kept_with_policy(typed)), []
+    if len(runs) != 1 or not isinstance(runs[0], str):
+        raise SettingError(f"{KEY} is {runs}; give the directory of one run")
+    seen = [] if trained is None else [str(one) for one in rounds.recordings_behind(*trained)]
+    return read_run(Path(absolute_path(runs[0])), for_program=typed.program), seen
+
+
+def _kept_with_policy(typed: CommandLine) -> EarlierRun | None:
+    """Return the settings that the policy which a program trains further keeps of its training, if any."""
+    for policy in _policies(typed):
+        provenance = read_provenance(policy) or {}
+        if isinstance(provenance.get(SETTINGS), Mapping):
+            return read_policy(policy, provenance[SETTINGS], for_program=typed.program)
+    return None
+
+
+def _policies(typed: CommandLine) -> list[Path]:
+    """Return where the policies lie that a program trains further."""
+    paths = typed.values(GO_ON[typed.program]) if typed.program in GO_ON else []
+    return [Path(policy_path(str(one))) for one in paths if one is not None]
+
+
 def _trained_by(typed: CommandLine) -> tuple[Path, Path] | None:
     """Return the run that trained the policy which a program trains further, and where that policy lies.
 
-    None where that run left no record: then the settings are those of the configuration.
+    None where that run left no record.
     """
-    paths = typed.values(GO_ON[typed.program]) if typed.program in GO_ON else []
-    policies = [Path(policy_path(str(one))) for one in paths if one is not None]
-    places = [(run, policy) for policy in policies for run in (policy, *policy.parents[:4])]
+    places = [(run, policy) for policy in _policies(typed) for run in (policy, *policy.parents[:4])]
     return next((place for place in places if (place[0] / RECORD).is_dir()), None)
 
 

@@ -1,7 +1,8 @@
 """Reads the record of an earlier run, for a program that starts with its settings: `from_run=<directory>`.
 
 The keys that both programs have are taken, except what belongs to a run alone, such as its directory. Nothing
-is imported because a record says so: plug-ins are passed again.
+is imported because a record says so: plug-ins are passed again. A policy without the record of its run, such
+as a pretrained one, keeps its settings itself.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from experiments.config.run_record import RECORD, runs_below
 from experiments.config.schema import ROOTS
 from policies.pretrained_names import is_short_name
 from vla.errors import did_you_mean
+from vla.files import MANIFEST_NAME
 from vla.registry import FilePath, Registry, Setting, SettingError, settings_of
 
 KEY = "from_run"
 OF_ONE_RUN = ("out_dir", "plugins", "from_run", "fresh", "replace", "results", "mend")
+OF_ONE_PERSON = ("logger", "wandb")  # of whoever trained the policy
 MEANS_ITS_OWN = {  # keys of a program that mean something else in others
     "evaluate": ("dataset", "metric"),
     "convert": ("dataset",),
@@ -91,12 +94,44 @@ def read_run(directory: Path, *, for_program: str) -> EarlierRun:
     return EarlierRun(directory=directory, program=name, values=values, other=other)
 
 
+def read_policy(directory: Path, config: Mapping[str, Any], *, for_program: str) -> EarlierRun:
+    """Return what a program takes from the settings that a policy keeps of its training.
+
+    That is all but places, as what lay where the policy was trained need not lie here, and the account to
+    which that training was logged.
+
+    Args:
+        directory: of the policy.
+        config: the settings that it keeps.
+        for_program: the name of the program that is to start with them.
+
+    Raises:
+        SettingError: this version does not know one of them.
+    """
+    path = directory / MANIFEST_NAME
+    here, known = ({one.name: one for one in settings_of(ROOTS.get(name))} for name in (for_program, "train"))
+    reader = _Reader(path=path, started_in=None, plugins=config.get("plugins") or [])
+    trainer = dict(config.get("trainer") or {})
+    trainer.pop("seed", None)  # is that of the run
+    values = {
+        key: reader.read(here[key], value, key)
+        for key, value in {**config, "trainer": trainer}.items()
+        if key in here and key in known and not isinstance(here[key].constraint, FilePath)
+        if key not in (*OF_ONE_RUN, *OF_ONE_PERSON, *MEANS_ITS_OWN.get(for_program, ()))
+    }
+    other = tuple(key for key in known if key not in values and key not in OF_ONE_RUN)
+    return EarlierRun(directory=directory, program="train", values=values, other=other)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Reader:
-    """Reads values as declared: unknown keys are refused, and relative paths are those of the run."""
+    """Reads values as declared: unknown keys are refused, and relative paths are those of the run.
+
+    Where nobody knows in which directory it was started, nested paths are left out.
+    """
 
     path: Path
-    started_in: Path
+    started_in: Path | None
     plugins: list[str]
 
     def read(self, setting: Setting, value: Any, key: str) -> Any:
@@ -128,10 +163,15 @@ class _Reader:
         for name in values:
             if name not in declared:
                 raise _unknown(self.path, f"{where}.{name}", declared)
-        return {name: self.read(declared[name], one, f"{where}.{name}") for name, one in values.items()}
+        return {
+            name: self.read(declared[name], one, f"{where}.{name}")
+            for name, one in values.items()
+            if self.started_in is not None or not isinstance(declared[name].constraint, FilePath)
+        }
 
     def _place(self, path: Any) -> Any:
         """Return a path of the run as it counts from here."""
+        assert self.started_in is not None, "paths are left out"
         if not isinstance(path, str) or path.startswith("~") or self.started_in == Path.cwd():
             return path
         if is_short_name(path):

@@ -323,7 +323,8 @@ def _evaluate_command(card: Card) -> str:
         return command
     return (
         f"{command} evaluation.first_seed={first.first_seed} evaluation.episodes_per_task="
-        f"{first.episodes_per_task} evaluation.instruction_modes=[{first.instruction_mode}]"
+        f"{first.episodes_per_task} evaluation.instruction_modes=[{first.instruction_mode}] "
+        f"evaluation.execute_horizon={first.execute_horizon}"
     )
 
 
@@ -341,12 +342,13 @@ def _results(card: Card) -> list[str]:
             f"{len(one.tasks)} x {one.episodes_per_task}",
             f"{one.first_seed} to {one.last_seed}",
             ", ".join(f"{key} {one.env[key]}" for key in ("level", "wording") if key in one.env) or "-",
+            str(one.execute_horizon),
             "bf16" if one.is_released else "before rounding",
             f"{100 * one.success_rate:.1f} % {one.interval.in_percent()}",
         ]
         for one in card.results
     ]
-    header = ["instruction", "tasks x episodes", "seeds", "scene", "weights", "success"]
+    header = ["instruction", "tasks x episodes", "seeds", "scene", "executed", "weights", "success"]
     tasks = list(dict.fromkeys(task for one in card.results for task in one.tasks))
     by_task = [
         [
@@ -358,10 +360,13 @@ def _results(card: Card) -> list[str]:
         ]
         for task in tasks
     ]
-    columns = [f"{one.instruction_mode}, {one.first_seed}" for one in card.results]
+    columns = [
+        f"{one.instruction_mode}, {one.first_seed}, {one.execute_horizon} executed" for one in card.results
+    ]
     return [
         markdown_table(header, rows),
-        "\nBrackets: Wilson 95 % intervals of all episodes pooled.\n",
+        "\nExecuted: actions of a chunk before the policy looks again (`evaluation.execute_horizon`). "
+        "Brackets: Wilson 95 % intervals of all episodes pooled.\n",
         markdown_table(["successes by task", *columns], by_task),
         "",
     ]

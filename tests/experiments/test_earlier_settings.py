@@ -1,5 +1,6 @@
 """Programs start from the setting of a policy's training, or from an earlier run; what is typed counts."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from experiments.config.trained_setting import (
     setting_in,
 )
 from experiments.recorded_setting import recorded_setting
+from policies.pretrained_names import FOLDER
 from vla.files import DamagedFile
 from vla.plugins import PLUGINS, PluginError
 from vla.registry import SettingError
@@ -286,6 +288,34 @@ def test_an_improved_policy_is_improved_on_what_its_rounds_recorded_too(tmp_path
     assert run_of("improve", f"path={trained}", "data.more_datasets=[]").data["more_datasets"] == []
     assert "more_datasets" not in run_of("improve", f"path={write_record(tmp_path / 'train', 'train')}").data
     assert "rounds behind" not in capsys.readouterr().out
+
+
+def test_a_pretrained_policy_is_improved_with_the_settings_that_it_keeps(capsys):
+    path = "path=pretrained/tabletop"
+    runs = (run_of("improve", path, "seed=7"), composed("improve", path))
+    run, plain = (json.loads(json.dumps(dataclasses.asdict(one))) for one in runs)
+    kept = read_provenance(FOLDER / "tabletop")["config"]
+    assert kept["trainer"] != plain["trainer"]
+    for part in ("env", "model", "processor", "codec", "collect", "tasks", "record"):
+        assert run[part] == kept[part], part
+    assert run["trainer"] == {**kept["trainer"], "seed": run["trainer"]["seed"]}
+    assert run["seed"] == 7  # what is typed counts
+    for part in ("dataset", "evaluation", "corrections", "logger", "wandb"):
+        assert run[part] == plain[part], part
+    assert run["data"]["cache_dir"] == plain["data"]["cache_dir"]  # places of another machine are not taken
+    assert not run["data"].get("more_datasets")
+    assert f"settings of {FOLDER / 'tabletop'} (train): env" in capsys.readouterr().out
+    assert run_of("improve", path, "from_run=null").trainer == runs[1].trainer
+
+
+def test_a_setting_that_a_policy_keeps_and_this_version_does_not_know_is_named(tmp_path):
+    policy = write_policy(tmp_path / "run", TABLETOP, ["reach"])
+    manifest = {"provenance": {"config": {"trainer": {"sed": 3, "seed": 3}}}}
+    (policy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        SettingError, match=r"manifest.json has the key 'trainer.sed', which this version does"
+    ):
+        run_of("improve", f"path={policy}")
 
 
 @pytest.mark.parametrize(

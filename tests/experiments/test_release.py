@@ -100,6 +100,18 @@ def test_again_it_is_the_same_and_replaces_only_if_asked(trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pretrained").iterdir()) == ["toy"]
 
 
+def test_of_a_pretrained_policy_it_writes_a_new_card(trained, tmp_path):
+    first = release(run_for(trained, tmp_path))
+    place = tmp_path / "pretrained" / "toy"
+    weights, origin = (place / "model.safetensors").read_bytes(), read_provenance(place)
+    measured = evaluation_of(first.weights_id, tmp_path / "measured" / "original")
+    again = release(run_for(place, tmp_path, replace=True, evaluations=[measured]))
+    assert again.weights_id == first.weights_id
+    assert (place / "model.safetensors").read_bytes() == weights
+    assert read_provenance(place) == origin  # so it still tells which checkpoint it was made of
+    assert read_card(place).development is not None
+
+
 def test_a_changed_byte_is_an_error_that_names_the_file(trained, tmp_path):
     release(run_for(trained, tmp_path))
     weights = tmp_path / "pretrained" / "toy" / "model.safetensors"
@@ -144,8 +156,9 @@ def test_the_card_has_the_results_and_says_what_is_missing(trained, tmp_path):
     told = dataclasses.replace(stored, command="c", data=["d"], recipe=["r"])  # the toy keeps no provenance
     assert told.shortfall() is None
     page = (tmp_path / "pretrained/toy/README.md").read_text()
-    assert "| original | 1 x 20 | 500000 to 500019 | level none | bf16 | 50.0 % [30, 70] |" in page
+    assert "| original | 1 x 20 | 500000 to 500019 | level none | 10 | bf16 | 50.0 % [30, 70] |" in page
     settings = "first_seed=500000 evaluation.episodes_per_task=20 evaluation.instruction_modes=[original]"
+    settings += " evaluation.execute_horizon=10"
     assert f"experiments.evaluate path=pretrained/toy evaluation.{settings}\n" in page
 
 
