@@ -25,8 +25,10 @@ from experiments.config import cli, rounds, schema
 from experiments.config.improving import ImproveRun
 from experiments.config.run_record import write_record
 from experiments.config.simulation import env_configs
+from experiments.config.trained_setting import read_provenance
 from experiments.corrections import CorrectionCounts, counts_table, record_corrections
 from experiments.evaluate import LoadedPolicy, evaluate_instruction_modes, load_policy
+from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.improve import Round, write_improve_page
 from experiments.stages import Stages
 from experiments.train import require_settings, train_policy
@@ -174,10 +176,11 @@ class Improvement:
 
 
 def require_own_scenes(run: ImproveRun) -> None:
-    """Check that no scene in which the policy practices is evaluated on, or kept for reporting.
+    """Check that no scene in which the policy practices is evaluated on, kept for reporting, or known to it.
 
     Raises:
         SettingError: there is one, or no instruction is original.
+        SeedsWereRecorded: it was trained on one, such as in the practice of an earlier improvement.
     """
     if "original" not in run.evaluation.instruction_modes:
         raise SettingError("evaluation.instruction_modes lacks 'original', by which rounds are compared")
@@ -193,6 +196,14 @@ def require_own_scenes(run: ImproveRun) -> None:
             f"the rounds practice on seeds {first} to {end - 1}; those from {schema.FIRST_REPORTED_SEED} on "
             "are for reporting. Give another corrections.first_seed, or fewer episodes"
         )
+    require_unseen_scenes(
+        read_provenance(Path(run.path)) or {},
+        family=run.env["family"],
+        tasks=run.tasks,
+        first_seed=first,
+        num_episodes=end - first,
+        key="corrections.first_seed",
+    )
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="improve")

@@ -54,12 +54,12 @@ def require_unseen_scenes(
     num_episodes: int,
     key: str = "evaluation.first_seed",
 ) -> None:
-    """Check that no episode of an evaluation is a scene that the policy was given a demonstration of.
+    """Check that no episode of an evaluation, or of practice, is one that the policy has seen demonstrated.
 
     Args:
         provenance: of the policy; one of before these seeds were kept, or of an unknown origin, passes.
         family: of the environment.
-        tasks: to evaluate.
+        tasks: that it plays.
         first_seed: of each task.
         num_episodes: of each task, with seeds that follow.
         key: the setting that gives the first seed, for the message.
@@ -75,9 +75,9 @@ def require_unseen_scenes(
             begin, end = max(first_seed, rows[0][0]), min(last, rows[-1][1])
             free = 1 + max(row[1] for other in tasks for row in recorded.get(other, ()))
             raise SeedsWereRecorded(
-                f"the policy was given demonstrations of task {task!r} with seeds from {begin} to {end}, "
-                f"which this evaluation (seeds {first_seed} to {last}) asks for: it would be the success on "
-                f"scenes that it has seen. Give {key}={free} or more"
+                f"the policy was given demonstrations of task {task!r} with seeds from {begin} to {end}, and "
+                f"{key} asks for seeds {first_seed} to {last}: it would be the success on scenes that it has "
+                f"seen. Give {key}={free} or more"
             )
 
 

@@ -6,6 +6,7 @@ import pytest
 from program_fixtures import composed
 
 from experiments.collect import collect_dataset
+from experiments.improve import require_own_scenes
 from experiments.recorded_seeds import (
     KEY,
     SeedsWereRecorded,
@@ -22,6 +23,7 @@ from experiments.training_parts import (
     samples_before,
     trained_before,
 )
+from policies.pretrained_names import FOLDER
 from vla.model.checkpoint import CheckpointError, load_checkpoint
 from vla.spec import SpecMismatch
 from vla.training.warm_start import open_start
@@ -136,3 +138,10 @@ def test_seeds_count_by_family_and_task(family, task, first_seed, is_refused):
 
 def test_a_policy_of_unknown_origin_is_evaluated():
     require_unseen_scenes({}, family="tabletop", tasks=["lift"], first_seed=0, num_episodes=5)
+
+
+def test_a_policy_practices_in_scenes_that_are_new_to_it():
+    path = f"path={FOLDER / 'tabletop'}"  # it has practiced on 310000 to 310299
+    with pytest.raises(SeedsWereRecorded, match=r"corrections\.first_seed=310300 or more"):
+        require_own_scenes(composed("improve", path, "corrections.first_seed=310299"))
+    require_own_scenes(composed("improve", path, "corrections.first_seed=310300"))
