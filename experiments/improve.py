@@ -4,8 +4,9 @@
 
 A round lets the policy act in new scenes, records how the expert finishes what it began (corrections.py), and
 trains the policy further on old and new demonstrations. Before the first round and after each it is evaluated
-on the same scenes. Settings are those of the run that trained it. Finished stages are not repeated when it
-runs again, and what was interrupted continues.
+on the same scenes. Settings are those of the run that trained it, or that the policy keeps; demonstrations
+that are asked for and lacking are recorded first. Finished stages are not repeated when it runs again, and
+what was interrupted continues.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from experiments.evaluate import LoadedPolicy, evaluate_instruction_modes, load_
 from experiments.recorded_seeds import require_unseen_scenes
 from experiments.reports.improve import Round, write_improve_page
 from experiments.stages import Stages
-from experiments.train import require_settings, train_policy
+from experiments.train import record_if_asked, require_settings, train_policy
 from experiments.training_parts import require_trainable
 from vla.files import DirectoryLock, atomic_write_json, read_json
 from vla.registry import SettingError
@@ -58,6 +59,8 @@ class Improvement:
 
     def all(self) -> None:
         """Do what is not done yet, then write the page and print what came of it."""
+        if self.run.record:
+            self.stages.run("record", functools.partial(record_if_asked, self.run))
         self.stages.run("evaluate", functools.partial(self.evaluate, 0))
         for number in range(1, self.run.rounds + 1):
             for name, stage in (
