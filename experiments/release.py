@@ -8,7 +8,7 @@ r"""Makes a pretrained policy of a checkpoint: weights in half precision and a c
 What it writes to `policies/pretrained/<name>` is a checkpoint without what resuming needs: the averaged
 weights in bf16, which are widened to fp32 when they are loaded. `card.json` has the results, and `README.md`,
 which a person may edit, shows them. The same checkpoint gives the same weights each time, and so does the
-pretrained policy itself: checkpoint=pretrained/tabletop with other evaluations writes a new card.
+pretrained policy itself: checkpoint=pretrained/tabletop with further evaluations adds them to its card.
 """
 
 import re
@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from envs.evaluation.results import PLAN, Evaluation, load_evaluation
 from experiments.config import cli, schema
 from experiments.config.releasing import ReleaseRun
-from experiments.reports.card import CARD_NAME, Card, card_of, result_of, write_card
+from experiments.reports.card import CARD_NAME, Card, card_of, read_card, result_of, write_card
 from policies.pretrained_names import require_pretrained
 from vla.errors import VLAError
 from vla.files import (
@@ -129,6 +129,8 @@ def write_policy(staging: Path, run: ReleaseRun) -> Card:
     )
     weights_id = sha256_file(staging / WEIGHTS_NAME)
     evaluations = read_evaluations(run.evaluations, policy_ids=(loaded.checkpoint_id, weights_id))
+    measured = [result_of(one, is_released=one.policy_id == weights_id) for one in evaluations]
+    told = read_card(loaded.path) if (loaded.path / CARD_NAME).is_file() else None  # of a release, still true
     provenance = without_places(loaded.provenance)
     card = card_of(
         name=run.name,
@@ -136,8 +138,8 @@ def write_policy(staging: Path, run: ReleaseRun) -> Card:
         num_parameters=sum(one.numel() for one in half.values()),
         provenance=provenance,
         state=state,
-        results=[result_of(one, is_released=one.policy_id == weights_id) for one in evaluations],
-        limits=run.limits,
+        results=measured if told is None else told.results_with(measured),
+        limits=run.limits if told is None else [*told.limits, *run.limits],
     )
     atomic_write_json(staging / CARD_NAME, without_places(card.to_json()))
     write_manifest(staging, {"released_from": loaded.checkpoint_id, **provenance})  # of a release its own

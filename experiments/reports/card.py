@@ -62,6 +62,13 @@ class Result:
         return self.first_seed + self.episodes_per_task - 1
 
     @property
+    def scenes(self) -> tuple[Any, ...]:
+        """By what evaluations are of the same: instruction, environment, seeds, how actions were executed."""
+        env = tuple(sorted((key, str(one)) for key, one in self.env.items()))
+        seeds = (tuple(self.tasks), self.first_seed, self.episodes_per_task)
+        return (self.instruction_mode, self.is_released, env, seeds, self.execute_horizon, self.road)
+
+    @property
     def is_development(self) -> bool:
         """Whether tests repeat it: the released weights on development seeds, with enough episodes."""
         is_plain = self.instruction_mode == "original" and self.road.startswith("simulation")
@@ -99,6 +106,10 @@ class Card:
     def development(self) -> Result | None:
         """The evaluation that tests repeat, if there is one."""
         return next((one for one in self.results if one.is_development), None)
+
+    def results_with(self, further: Sequence[Result]) -> list[Result]:
+        """Return the results and further ones, which count in place of those of the same scenes."""
+        return list({one.scenes: one for one in (*self.results, *further)}.values())
 
     def shortfall(self) -> str | None:
         """Return a sentence on what the card lacks, or None if it is complete."""
@@ -183,6 +194,11 @@ def card_of(
     """
     setting = setting_in(provenance, source=Path(name))
     env = provenance.get("config", {}).get("env", {}) if setting is None else setting.env
+    known = [
+        f"Simulation only ({env.get('family', 'unknown')}): it has driven no real arm.",
+        "It knows the words of the instructions that it was trained with, not English.",
+        *([f"It was trained with env.level={env['level']} alone."] if "level" in env else []),
+    ]
     return Card(
         name=name,
         weights_id=weights_id,
@@ -191,12 +207,7 @@ def card_of(
         command=provenance.get("command", ""),
         data=_data(provenance),
         recipe=_recipe(provenance, state),
-        limits=[
-            f"Simulation only ({env.get('family', 'unknown')}): it has driven no real arm.",
-            "It knows the words of the instructions that it was trained with, not English.",
-            *([f"It was trained with env.level={env['level']} alone."] if "level" in env else []),
-            *limits,
-        ],
+        limits=[*known, *(one for one in limits if one not in known)],
         results=results,
     )
 

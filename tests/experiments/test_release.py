@@ -100,13 +100,17 @@ def test_again_it_is_the_same_and_replaces_only_if_asked(trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pretrained").iterdir()) == ["toy"]
 
 
-def test_of_a_pretrained_policy_it_writes_a_new_card(trained, tmp_path):
-    first = release(run_for(trained, tmp_path))
+def test_of_a_pretrained_policy_it_adds_to_the_card(trained, tmp_path):
+    first = release(run_for(trained, tmp_path, limits=["It sees one camera."]))
     place = tmp_path / "pretrained" / "toy"
     weights, origin = (place / "model.safetensors").read_bytes(), read_provenance(place)
-    measured = evaluation_of(first.weights_id, tmp_path / "measured" / "original")
-    again = release(run_for(place, tmp_path, replace=True, evaluations=[measured]))
+    for number, (seed, expected) in enumerate([(500000, 1), (500100, 2), (500000, 2)]):
+        folder = tmp_path / str(number) / "original"
+        measured = evaluation_of(first.weights_id, folder, first_seed=seed)
+        again = release(run_for(place, tmp_path, replace=True, evaluations=[measured]))
+        assert len(again.results) == expected  # of the same scenes the newer one counts
     assert again.weights_id == first.weights_id
+    assert again.limits == first.limits
     assert (place / "model.safetensors").read_bytes() == weights
     assert read_provenance(place) == origin  # so it still tells which checkpoint it was made of
     assert read_card(place).development is not None
