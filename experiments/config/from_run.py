@@ -85,13 +85,9 @@ def read_run(directory: Path, *, for_program: str) -> EarlierRun:
     raw, whole = _containers(config, path, out_dir=runtime)
     own = () if name == for_program else MEANS_ITS_OWN.get(name, ()) + MEANS_ITS_OWN.get(for_program, ())
     reader = _Reader(path=path, started_in=Path(started_in), plugins=whole.get("plugins") or [])
-    values = {
-        key: reader.read(here[key], value, key)
-        for key, value in _kept(raw, whole, drops_out_dir=name == for_program).items()
-        if key in here and key not in (*OF_ONE_RUN, *own)
-    }
-    other = tuple(key for key in known if key not in values and key not in OF_ONE_RUN)
-    return EarlierRun(directory=directory, program=name, values=values, other=other)
+    given = _kept(raw, whole, drops_out_dir=name == for_program)
+    values = reader.read_top(here, given, without=(*OF_ONE_RUN, *own))
+    return _earlier(directory, name, values, known)
 
 
 def read_policy(directory: Path, config: Mapping[str, Any], *, for_program: str) -> EarlierRun:
@@ -113,26 +109,42 @@ def read_policy(directory: Path, config: Mapping[str, Any], *, for_program: str)
     reader = _Reader(path=path, started_in=None, plugins=config.get("plugins") or [])
     trainer = dict(config.get("trainer") or {})
     trainer.pop("seed", None)  # is that of the run
-    values = {
-        key: reader.read(here[key], value, key)
-        for key, value in {**config, "trainer": trainer}.items()
-        if key in here and key in known and not isinstance(here[key].constraint, FilePath)
-        if key not in (*OF_ONE_RUN, *OF_ONE_PERSON, *MEANS_ITS_OWN.get(for_program, ()))
-    }
+    own = (*OF_ONE_RUN, *OF_ONE_PERSON, *MEANS_ITS_OWN.get(for_program, ()))
+    given = {key: value for key, value in {**config, "trainer": trainer}.items() if key in known}
+    return _earlier(directory, "train", reader.read_top(here, given, without=own), known)
+
+
+def _earlier(
+    directory: Path, program: str, values: Mapping[str, Any], known: Mapping[str, Setting]
+) -> EarlierRun:
     other = tuple(key for key in known if key not in values and key not in OF_ONE_RUN)
-    return EarlierRun(directory=directory, program="train", values=values, other=other)
+    return EarlierRun(directory=directory, program=program, values=values, other=other)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Reader:
     """Reads values as declared: unknown keys are refused, and relative paths are those of the run.
 
-    Where nobody knows in which directory it was started, nested paths are left out.
+    Where nobody knows in which directory it was started, paths are left out.
     """
 
     path: Path
     started_in: Path | None
     plugins: list[str]
+
+    def read_top(
+        self, here: Mapping[str, Setting], given: Mapping[str, Any], *, without: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Return what is given of the settings of a program."""
+        return {
+            key: self.read(here[key], value, key)
+            for key, value in given.items()
+            if key in here and key not in without and self._has_meaning(here[key])
+        }
+
+    def _has_meaning(self, setting: Setting) -> bool:
+        """Whether a value means something here: a relative path does not, from an unknown directory."""
+        return self.started_in is not None or not isinstance(setting.constraint, FilePath)
 
     def read(self, setting: Setting, value: Any, key: str) -> Any:
         if isinstance(setting.constraint, FilePath):
@@ -166,7 +178,7 @@ class _Reader:
         return {
             name: self.read(declared[name], one, f"{where}.{name}")
             for name, one in values.items()
-            if self.started_in is not None or not isinstance(declared[name].constraint, FilePath)
+            if self._has_meaning(declared[name])
         }
 
     def _place(self, path: Any) -> Any:
