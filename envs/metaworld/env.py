@@ -1,8 +1,8 @@
 """Meta-World's 50 tasks (arXiv:1910.10897, package `metaworld`) as environments of ours.
 
-An adapter: scenes, physics, success and experts are Meta-World's and untouched; seeding, units, pictures and
-instructions are ours. What it changes is said where it does. Tasks and wordings are data in
-metaworld_tasks.py and metaworld_instructions.py; metaworld_drawing.py draws.
+An adapter: scenes, physics and success are Meta-World's and untouched; seeding, units, pictures and
+instructions are ours, and so are the experts of some tasks (experts.py). What it changes is said where it
+does. Tasks and wordings are data in tasks.py and instructions.py.
 """
 
 import sys
@@ -19,6 +19,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from envs.base import ImageSize, ManipulationEnv, VideoSize, require_choice
 from envs.metaworld.coarse_model import QUALITIES, model_to_draw
+from envs.metaworld.experts import MENDED, mended_action
 from envs.metaworld.instructions import phrase, wordings
 from envs.metaworld.tasks import MT50, swapped_task
 from envs.rendering import Renderer
@@ -173,10 +174,13 @@ class MetaWorldEnv(ManipulationEnv):
         return self._reports_success
 
     def expert_action(self) -> Float32[np.ndarray, " action"]:
-        """Return the action of Meta-World's scripted policy, clipped to the limits as the simulation does."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that actions will be clipped
-            native = self._expert.get_action(self._seen)
+        """Return the action of our expert for the task, else of Meta-World's script, within the limits."""
+        if self.task in MENDED:
+            native = mended_action(self.task, self._seen)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns that actions will be clipped
+                native = self._expert.get_action(self._seen)
         return (np.clip(native, -1.0, 1.0) / self._to_native).astype(np.float32)
 
     def swapped_instruction(self) -> str:
