@@ -1,7 +1,8 @@
 """Looks at an environment before anything is recorded: pictures, seeds, instructions, actions, expert.
 
 Each task is played by its expert with several seeds, and again with the same seed: in the same environment,
-in a new one, and in a worker process.
+in a new one, in a worker process, and from where a wrong action that is held for a while leads: there experts
+are asked, too, when policies improve (experiments/improve.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from vla.spec import RobotSpec
 
 PROBE_PERIODS = 10  # for which an action is held to see whether it changes anything
 STRIP_FRAMES = 6  # of the expert's episode, on the page
+HELD = (0.15, 0.5)  # of the length of the expert's episode: for how long a wrong action is held
 _RAISES = "it runs"
 
 Frames = Mapping[str, UInt8[np.ndarray, "h w 3"]]  # by camera
@@ -127,6 +129,7 @@ def _check_task(
         _seeds(seen, env, config, plays, task)
         _instructions(seen, plays, task)
         _expert(seen, env, plays, task)
+        seen.tried(lambda: _recovery(seen, env, plays, task), "env_raises", what=_RAISES, place=task)
         ends = seen.tried(lambda: _actions(seen, env, seeds[0], task), "env_raises", what=_RAISES, place=task)
         _states(
             seen, env.robot_spec, [one.states for one in plays] + ([ends] if ends is not None else []), task
@@ -303,6 +306,33 @@ def _expert(seen: Examination, env: ManipulationEnv, plays: Sequence[Played], ta
     if clipped:
         message = f"{clipped} of {sum(len(one.states) - 1 for one in plays)} actions exceed the robot spec"
         seen.found("expert_clipped", "note", message, what=what, place=task)
+
+
+def _recovery(seen: Examination, env: ManipulationEnv, plays: Sequence[Played], task: str) -> None:
+    what, tries = "the expert recovers", [one for one in plays if one.success]
+    if not tries:
+        seen.not_tried(what, f"the expert of {task} fails undisturbed")
+        return
+    finished = sum(_recovers(env, one.seed, len(one.states) - 1) for one in tries)
+    message = f"{finished} of {len(tries)} episodes in which a wrong action was held for a while"
+    if 2 * finished >= len(tries):
+        seen.passed(what, message, place=task)
+    else:
+        seen.found("expert_lost", "warning", message, what=what, place=task)
+
+
+def _recovers(env: ManipulationEnv, seed: int, length: int) -> bool:
+    """Hold a random action for a part of the expert's episode; tell whether it finishes all the same."""
+    rng, spec = np.random.default_rng(seed), env.robot_spec
+    wrong = rng.uniform(spec.action_low, spec.action_high).astype(np.float32)
+    begin = int(rng.integers(length))
+    end = begin + max(1, int(rng.uniform(*HELD) * length))
+    env.start_episode(seed=seed)
+    for period in range(env.max_steps):
+        outcome = env.advance(wrong if begin <= period < end else env.expert_action())
+        if outcome.success:
+            return True
+    return False
 
 
 def _actions(seen: Examination, env: ManipulationEnv, seed: int, task: str) -> np.ndarray:

@@ -32,6 +32,8 @@ CHECKS = {
     "`random`, np.random, the order of a set or what an earlier episode left must decide nothing",
     "expert_fails": "watch its episode in report.html; correct expert_action, _goal_holds or max_steps",
     "expert_clipped": "keep expert_action within the limits of the robot spec: what is recorded is clipped",
+    "expert_lost": "let expert_action see where things are and begin again, gripper open: practice "
+    "(experiments.improve) asks it where policies fail, and records only what it finishes",
     "success_at_rest": "begin where the goal does not hold yet, or a policy that does nothing succeeds",
     "instruction_empty": "return the sentence from _reset_scene, and another from swapped_instruction",
     "swapped_same": "name another goal of the scene in swapped_instruction, or that control says nothing",
