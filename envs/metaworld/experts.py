@@ -1,4 +1,4 @@
-"""Experts of ours for nine tasks whose scripted policy in Meta-World does not recover, or hesitates.
+"""Experts of ours for eight tasks whose scripted policy in Meta-World does not recover, or hesitates.
 
 Meta-World's scripts begin to close the gripper on the way down, many never open it again, and most turn
 around within two or three centimeters: from where a policy fails, some of them fail too
@@ -8,7 +8,7 @@ and goal) and remember nothing, so they can take over anywhere. Positions are in
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
@@ -78,29 +78,6 @@ def _assembly(scene: Scene) -> Move:
     return np.array([*(scene.hand[:2] if around else scene.hand[:2] + missing), height]), 1.0
 
 
-def _basketball(scene: Scene) -> Move:
-    if approach := _Grip(offset=(0.0, 0.0, 0.034), closed=0.75).approach(scene):
-        return approach
-    if scene.hand[2] < 0.3:
-        return np.array([*scene.hand[:2], 0.37]), 1.0
-    hoop = np.array([scene.goal[0], 0.875])
-    return np.array([*(scene.hand[:2] + hoop - scene.thing[:2]), 0.37]), 1.0
-
-
-def _bin_picking(scene: Scene) -> Move:
-    # Near the edge of the bin the fingers would stand on it: take the cube off-center, they drag it along.
-    inside = np.array([scene.thing[0], np.clip(scene.thing[1], 0.675, 0.725), scene.thing[2]])
-    if approach := _Grip(offset=(0.0, 0.0, 0.04), closed=0.6).approach(replace(scene, thing=inside)):
-        return approach
-    middle = np.array([0.12, 0.7])
-    missing = middle - scene.thing[:2]
-    if np.linalg.norm(missing) < 0.03:
-        return np.array([*middle, 0.05]), 1.0
-    if scene.hand[2] < 0.15:
-        return np.array([*scene.hand[:2], 0.2]), 1.0
-    return np.array([*(scene.hand[:2] + missing), 0.18]), 1.0
-
-
 def _disassemble(scene: Scene) -> Move:
     return _WRENCH.approach(scene) or (_up(scene), 1.0)
 
@@ -109,6 +86,18 @@ def _handle_pull_side(scene: Scene) -> Move:
     approach = _Grip(offset=(0.0, 0.0, 0.0), closed=0.75, clearance=0.07).approach(scene)
     # Slowly, or the handle, which is stiff, slips out of the fingers.
     return approach or (scene.thing + np.array([0.0, 0.0, 0.045]), 1.0)
+
+
+def _lever_pull(scene: Scene) -> Move:
+    """Push the lever up from below, with the closed gripper."""
+    at = scene.thing + np.array([0.0, -0.055, 0.0])
+    off = scene.hand - at
+    if -0.04 < off[1] < 0.03 and -0.13 < off[2] < 0.05 and abs(off[0]) < (0.012 if off[2] < -0.085 else 0.05):
+        return at + np.array([0.0, 0.05, 0.02]), 1.0
+    if off[2] < -0.07:
+        return at + np.array([0.0, 0.0, -0.1]), 1.0
+    back = at + np.array([0.0, -0.06, 0.0])  # not from above, which would press it down
+    return np.array([*back[:2], scene.hand[2] if off[1] > -0.035 else at[2] - 0.1]), 1.0
 
 
 def _peg_insert_side(scene: Scene) -> Move:
@@ -160,10 +149,9 @@ def _soccer(scene: Scene) -> Move:
 
 _EXPERTS: Mapping[str, Callable[[Scene], Move]] = {
     "assembly": _assembly,
-    "basketball": _basketball,
-    "bin-picking": _bin_picking,
     "disassemble": _disassemble,
     "handle-pull-side": _handle_pull_side,
+    "lever-pull": _lever_pull,
     "peg-insert-side": _peg_insert_side,
     "pick-out-of-hole": _pick_out_of_hole,
     "push-back": _push_back,
