@@ -236,7 +236,7 @@ def _data(provenance: Mapping[str, Any]) -> list[str]:
     episodes = provenance.get("episodes")
     if episodes:
         sentences.append(
-            f"{len(episodes['trained'])} episodes trained on, {len(episodes['held_out'])} held out"
+            f"{len(episodes['trained'])} distinct episodes trained on, {len(episodes['held_out'])} held out"
         )
     return sentences
 
